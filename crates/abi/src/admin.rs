@@ -1,0 +1,249 @@
+//! Bodies and results of the admin commands (abi §6).
+
+use crate::assert_layout;
+use zerocopy::little_endian::{U16, U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+/// Operands of IDENTIFY (abi §6.1).
+#[derive(
+    Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
+#[repr(C)]
+pub struct IdentifyBody {
+    /// IOVA of the buffer.
+    pub iova: U64,
+    /// Room in the buffer in bytes. The device writes at most this much of [`IdentifyData`].
+    pub len: U32,
+    /// Zero.
+    pub reserved: [u8; 36],
+}
+
+assert_layout!(IdentifyBody, 48, { iova: 0, len: 8, reserved: 12 });
+
+/// What IDENTIFY writes: what the device's firmware is and can hold.
+#[derive(
+    Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
+#[repr(C)]
+pub struct IdentifyData {
+    /// Name of the firmware, UTF-8, zero-padded.
+    pub firmware: [u8; 32],
+    /// Map types: bit `n` stands for UAPI `enum bpf_map_type` value `n`.
+    pub map_types: U64,
+    /// Device memory for maps, in bytes.
+    pub memory_bytes: U64,
+    /// Most entries that all maps together may declare; 0: bounded by memory alone.
+    pub entries_total: U64,
+    /// Most entries of one map.
+    pub entries_per_map: U32,
+    /// Most maps at a time.
+    pub maps: U32,
+    /// Longest key in bytes.
+    pub key_bytes: U32,
+    /// Longest value in bytes (of one CPU, for per-CPU maps).
+    pub value_bytes: U32,
+    /// Most per-CPU slots of a map.
+    pub cpu_slots: U32,
+    /// Most elements of a batch command; 0 without the BATCH feature.
+    pub batch: U32,
+    /// Number of engines that run the data path. Engine `e` writes per-CPU slot
+    /// `e % cpu_slots`.
+    pub engines: U32,
+    /// Zero.
+    pub reserved: [u8; 44],
+}
+
+assert_layout!(IdentifyData, 128, {
+    firmware: 0, map_types: 32, memory_bytes: 40, entries_total: 48, entries_per_map: 56,
+    maps: 60, key_bytes: 64, value_bytes: 68, cpu_slots: 72, batch: 76, engines: 80,
+    reserved: 84,
+});
+
+/// Operands of QUEUE_CREATE (abi §6.2).
+#[derive(
+    Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
+#[repr(C)]
+pub struct QueueCreateBody {
+    /// Id of the new queue pair, from 1.
+    pub queue: U16,
+    /// Zero.
+    pub reserved: U16,
+    /// Depth of both rings in entries: a power of two.
+    pub depth: U32,
+    /// MSI-X vector, or [`crate::regs::NO_VECTOR`].
+    pub vector: U32,
+    /// Zero.
+    pub reserved2: U32,
+    /// IOVA of the submission ring, aligned to [`crate::regs::RING_ALIGN`], zeroed.
+    pub sq: U64,
+    /// IOVA of the completion ring, likewise.
+    pub cq: U64,
+    /// IOVA of the notify block, 64-byte aligned and zeroed; 0: the queue uses doorbells.
+    pub notify: U64,
+    /// Zero.
+    pub reserved3: U64,
+}
+
+assert_layout!(QueueCreateBody, 48, {
+    queue: 0, reserved: 2, depth: 4, vector: 8, reserved2: 12, sq: 16, cq: 24, notify: 32,
+    reserved3: 40,
+});
+
+/// Operands of QUEUE_DELETE (abi §6.2).
+#[derive(
+    Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
+#[repr(C)]
+pub struct QueueDeleteBody {
+    /// Id of the queue pair.
+    pub queue: U16,
+    /// Zero.
+    pub reserved: [u8; 46],
+}
+
+assert_layout!(QueueDeleteBody, 48, { queue: 0, reserved: 2 });
+
+/// Operands of MAP_CREATE (abi §6.3). The completion's payload is a [`MapCreated`].
+#[derive(
+    Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
+#[repr(C)]
+pub struct MapCreateBody {
+    /// UAPI `enum bpf_map_type` value.
+    pub map_type: U32,
+    /// Key size in bytes.
+    pub key_size: U32,
+    /// Value size in bytes (of one CPU, for per-CPU types).
+    pub value_size: U32,
+    /// Number of entries that the map must be able to hold.
+    pub max_entries: U32,
+    /// Per-CPU slots: the host's possible CPUs for per-CPU types, otherwise 0.
+    pub cpu_slots: U32,
+    /// Zero; later flags.
+    pub flags: U32,
+    /// Seed of the key hash.
+    pub seed: U64,
+    /// Name for people, NUL-padded.
+    pub name: [u8; 16],
+}
+
+assert_layout!(MapCreateBody, 48, {
+    map_type: 0, key_size: 4, value_size: 8, max_entries: 12, cpu_slots: 16, flags: 20,
+    seed: 24, name: 32,
+});
+
+/// Result of MAP_CREATE.
+#[derive(
+    Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
+#[repr(C)]
+pub struct MapCreated {
+    /// Handle of the new map.
+    pub map: U32,
+    /// Zero.
+    pub reserved: U32,
+    /// Device memory that the map occupies, in bytes.
+    pub bytes: U64,
+}
+
+assert_layout!(MapCreated, 16, { map: 0, reserved: 4, bytes: 8 });
+
+/// Operands of MAP_FREE and MAP_QUERY: none; the map stands in the submission's header.
+#[derive(
+    Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
+#[repr(C)]
+pub struct EmptyBody {
+    /// Zero.
+    pub reserved: [u8; 48],
+}
+
+impl EmptyBody {
+    /// The body.
+    pub const ZERO: Self = Self { reserved: [0; 48] };
+}
+
+assert_layout!(EmptyBody, 48, { reserved: 0 });
+
+/// Result of MAP_QUERY (abi §6.4).
+#[derive(
+    Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
+#[repr(C)]
+pub struct MapInfo {
+    /// Device memory that the map occupies, in bytes.
+    pub bytes: U64,
+    /// Entries in the map now.
+    pub entries: U32,
+    /// Longest chain of buckets of a hash map now, in buckets; 0 for arrays.
+    pub longest_chain: U32,
+    /// Device memory that no map occupies, in bytes.
+    pub free_bytes: U64,
+    /// Largest piece of it, in bytes.
+    pub free_largest: U64,
+}
+
+assert_layout!(MapInfo, 32, {
+    bytes: 0, entries: 8, longest_chain: 12, free_bytes: 16, free_largest: 24,
+});
+
+/// Operands of ABORT (abi §6.5).
+#[derive(
+    Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
+#[repr(C)]
+pub struct AbortBody {
+    /// The command to end.
+    pub request: U64,
+    /// Its queue.
+    pub queue: U16,
+    /// Zero.
+    pub reserved: [u8; 38],
+}
+
+assert_layout!(AbortBody, 48, { request: 0, queue: 8, reserved: 10 });
+
+crate::open_enum! {
+    /// Which limit a [`LimitDetail`] is about.
+    pub struct Limit(u32) {
+        /// Map type; `allowed` is the bit set of types.
+        MapType = 1,
+        /// Key size, in bytes.
+        KeyBytes = 2,
+        /// Value size, in bytes.
+        ValueBytes = 3,
+        /// Entries of one map.
+        EntriesPerMap = 4,
+        /// Entries of all maps together; `used` by those that exist.
+        EntriesTotal = 5,
+        /// Number of maps; `used` exist.
+        Maps = 6,
+        /// Per-CPU slots.
+        CpuSlots = 7,
+        /// Device memory in bytes; `used` by the maps that exist, `allowed` the largest free
+        /// piece.
+        Memory = 8,
+    }
+}
+
+/// Payload of a completion with [`crate::Status::LimitExceeded`] or
+/// [`crate::Status::NoMemory`].
+#[derive(
+    Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
+#[repr(C)]
+pub struct LimitDetail {
+    /// Which [`Limit`].
+    pub limit: U32,
+    /// Zero.
+    pub reserved: U32,
+    /// What the command asked for.
+    pub asked: U64,
+    /// What the device allows.
+    pub allowed: U64,
+    /// What is in use already, where the limit is shared.
+    pub used: U64,
+}
+
+assert_layout!(LimitDetail, 32, { limit: 0, reserved: 4, asked: 8, allowed: 16, used: 24 });

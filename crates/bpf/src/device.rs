@@ -1,0 +1,166 @@
+//! What an offload device gives the map core: the counterpart of `ndo_bpf` with
+//! `BPF_OFFLOAD_MAP_ALLOC` / `_FREE`, and of `struct bpf_map_dev_ops`.
+//!
+//! The core has done its own checks before it calls here (fd modes, frozen maps, flag bits,
+//! buffer lengths); what comes back passes through to the caller, errno and reason alike.
+
+use crate::errno::Errno;
+use crate::error::{Error, Result};
+use crate::uapi::{BPF_OBJ_NAME_LEN, MapFlags, MapType};
+use std::sync::Arc;
+
+/// A map that a device is asked to hold.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct MapSpec {
+    /// Type.
+    pub map_type: MapType,
+    /// Key size in bytes.
+    pub key_size: u32,
+    /// Value size in bytes, of one CPU for per-CPU types.
+    pub value_size: u32,
+    /// Entries that the map must be able to hold.
+    pub max_entries: u32,
+    /// Flags as the program gave them.
+    pub map_flags: MapFlags,
+    /// NUMA node, when the program set `BPF_F_NUMA_NODE`.
+    pub numa_node: Option<u32>,
+    /// The host's possible CPUs: the number of values per entry of a per-CPU type.
+    pub possible_cpus: u32,
+    /// Name, NUL-padded. The core has not validated it yet: the device is asked first.
+    pub name: [u8; BPF_OBJ_NAME_LEN],
+}
+
+impl MapSpec {
+    /// Bytes of one value as user space passes it: `value_size`, and for per-CPU types
+    /// `round_up(value_size, 8)` for each possible CPU.
+    pub const fn user_value_bytes(&self) -> u64 {
+        if self.map_type.is_percpu() {
+            (self.value_size as u64).next_multiple_of(8) * self.possible_cpus as u64
+        } else {
+            self.value_size as u64
+        }
+    }
+}
+
+/// What of the core's own offload rules a device's profile lifts. A strict profile lifts
+/// nothing and behaves as the kernel with that driver.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct OffloadRules {
+    /// Map types beyond HASH and ARRAY that may be offloaded: bit `n` for type `n`.
+    pub more_map_types: u64,
+    /// The batch commands and LOOKUP_AND_DELETE reach the device, instead of failing with 524.
+    pub batch: bool,
+}
+
+impl OffloadRules {
+    /// Whether the core lets a map of this type through to the device.
+    pub const fn admits(&self, map_type: MapType) -> bool {
+        matches!(map_type, MapType::HASH | MapType::ARRAY)
+            || map_type.0 < 64 && self.more_map_types >> map_type.0 & 1 != 0
+    }
+}
+
+/// A device that maps can be offloaded to (`struct bpf_offload_dev` with its `ndo_bpf`).
+pub trait OffloadDevice: Send + Sync {
+    /// What it is, for messages.
+    fn describe(&self) -> String;
+
+    /// Which of the core's rules it lifts.
+    fn rules(&self) -> OffloadRules;
+
+    /// `BPF_OFFLOAD_MAP_ALLOC`: creates the map on the device.
+    fn map_alloc(&self, spec: &MapSpec) -> Result<Arc<dyn OffloadedMap>>;
+}
+
+/// What a batch operation did. As in the kernel, a failure and a valid count go together.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct BatchOutcome {
+    /// Elements done.
+    pub count: u32,
+    /// For the walking operations: where the next call goes on.
+    pub cursor: u32,
+    /// The kernel's result: for a walk, ENOENT with a valid count at the end of the map, and
+    /// ENOSPC with count 0 and an unchanged cursor when the next bucket does not fit.
+    pub result: Result<()>,
+}
+
+impl BatchOutcome {
+    /// A batch that failed before its first element.
+    pub fn failed(error: Error) -> Self {
+        Self {
+            count: 0,
+            cursor: 0,
+            result: Err(error),
+        }
+    }
+}
+
+const NOT_OFFLOADED: Error = Error::new(
+    Errno::ENOTSUPP,
+    "this device has no such operation on an offloaded map",
+);
+
+/// A map on a device (`struct bpf_offloaded_map` with its `dev_ops`).
+///
+/// Operations come from many threads at once. Slices have the lengths of the [`MapSpec`]:
+/// keys `key_size`, values [`MapSpec::user_value_bytes`], batch arrays that many times the
+/// count.
+pub trait OffloadedMap: Send + Sync {
+    /// Copies the key's value to `value`.
+    fn lookup(&self, key: &[u8], value: &mut [u8], flags: u64) -> Result<()>;
+
+    /// Stores `value` under `key`; `flags` is BPF_ANY, BPF_NOEXIST or BPF_EXIST.
+    fn update(&self, key: &[u8], value: &[u8], flags: u64) -> Result<()>;
+
+    /// Removes `key`.
+    fn delete(&self, key: &[u8]) -> Result<()>;
+
+    /// Copies the key after `key` to `next`; the first key when `key` is `None` or not there.
+    fn get_next_key(&self, key: Option<&[u8]>, next: &mut [u8]) -> Result<()>;
+
+    /// Copies the key's value to `value` and removes the key.
+    fn lookup_and_delete(&self, _key: &[u8], _value: &mut [u8], _flags: u64) -> Result<()> {
+        Err(NOT_OFFLOADED)
+    }
+
+    /// Looks up each of `keys`. `results[i]` tells how key `i` fared, and its value is only
+    /// written when it was found. No command of bpf(2); the Rust API has it.
+    fn lookup_many(
+        &self,
+        _keys: &[u8],
+        _values: &mut [u8],
+        _results: &mut [Result<(), Errno>],
+    ) -> Result<()> {
+        Err(NOT_OFFLOADED)
+    }
+
+    /// BPF_MAP_UPDATE_BATCH: stops at the first failure.
+    fn update_batch(&self, _keys: &[u8], _values: &[u8], _count: u32, _flags: u64) -> BatchOutcome {
+        BatchOutcome::failed(NOT_OFFLOADED)
+    }
+
+    /// BPF_MAP_DELETE_BATCH: stops at the first failure.
+    fn delete_batch(&self, _keys: &[u8], _count: u32) -> BatchOutcome {
+        BatchOutcome::failed(NOT_OFFLOADED)
+    }
+
+    /// BPF_MAP_LOOKUP_BATCH, and BPF_MAP_LOOKUP_AND_DELETE_BATCH when `delete` is set: walks
+    /// the map from `cursor` (`None`: its start). For hash types the cursor counts buckets
+    /// and only whole buckets are returned; for arrays it is the last key returned.
+    fn walk_batch(
+        &self,
+        _cursor: Option<u32>,
+        _keys: &mut [u8],
+        _values: &mut [u8],
+        _count: u32,
+        _delete: bool,
+    ) -> BatchOutcome {
+        BatchOutcome::failed(NOT_OFFLOADED)
+    }
+
+    /// Device memory that the map occupies, in bytes.
+    fn device_bytes(&self) -> u64;
+
+    /// `BPF_OFFLOAD_MAP_FREE`: called once, from the core's worker, after the last operation.
+    fn free(&self);
+}

@@ -1,0 +1,106 @@
+//! Interrupts as eventfds.
+
+use crate::IoError;
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::io::Errno;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+/// An MSI-X vector routed to this process: an eventfd that the transport signals.
+#[derive(Debug)]
+pub struct Interrupt {
+    fd: OwnedFd,
+}
+
+impl Interrupt {
+    /// A new, silent interrupt.
+    pub fn new() -> Result<Self, IoError> {
+        let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+            .map_err(|e| IoError::os("cannot create an eventfd", e))?;
+        Ok(Self { fd })
+    }
+
+    /// A second handle on the same interrupt, for the side that signals it.
+    pub fn try_clone(&self) -> Result<Self, IoError> {
+        let fd = self
+            .fd
+            .try_clone()
+            .map_err(|e| IoError::os("cannot duplicate an eventfd", e))?;
+        Ok(Self { fd })
+    }
+
+    /// The eventfd, for `poll` or to be passed to a transport.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    /// Signals the interrupt. Signals that nobody has taken yet merge into one.
+    pub fn signal(&self) -> Result<(), IoError> {
+        match rustix::io::write(&self.fd, &1u64.to_ne_bytes()) {
+            // The counter is at its maximum: a signal is pending, which is all that counts.
+            Ok(_) | Err(Errno::AGAIN) => Ok(()),
+            Err(e) => Err(IoError::os("cannot signal an interrupt", e)),
+        }
+    }
+
+    /// Takes a pending signal without waiting; whether there was one.
+    pub fn take(&self) -> Result<bool, IoError> {
+        let mut count = [0u8; 8];
+        match rustix::io::read(&self.fd, &mut count) {
+            Ok(_) => Ok(true),
+            Err(Errno::AGAIN) => Ok(false),
+            Err(e) => Err(IoError::os("cannot read an interrupt", e)),
+        }
+    }
+
+    /// Waits for a signal and takes it; `false` when `timeout` passed first.
+    pub fn wait(&self, timeout: Duration) -> Result<bool, IoError> {
+        let deadline = Instant::now() + timeout;
+        loop {
+            if self.take()? {
+                return Ok(true);
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(false);
+            }
+            let timeout = Timespec {
+                tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
+                tv_nsec: left.subsec_nanos().into(),
+            };
+            match poll(&mut [PollFd::new(&self.fd, PollFlags::IN)], Some(&timeout)) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(e) => return Err(IoError::os("cannot wait for an interrupt", e)),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signals_merge_and_are_taken_once() {
+        let irq = Interrupt::new().unwrap();
+        let other = irq.try_clone().unwrap();
+        assert!(!irq.take().unwrap());
+        other.signal().unwrap();
+        other.signal().unwrap();
+        assert!(irq.take().unwrap());
+        assert!(!irq.take().unwrap());
+    }
+
+    #[test]
+    fn wait_ends_by_signal_or_by_time() {
+        let irq = Interrupt::new().unwrap();
+        assert!(!irq.wait(Duration::from_millis(5)).unwrap());
+        let other = irq.try_clone().unwrap();
+        let thread = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(20));
+            other.signal().unwrap();
+        });
+        assert!(irq.wait(Duration::from_secs(30)).unwrap());
+        thread.join().unwrap();
+    }
+}
