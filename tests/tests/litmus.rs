@@ -1,0 +1,201 @@
+//! The ordering rules of `docs/abi.md` §10 under loom: each rule holds in every interleaving
+//! and with every value that a load may see, and each has a weakened form that loom catches,
+//! so that no fence or ordering in the rules is there for show.
+//!
+//! Here the rules themselves are tried, on a ring of one entry; that the driver and the device
+//! keep them is tried on the real code by the conformance and stress tests.
+
+use loom::sync::Arc;
+use loom::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
+use loom::sync::atomic::{AtomicU64, Ordering, fence};
+use loom::thread;
+use offmap_abi::notify::EventWord;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Mutex, PoisonError};
+
+/// Runs a litmus test; whether loom found an execution that breaks it.
+fn breaks(litmus: impl Fn() + Sync + Send + 'static) -> bool {
+    // The hook is the process's: one at a time, so that each puts back what it found.
+    static HOOK: Mutex<()> = Mutex::new(());
+    let _one = HOOK.lock().unwrap_or_else(PoisonError::into_inner);
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| {}));
+    let outcome = catch_unwind(AssertUnwindSafe(|| loom::model(litmus)));
+    std::panic::set_hook(hook);
+    outcome.is_err()
+}
+
+/// Ownership of an entry (S1 for submissions, C1 for completions): body, then word 0.
+fn entry(store: Ordering, load: Ordering) {
+    let words = Arc::new([AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0)]);
+    let writer = {
+        let words = Arc::clone(&words);
+        thread::spawn(move || {
+            words[1].store(11, Relaxed);
+            words[2].store(22, Relaxed);
+            words[0].store(1, store);
+        })
+    };
+    if words[0].load(load) == 1 {
+        assert_eq!(words[1].load(Relaxed), 11);
+        assert_eq!(words[2].load(Relaxed), 22);
+    }
+    writer.join().unwrap();
+}
+
+#[test]
+fn s1_c1_an_entry_is_seen_whole() {
+    loom::model(|| entry(Release, Acquire));
+}
+
+#[test]
+fn s1_c1_need_release_and_acquire() {
+    assert!(breaks(|| entry(Relaxed, Acquire)));
+    assert!(breaks(|| entry(Release, Relaxed)));
+}
+
+/// C3: the device overwrites an entry only once an acquired head has passed it.
+fn reuse(head_store: Ordering, head_load: Ordering) {
+    let body = Arc::new(AtomicU64::new(1));
+    let head = Arc::new(AtomicU64::new(0));
+    let device = {
+        let (body, head) = (Arc::clone(&body), Arc::clone(&head));
+        thread::spawn(move || {
+            if head.load(head_load) == 1 {
+                body.store(2, Relaxed);
+            }
+        })
+    };
+    let copied = body.load(Relaxed);
+    head.store(1, head_store);
+    assert_eq!(copied, 1, "the entry was overwritten under the reader");
+    device.join().unwrap();
+}
+
+#[test]
+fn c3_an_entry_is_copied_before_it_is_overwritten() {
+    loom::model(|| reuse(Release, Acquire));
+}
+
+/// What a side does between publishing and looking.
+#[derive(Clone, Copy)]
+enum Fence {
+    Full,
+    None,
+}
+
+impl Fence {
+    fn issue(self) {
+        if let Self::Full = self {
+            fence(SeqCst);
+        }
+    }
+}
+
+/// N1 against N2: after both have run, the device has seen the entry, or a KICK is on its way,
+/// or it did not park.
+fn park(host: Fence, device: Fence, looks_again: bool) {
+    let tail = Arc::new(AtomicU64::new(0));
+    let event = Arc::new(AtomicU64::new(EventWord::DISARMED.to_word()));
+    let parked = {
+        let (tail, event) = (Arc::clone(&tail), Arc::clone(&event));
+        thread::spawn(move || {
+            let seen = tail.load(Acquire) as u32;
+            if seen != 0 {
+                return false;
+            }
+            event.store(EventWord::armed_at(seen).to_word(), Release);
+            device.issue();
+            !looks_again || tail.load(Acquire) as u32 == seen
+        })
+    };
+    tail.store(1, Release);
+    host.issue();
+    let kicked = EventWord::from_word(event.load(Acquire)).wants(1);
+    let parked = parked.join().unwrap();
+    assert!(
+        !parked || kicked,
+        "parked with work in the ring and no KICK"
+    );
+}
+
+#[test]
+fn n1_n2_no_wake_up_is_lost() {
+    loom::model(|| park(Fence::Full, Fence::Full, true));
+}
+
+#[test]
+fn n1_n2_need_both_fences_and_the_second_look() {
+    assert!(breaks(|| park(Fence::None, Fence::Full, true)));
+    assert!(breaks(|| park(Fence::Full, Fence::None, true)));
+    assert!(breaks(|| park(Fence::Full, Fence::Full, false)));
+}
+
+/// N4, the mirror image: the host sleeps, the device posts. The host looks at the entry's
+/// ownership word, not at a count.
+fn sleep(host: Fence, device: Fence, looks_again: bool) {
+    let entry = Arc::new(AtomicU64::new(0));
+    let event = Arc::new(AtomicU64::new(EventWord::DISARMED.to_word()));
+    let interrupted = {
+        let (entry, event) = (Arc::clone(&entry), Arc::clone(&event));
+        thread::spawn(move || {
+            entry.store(1, Release);
+            device.issue();
+            EventWord::from_word(event.load(Acquire)).wants(1)
+        })
+    };
+    let asleep = if entry.load(Acquire) == 0 {
+        event.store(EventWord::armed_at(0).to_word(), Release);
+        host.issue();
+        !looks_again || entry.load(Acquire) == 0
+    } else {
+        false
+    };
+    let interrupted = interrupted.join().unwrap();
+    assert!(
+        !asleep || interrupted,
+        "asleep with a completion and no interrupt"
+    );
+}
+
+#[test]
+fn n4_no_interrupt_is_lost() {
+    loom::model(|| sleep(Fence::Full, Fence::Full, true));
+}
+
+#[test]
+fn n4_needs_both_fences_and_the_second_look() {
+    assert!(breaks(|| sleep(Fence::None, Fence::Full, true)));
+    assert!(breaks(|| sleep(Fence::Full, Fence::None, true)));
+    assert!(breaks(|| sleep(Fence::Full, Fence::Full, false)));
+}
+
+/// C1 and C2 together: a completion reveals the payload and the effect that came before it.
+fn effect(completion: Ordering) {
+    let table = Arc::new(AtomicU64::new(0));
+    let payload = Arc::new(AtomicU64::new(0));
+    let word0 = Arc::new(AtomicU64::new(0));
+    let device = {
+        let (table, payload, word0) = (table.clone(), payload.clone(), word0.clone());
+        thread::spawn(move || {
+            table.store(5, Relaxed);
+            payload.store(6, Relaxed);
+            word0.store(1, completion);
+        })
+    };
+    if word0.load(Acquire) == 1 {
+        assert_eq!(payload.load(Relaxed), 6);
+        assert_eq!(
+            table.load(Relaxed),
+            5,
+            "the effect comes before the completion"
+        );
+    }
+    device.join().unwrap();
+}
+
+#[test]
+fn c1_c2_a_completion_comes_last() {
+    loom::model(|| effect(Release));
+    assert!(breaks(|| effect(Relaxed)));
+}
