@@ -109,3 +109,106 @@ impl Allocator {
         self.free.len()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A line-by-line picture of memory, to hold the allocator against.
+    struct Model {
+        taken: Vec<bool>,
+    }
+
+    impl Model {
+        fn pieces(&self) -> Vec<(u64, u64)> {
+            let mut pieces: Vec<(u64, u64)> = Vec::new();
+            for (line, &taken) in self.taken.iter().enumerate() {
+                let at = line as u64 * ALIGN_BYTES;
+                match pieces.last_mut() {
+                    _ if taken => {}
+                    Some((start, len)) if *start + *len == at => *len += ALIGN_BYTES,
+                    _ => pieces.push((at, ALIGN_BYTES)),
+                }
+            }
+            pieces
+        }
+
+        fn set(&mut self, at: DevAddr, bytes: u64, taken: bool) {
+            let first = (at.0 / ALIGN_BYTES) as usize;
+            for line in &mut self.taken[first..first + bytes.div_ceil(ALIGN_BYTES) as usize] {
+                assert_ne!(*line, taken, "a line is handed out, or returned, twice");
+                *line = taken;
+            }
+        }
+    }
+
+    #[test]
+    fn agrees_with_a_line_by_line_model() {
+        for seed in 1..20u64 {
+            let mut random = seed;
+            let mut below = |bound: u64| {
+                random = random
+                    .wrapping_mul(0x5851_f42d_4c95_7f2d)
+                    .wrapping_add(0x1405_7b7e_f767_814f);
+                (random >> 33) % bound
+            };
+            let mut allocator = Allocator::new(512 * ALIGN_BYTES);
+            let mut model = Model {
+                taken: vec![false; 512],
+            };
+            let mut live: Vec<(DevAddr, u64)> = Vec::new();
+            let mut refused = 0;
+            for _ in 0..4000 {
+                if below(5) < 3 {
+                    let bytes = 1 + below(60 * ALIGN_BYTES);
+                    let lines = bytes.next_multiple_of(ALIGN_BYTES);
+                    let fit = model.pieces().into_iter().filter(|p| p.1 >= lines);
+                    let best = fit.min_by_key(|p| (p.1, p.0)).map(|p| DevAddr(p.0));
+                    let got = allocator.allocate(bytes);
+                    assert_eq!(got, best, "seed {seed}");
+                    match got {
+                        Some(at) => {
+                            model.set(at, bytes, true);
+                            live.push((at, bytes));
+                        }
+                        None => refused += 1,
+                    }
+                } else if !live.is_empty() {
+                    let (at, bytes) = live.swap_remove(below(live.len() as u64) as usize);
+                    model.set(at, bytes, false);
+                    allocator.release(at, bytes);
+                }
+                let pieces = model.pieces();
+                assert_eq!(allocator.pieces(), pieces.len(), "seed {seed}");
+                assert_eq!(
+                    allocator.free_bytes(),
+                    pieces.iter().map(|p| p.1).sum::<u64>()
+                );
+                let largest = pieces.iter().map(|p| p.1).max().unwrap_or(0);
+                assert_eq!(allocator.largest_free(), largest, "seed {seed}");
+            }
+            assert!(refused > 0, "seed {seed}: memory never ran out");
+            for (at, bytes) in live {
+                allocator.release(at, bytes);
+            }
+            assert_eq!(allocator.pieces(), 1, "seed {seed}");
+            assert_eq!(allocator.largest_free(), allocator.size_bytes());
+        }
+    }
+
+    #[test]
+    fn runs_out_exactly() {
+        let mut allocator = Allocator::new(10 * ALIGN_BYTES + 63);
+        assert_eq!(allocator.size_bytes(), 10 * ALIGN_BYTES);
+        for line in 0..10 {
+            assert_eq!(allocator.allocate(1), Some(DevAddr(line * ALIGN_BYTES)));
+        }
+        assert_eq!(allocator.allocate(1), None);
+        assert_eq!((allocator.free_bytes(), allocator.largest_free()), (0, 0));
+        allocator.release(DevAddr(128), 1);
+        assert_eq!(allocator.allocate(65), None);
+        assert_eq!(allocator.allocate(64), Some(DevAddr(128)));
+        assert_eq!(allocator.allocate(u64::MAX), None);
+        assert_eq!(allocator.allocate(0), None);
+    }
+}

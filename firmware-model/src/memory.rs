@@ -155,3 +155,76 @@ impl<S: Storage> Access for DeviceMemory<S> {
         self.bytes_mut(at, len).map(f)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CHUNK: u64 = CHUNK_BYTES;
+
+    fn memory(size: u64, storage: u64) -> DeviceMemory<Vec<u8>> {
+        DeviceMemory::new(vec![0; storage as usize], size)
+    }
+
+    #[test]
+    fn zeroing_clears_exactly_its_region_in_bounded_steps() {
+        let size = 5 * CHUNK + 100;
+        let mut memory = memory(size, size);
+        memory.window_write(DevAddr(0), &vec![0xaa; size as usize]);
+        let (from, end) = (CHUNK / 2, 4 * CHUNK + 64);
+        let (mut at, mut steps) = (from, 0);
+        while at < end {
+            let next = memory.zero_step(at, end).unwrap();
+            assert!(next > at && next - at <= CHUNK);
+            at = next;
+            steps += 1;
+        }
+        assert_eq!(steps, 5);
+        let mut all = vec![0; size as usize];
+        memory.window_read(DevAddr(0), &mut all);
+        for (i, &byte) in all.iter().enumerate() {
+            let inside = (from..end).contains(&(i as u64));
+            assert_eq!(byte, if inside { 0 } else { 0xaa }, "byte {i}");
+        }
+        // The whole chunks are known to be zero now; the two at the rim are not.
+        assert_eq!(memory.zero_step(CHUNK, 4 * CHUNK), Ok(4 * CHUNK));
+        assert_eq!(memory.written[0], 0b11_0001);
+    }
+
+    #[test]
+    fn a_window_write_makes_memory_dirty() {
+        let mut memory = memory(4 * CHUNK, 4 * CHUNK);
+        // Across a chunk's end, so that both chunks count.
+        memory.window_write(DevAddr(2 * CHUNK - 1), &[1, 2]);
+        assert_eq!(memory.written[0], 0b110);
+        let mut at = 0;
+        while at < 4 * CHUNK {
+            at = memory.zero_step(at, 4 * CHUNK).unwrap();
+        }
+        let mut got = [9; 2];
+        memory.window_read(DevAddr(2 * CHUNK - 1), &mut got);
+        assert_eq!(got, [0; 2]);
+        assert_eq!(memory.written[0], 0);
+    }
+
+    #[test]
+    fn the_window_ends_where_memory_ends() {
+        // Storage is longer than the memory, and must not show.
+        let mut memory = memory(100, 200);
+        memory.window_write(DevAddr(98), &[1, 2, 3, 4]);
+        let mut got = [0; 4];
+        memory.window_read(DevAddr(98), &mut got);
+        assert_eq!(got, [1, 2, 0xff, 0xff]);
+        for at in [100, 150, 1 << 40, u64::MAX] {
+            memory.window_write(DevAddr(at), &[7; 4]);
+            memory.window_read(DevAddr(at), &mut got);
+            assert_eq!(got, [0xff; 4]);
+        }
+        assert_eq!(memory.storage[100..], [0; 100]);
+        assert_eq!(memory.bytes(DevAddr(u64::MAX), 2), Err(MemoryFault));
+        assert_eq!(
+            memory.with_bytes_mut(DevAddr(199), 2, |_| ()),
+            Err(MemoryFault)
+        );
+    }
+}
