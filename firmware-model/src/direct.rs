@@ -6,7 +6,7 @@ use crate::access::{AccessCounts, Counting};
 use crate::dispatch::Io;
 use crate::maps::Map;
 use crate::table::hash::ChainScan;
-use crate::table::{BPF_EXIST, NextKey, ValueWrite};
+use crate::table::{BPF_EXIST, NextKey, ValueWrite, copy_out};
 use crate::{Firmware, HostMemory, Storage};
 use offmap_abi::admin::MapInfo;
 use offmap_abi::{Completion, MapHandle, Status, Submission};
@@ -63,7 +63,7 @@ impl<S: Storage> Firmware<S> {
             .ok_or(Status::InvalidLength)?;
         let at = map.table.find(&mut self.memory, key)?;
         self.memory
-            .with_bytes(at, value.len(), |bytes| value.copy_from_slice(bytes))?;
+            .with_bytes(at, value.len(), |bytes| copy_out(value, bytes))?;
         Ok(())
     }
 

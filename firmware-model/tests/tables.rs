@@ -11,7 +11,7 @@ use rand_xoshiro::rand_core::{Rng, SeedableRng};
 
 /// Keys that all have the same home bucket in a table of `max_entries`.
 fn colliding_keys(seed: u64, max_entries: u32, count: usize) -> Vec<[u8; 8]> {
-    let homes = u64::from(max_entries.div_ceil(4).next_power_of_two());
+    let homes = u64::from(max_entries.div_ceil(6).next_power_of_two());
     let hash = KeyHash::new(seed);
     (0u64..)
         .map(u64::to_le_bytes)

@@ -45,6 +45,28 @@ impl Bucket {
         })
     }
 
+    /// What a lookup of `tag` needs of the bucket at `at`, without a copy of the line: one
+    /// access.
+    #[inline(always)]
+    pub(crate) fn probe(
+        access: &mut impl Access,
+        at: DevAddr,
+        tag: u8,
+    ) -> Result<Probe, MemoryFault> {
+        access.with_bytes(at, BUCKET_BYTES as usize, |line| {
+            let Ok(line) = <&[u8; BUCKET_BYTES as usize]>::try_from(line) else {
+                return Err(MemoryFault);
+            };
+            let mut rest = tags_of(line).matches(tag);
+            let candidate = rest.next().map(|slot| reference_of(line, slot));
+            Ok(Probe {
+                candidate,
+                rest,
+                link: link_of(line),
+            })
+        })?
+    }
+
     /// Writes a whole bucket with one reference in it.
     pub(crate) fn write_new(
         access: &mut impl Access,
@@ -100,25 +122,68 @@ impl Bucket {
     /// Link to the next bucket: its index plus one; 0: none.
     #[inline(always)]
     pub(crate) fn link(&self) -> u32 {
-        u32::from_le_bytes([self.line[8], self.line[9], self.line[10], self.line[11]])
+        link_of(&self.line)
     }
 
     /// The tags.
     #[inline(always)]
     pub(crate) fn tags(&self) -> Tags {
-        let mut word = [0; 8];
-        word.copy_from_slice(&self.line[16..24]);
-        Tags(u64::from_le_bytes(word))
+        tags_of(&self.line)
     }
 
     /// The reference in `slot`.
     #[inline(always)]
     pub(crate) fn reference(&self, slot: u32) -> u32 {
-        let at = 32 + 4 * (slot & 7) as usize;
-        let mut word = [0; 4];
-        word.copy_from_slice(&self.line[at..at + 4]);
-        u32::from_le_bytes(word)
+        reference_of(&self.line, slot)
     }
+}
+
+/// What [`Bucket::probe`] found.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Probe {
+    /// The reference in the first slot with the tag.
+    pub(crate) candidate: Option<u32>,
+    /// The other slots with the tag.
+    pub(crate) rest: Slots,
+    /// The bucket's link.
+    pub(crate) link: u32,
+}
+
+impl Probe {
+    /// What an empty bucket yields.
+    pub(crate) const EMPTY: Self = Self {
+        candidate: None,
+        rest: Slots(0),
+        link: 0,
+    };
+
+    /// Whether there is nothing to look at beyond the candidate.
+    #[inline(always)]
+    pub(crate) fn is_last(&self) -> bool {
+        self.rest.first().is_none() && self.link == 0
+    }
+}
+
+type Line = [u8; BUCKET_BYTES as usize];
+
+#[inline(always)]
+fn link_of(line: &Line) -> u32 {
+    u32::from_le_bytes([line[8], line[9], line[10], line[11]])
+}
+
+#[inline(always)]
+fn tags_of(line: &Line) -> Tags {
+    let mut word = [0; 8];
+    word.copy_from_slice(&line[16..24]);
+    Tags(u64::from_le_bytes(word))
+}
+
+#[inline(always)]
+fn reference_of(line: &Line, slot: u32) -> u32 {
+    let at = 32 + 4 * (slot & 7) as usize;
+    let mut word = [0; 4];
+    word.copy_from_slice(&line[at..at + 4]);
+    u32::from_le_bytes(word)
 }
 
 /// The eight tags of a bucket; slot 0 is the lowest byte.

@@ -23,7 +23,7 @@
 //! overflow bucket plus one (4). Free entries are linked through their first word, free
 //! overflow buckets through their link.
 
-use super::bucket::{BUCKET_BYTES, BUCKET_SLOTS, Bucket, Slots, Tags, tag_of};
+use super::bucket::{BUCKET_BYTES, BUCKET_SLOTS, Bucket, Probe, Slots, Tags, tag_of};
 use super::layout::{DESCRIPTION_BYTES, Geometry, MapSpec, ValueShape};
 use super::{BPF_EXIST, LANES, ValueWrite, exists, fill_padded, write_value};
 use crate::access::Access;
@@ -72,16 +72,6 @@ struct Spot {
 enum Located {
     Present(Spot),
     Absent { last: DevAddr, tags: Tags },
-}
-
-/// One lane of a batch lookup, between its two passes over memory.
-#[derive(Clone, Copy)]
-struct Lane {
-    hash: u64,
-    candidate: u32,
-    /// Whether the home bucket has more to look at than the candidate.
-    more: bool,
-    any: bool,
 }
 
 /// A bounded walk over all chains that measures the longest.
@@ -161,8 +151,7 @@ impl HashTable {
         })
     }
 
-    /// Address of the entry that holds `key`.
-    #[inline(always)]
+    /// Reference and address of the entry that holds `key`.
     fn entry_of(
         &self,
         access: &mut impl Access,
@@ -189,15 +178,73 @@ impl HashTable {
     }
 
     /// Address of the key's value.
-    #[inline(always)]
+    #[inline]
     pub(crate) fn find(&self, access: &mut impl Access, key: &[u8]) -> Result<DevAddr, Status> {
-        let (_, entry) = self.entry_of(access, self.hash.hash(key), key)?;
+        // With the length known, the hash and the comparison are a few instructions each.
+        match key.len() {
+            4 => self.find_sized::<4>(access, key),
+            8 => self.find_sized::<8>(access, key),
+            16 => self.find_sized::<16>(access, key),
+            _ => self.find_any(access, key),
+        }
+    }
+
+    #[inline(always)]
+    fn find_sized<const N: usize>(
+        &self,
+        access: &mut impl Access,
+        key: &[u8],
+    ) -> Result<DevAddr, Status> {
+        match <&[u8; N]>::try_from(key) {
+            Ok(key) => self.find_any(access, key),
+            Err(_) => Err(Status::InvalidLength),
+        }
+    }
+
+    /// Nearly always the first candidate in the home bucket is the key, or there is none and
+    /// no chain; only otherwise does the whole walk run.
+    #[inline(always)]
+    fn find_any(&self, access: &mut impl Access, key: &[u8]) -> Result<DevAddr, Status> {
+        let hash = self.hash.hash(key);
+        let probe = Bucket::probe(access, self.home_at(hash), tag_of(hash))?;
+        self.resolve(access, hash, key, &probe)
+    }
+
+    /// The end of a lookup whose home bucket was probed.
+    #[inline(always)]
+    fn resolve(
+        &self,
+        access: &mut impl Access,
+        hash: u64,
+        key: &[u8],
+        probe: &Probe,
+    ) -> Result<DevAddr, Status> {
+        if let Some(reference) = probe.candidate {
+            let entry = self.entry_at(reference)?;
+            if self.holds(access, entry, key)? {
+                return Ok(self.value_at(entry));
+            }
+        }
+        if probe.is_last() {
+            return Err(Status::NotFound);
+        }
+        self.find_in_chain(access, hash, key)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn find_in_chain(
+        &self,
+        access: &mut impl Access,
+        hash: u64,
+        key: &[u8],
+    ) -> Result<DevAddr, Status> {
+        let (_, entry) = self.entry_of(access, hash, key)?;
         Ok(self.value_at(entry))
     }
 
-    /// Looks up several keys in three passes (hash, buckets, entries), in each of which the
-    /// loads of different keys do not depend on each other and overlap.
-    #[inline(always)]
+    /// Looks up the keys packed in `keys`, at most [`LANES`] of them.
+    #[inline]
     pub(crate) fn find_many(
         &self,
         access: &mut impl Access,
@@ -205,41 +252,36 @@ impl HashTable {
         key_size: usize,
         found: &mut [Result<DevAddr, Status>; LANES],
     ) {
-        let mut lanes = [Lane {
-            hash: 0,
-            candidate: 0,
-            more: false,
-            any: false,
-        }; LANES];
-        for (key, lane) in keys.chunks_exact(key_size).zip(&mut lanes) {
-            lane.hash = self.hash.hash(key);
+        match key_size {
+            4 => self.find_lanes(access, keys.as_chunks::<4>().0.iter(), found),
+            8 => self.find_lanes(access, keys.as_chunks::<8>().0.iter(), found),
+            16 => self.find_lanes(access, keys.as_chunks::<16>().0.iter(), found),
+            _ => self.find_lanes(access, keys.chunks_exact(key_size), found),
         }
-        let count = (keys.len() / key_size).min(LANES);
-        for lane in &mut lanes[..count] {
-            match Bucket::read(access, self.home_at(lane.hash)) {
-                Ok(bucket) => {
-                    let mut slots = bucket.tags().matches(tag_of(lane.hash));
-                    if let Some(slot) = slots.next() {
-                        lane.any = true;
-                        lane.candidate = bucket.reference(slot);
-                    }
-                    lane.more = slots.first().is_some() || bucket.link() != 0;
-                }
-                // The ordinary walk will report it.
-                Err(_) => lane.more = true,
-            }
+    }
+
+    /// Three passes (hash, buckets, entries), in each of which the loads of different keys do
+    /// not depend on each other and overlap.
+    #[inline(always)]
+    fn find_lanes<K: AsRef<[u8]>>(
+        &self,
+        access: &mut impl Access,
+        keys: impl ExactSizeIterator<Item = K> + Clone,
+        found: &mut [Result<DevAddr, Status>; LANES],
+    ) {
+        let count = keys.len().min(LANES);
+        let mut hashes = [0; LANES];
+        for (key, hash) in keys.clone().zip(&mut hashes) {
+            *hash = self.hash.hash(key.as_ref());
         }
-        for ((key, lane), found) in keys.chunks_exact(key_size).zip(&lanes).zip(found) {
-            *found = if lane.any
-                && let Ok(entry) = self.entry_at(lane.candidate)
-                && self.holds(access, entry, key) == Ok(true)
-            {
-                Ok(self.value_at(entry))
-            } else if !lane.any && !lane.more {
-                Err(Status::NotFound)
-            } else {
-                self.entry_of(access, lane.hash, key)
-                    .map(|(_, entry)| self.value_at(entry))
+        let mut probes = [Ok(Probe::EMPTY); LANES];
+        for (probe, &hash) in probes.iter_mut().zip(&hashes[..count]) {
+            *probe = Bucket::probe(access, self.home_at(hash), tag_of(hash));
+        }
+        for (((key, &hash), probe), found) in keys.zip(&hashes).zip(&probes).zip(found) {
+            *found = match probe {
+                Ok(probe) => self.resolve(access, hash, key.as_ref(), probe),
+                Err(fault) => Err((*fault).into()),
             };
         }
     }

@@ -193,9 +193,10 @@ impl Geometry {
                 total_bytes,
             });
         }
-        // Four entries a home bucket on average, of the eight that it has room for: then
-        // about two home buckets in a hundred of a full table have an overflow bucket.
-        let home_count = spec.max_entries.div_ceil(4).checked_next_power_of_two()?;
+        // Three to six entries a home bucket of a full table on average, of the eight that it
+        // has room for: between 0.4 and 15 home buckets in a hundred have an overflow bucket,
+        // and buckets take 11 to 22 bytes an entry, so that few of a large table's miss.
+        let home_count = spec.max_entries.div_ceil(6).checked_next_power_of_two()?;
         let overflow_count = spec.max_entries / 8 + 1;
         let value_offset = u64::from(spec.key_size).checked_next_multiple_of(8)?;
         let entry_bytes = value_offset.checked_add(value.stored.into())?;

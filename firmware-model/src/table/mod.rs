@@ -80,6 +80,24 @@ pub(crate) fn write_value(
     Ok(())
 }
 
+/// Copies a value out of memory. The common lengths are moves instead of a call.
+#[inline(always)]
+pub(crate) fn copy_out(into: &mut [u8], from: &[u8]) {
+    #[inline(always)]
+    fn fixed<const N: usize>(into: &mut [u8], from: &[u8]) -> bool {
+        match (<&mut [u8; N]>::try_from(into), <&[u8; N]>::try_from(from)) {
+            (Ok(into), Ok(from)) => {
+                *into = *from;
+                true
+            }
+            _ => false,
+        }
+    }
+    if !(fixed::<64>(into, from) || fixed::<8>(into, from)) {
+        into.copy_from_slice(from);
+    }
+}
+
 /// Copies `from` to the start of `bytes` and zeroes the rest. Lengths are the callers' own:
 /// they have checked the peer's against the map.
 #[inline(always)]
