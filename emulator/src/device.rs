@@ -71,7 +71,7 @@ impl Device {
     /// [`EmulatorError`], when the configuration or the system does not allow it.
     pub fn new(config: &DeviceConfig) -> Result<Self, EmulatorError> {
         config.validate()?;
-        let firmware = Firmware::new(config.firmware.clone(), config.reserve_memory()?);
+        let firmware = Firmware::new(config.firmware.clone(), config.reserve_memory()?)?;
         let features = Features::NOTIFY_BLOCK | Features::BATCH | Features::MEMORY_WINDOW;
         let mut registers = RegisterFile::new();
         registers.describe(regs::VECTORS, config.vectors.into());

@@ -17,6 +17,9 @@ pub enum EmulatorError {
         /// What it may be.
         expected: &'static str,
     },
+    /// The firmware's part of the configuration is outside its range.
+    #[error(transparent)]
+    Firmware(#[from] offmap_firmware_model::ConfigError),
     /// Device memory could not be reserved.
     #[error("cannot reserve {bytes} bytes of device memory: {source}")]
     Memory {

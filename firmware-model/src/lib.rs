@@ -4,13 +4,37 @@
 //! Nothing here has a thread, a clock or an operating system. The emulated PCI function owns
 //! the queues and hands over one command at a time; host memory is reached through the
 //! [`HostMemory`] that comes with the command.
+//!
+//! * [`memory`]: byte-addressed device memory; [`access`]: the policies by which tables reach
+//!   it.
+//! * [`table`]: HASH, ARRAY and their per-CPU forms, laid out in device memory.
+//! * `dispatch`: commands, from a [`Submission`] to its [`Completion`].
+//!
+//! Commands come from the host and device memory can be written by the host through its
+//! window, so neither is trusted: what is wrong with them ends as a status.
 #![no_std]
 #![forbid(unsafe_code)]
 
 extern crate alloc;
 
-use offmap_abi::admin::IdentifyData;
-use offmap_abi::{Completion, Submission};
+pub mod access;
+mod allocator;
+mod config;
+mod direct;
+mod dispatch;
+mod maps;
+pub mod memory;
+pub mod table;
+
+pub use config::{Config, ConfigError};
+pub use direct::MemoryStats;
+
+use allocator::Allocator;
+use dispatch::admin::Pending;
+use dispatch::{Io, Scratch};
+use maps::Maps;
+use memory::DeviceMemory;
+use offmap_abi::{Completion, DevAddr, Submission};
 
 /// The bytes that stand for device memory. Zeroed when handed over.
 pub trait Storage: AsRef<[u8]> + AsMut<[u8]> + Send {}
@@ -19,8 +43,16 @@ impl<T: AsRef<[u8]> + AsMut<[u8]> + Send> Storage for T {}
 /// Host memory as the firmware reaches it: by DMA, checked access by access.
 pub trait HostMemory {
     /// Copies host memory at `iova` to `into`.
+    ///
+    /// # Errors
+    ///
+    /// [`HostFault`] when any byte cannot be read.
     fn read(&mut self, iova: u64, into: &mut [u8]) -> Result<(), HostFault>;
     /// Copies `from` to host memory at `iova`.
+    ///
+    /// # Errors
+    ///
+    /// [`HostFault`] when any byte cannot be written.
     fn write(&mut self, iova: u64, from: &[u8]) -> Result<(), HostFault>;
 }
 
@@ -37,63 +69,68 @@ pub enum Progress {
     More,
 }
 
-/// What the device is built with.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Config {
-    /// Device memory for maps, in bytes.
-    pub memory_bytes: u64,
-    /// Most maps at a time (up to 65,535).
-    pub maps: u32,
-    /// Most entries of one map.
-    pub entries_per_map: u32,
-    /// Most entries of all maps together; 0: bounded by memory alone.
-    pub entries_total: u64,
-    /// Longest key in bytes.
-    pub key_bytes: u32,
-    /// Longest value in bytes, of one CPU.
-    pub value_bytes: u32,
-    /// Most per-CPU slots.
-    pub cpu_slots: u32,
-    /// Most elements of one batch command.
-    pub batch: u32,
-    /// Data-path engines.
-    pub engines: u32,
-}
-
 /// The firmware and the memory it runs on.
+#[derive(Debug)]
 pub struct Firmware<S> {
-    storage: S,
     config: Config,
+    memory: DeviceMemory<S>,
+    allocator: Allocator,
+    maps: Maps,
+    scratch: Scratch,
+    pending: Option<Pending>,
 }
 
 impl<S: Storage> Firmware<S> {
     /// Firmware over zeroed `storage`, which is at least `config.memory_bytes` long.
-    pub fn new(config: Config, storage: S) -> Self {
-        Self { storage, config }
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`] when a limit cannot be represented or the storage is too short.
+    pub fn new(config: Config, storage: S) -> Result<Self, ConfigError> {
+        config.check(storage.as_ref().len())?;
+        Ok(Self {
+            memory: DeviceMemory::new(storage, config.memory_bytes),
+            allocator: Allocator::new(config.memory_bytes),
+            maps: Maps::new(&config),
+            scratch: Scratch::new(&config),
+            pending: None,
+            config,
+        })
     }
-    /// What IDENTIFY reports.
-    pub fn identify(&self) -> IdentifyData {
-        unreachable!()
+
+    /// What the device was built with.
+    pub fn config(&self) -> &Config {
+        &self.config
     }
-    /// Runs IDENTIFY, MAP_CREATE, MAP_FREE or MAP_QUERY. Commands about queues are the bus
-    /// side's and come back as `InvalidOpcode`.
-    pub fn admin(&mut self, _command: &Submission, _host: &mut impl HostMemory) -> Progress {
-        unreachable!()
+
+    /// Runs a command of an I/O queue to its end; the work is bounded by the batch limit and,
+    /// for iteration, by the size of the map.
+    #[inline]
+    pub fn io(&mut self, command: &Submission, host: &mut impl HostMemory) -> Completion {
+        Io {
+            config: &self.config,
+            maps: &self.maps,
+            scratch: &mut self.scratch,
+            access: &mut self.memory,
+            host,
+        }
+        .run(command)
     }
-    /// Does the next bounded piece of the admin command that returned [`Progress::More`].
-    pub fn resume(&mut self, _host: &mut impl HostMemory) -> Progress {
-        unreachable!()
+
+    /// Forgets all maps, and a command under way. Handles from before stay invalid.
+    pub fn reset(&mut self) {
+        self.pending = None;
+        self.maps.clear();
+        self.allocator = Allocator::new(self.config.memory_bytes);
     }
-    /// Runs a command of an I/O queue to its end; the work is bounded by the batch limit.
-    pub fn io(&mut self, _command: &Submission, _host: &mut impl HostMemory) -> Completion {
-        unreachable!()
-    }
-    /// Forgets all maps, and a command under way.
-    pub fn reset(&mut self) {}
+
     /// Reads device memory through the host's window; past the end it reads all ones.
-    pub fn read_memory(&self, _address: offmap_abi::DevAddr, _into: &mut [u8]) {
-        let _ = (&self.storage, &self.config);
+    pub fn read_memory(&self, address: DevAddr, into: &mut [u8]) {
+        self.memory.window_read(address, into);
     }
+
     /// Writes device memory through the host's window; past the end it is ignored.
-    pub fn write_memory(&mut self, _address: offmap_abi::DevAddr, _from: &[u8]) {}
+    pub fn write_memory(&mut self, address: DevAddr, from: &[u8]) {
+        self.memory.window_write(address, from);
+    }
 }

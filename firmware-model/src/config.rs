@@ -1,0 +1,124 @@
+//! What a device is built with, and what makes such a description impossible.
+
+use core::fmt;
+
+/// What the device is built with.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Config {
+    /// Device memory for maps, in bytes.
+    pub memory_bytes: u64,
+    /// Most maps at a time (1 to 65,535).
+    pub maps: u32,
+    /// Most entries of one map (1 to 2^31).
+    pub entries_per_map: u32,
+    /// Most entries of all maps together; 0: bounded by memory alone.
+    pub entries_total: u64,
+    /// Longest key in bytes (4 to 65,536).
+    pub key_bytes: u32,
+    /// Longest value in bytes, of one CPU (1 to 2^30).
+    pub value_bytes: u32,
+    /// Most per-CPU slots (1 or more; slots times the rounded-up longest value stay below
+    /// 2^32 bytes).
+    pub cpu_slots: u32,
+    /// Most elements of one batch command, up to 2^20; 0: the device has no batch commands.
+    pub batch: u32,
+    /// Data-path engines (1 or more).
+    pub engines: u32,
+}
+
+impl Config {
+    /// A device with `memory_bytes` of memory and generous limits besides: 1,024 maps, 2^31
+    /// entries a map, no shared entry limit, keys to 4,096 bytes, values to 64 KiB, 1,024
+    /// per-CPU slots, batches of 4,096 and 8 engines.
+    pub const fn with_memory(memory_bytes: u64) -> Self {
+        Self {
+            memory_bytes,
+            maps: 1024,
+            entries_per_map: 1 << 31,
+            entries_total: 0,
+            key_bytes: 4096,
+            value_bytes: 64 << 10,
+            cpu_slots: 1024,
+            batch: 4096,
+            engines: 8,
+        }
+    }
+
+    /// Checks that the limits can be represented in the tables and on the wire, and that
+    /// `storage_bytes` of storage hold the memory.
+    pub(crate) fn check(&self, storage_bytes: usize) -> Result<(), ConfigError> {
+        let limit = |name, value: u64, min: u64, max: u64| {
+            if value < min || value > max {
+                return Err(ConfigError::Limit {
+                    name,
+                    value,
+                    min,
+                    max,
+                });
+            }
+            Ok(())
+        };
+        limit("maps", self.maps.into(), 1, u16::MAX.into())?;
+        limit("entries_per_map", self.entries_per_map.into(), 1, 1 << 31)?;
+        limit("key_bytes", self.key_bytes.into(), 4, 1 << 16)?;
+        limit("value_bytes", self.value_bytes.into(), 1, 1 << 30)?;
+        let longest_value = u64::from(self.value_bytes).next_multiple_of(8);
+        let slots_max = u64::from(u32::MAX) / longest_value;
+        limit("cpu_slots", self.cpu_slots.into(), 1, slots_max)?;
+        limit("batch", self.batch.into(), 0, 1 << 20)?;
+        limit("engines", self.engines.into(), 1, u32::MAX.into())?;
+        limit("memory_bytes", self.memory_bytes, 64, isize::MAX as u64)?;
+        if (storage_bytes as u64) < self.memory_bytes {
+            return Err(ConfigError::Storage {
+                storage_bytes: storage_bytes as u64,
+                memory_bytes: self.memory_bytes,
+            });
+        }
+        Ok(())
+    }
+}
+
+/// Why a device cannot be built.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ConfigError {
+    /// A field of [`Config`] is outside the range that the device can represent.
+    Limit {
+        /// The field.
+        name: &'static str,
+        /// What it says.
+        value: u64,
+        /// Its least value.
+        min: u64,
+        /// Its greatest value.
+        max: u64,
+    },
+    /// The storage handed over is shorter than the memory it must hold.
+    Storage {
+        /// Length of the storage in bytes.
+        storage_bytes: u64,
+        /// Bytes that the configuration asks for.
+        memory_bytes: u64,
+    },
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Limit {
+                name,
+                value,
+                min,
+                max,
+            } => write!(f, "{name} is {value}, outside {min} to {max}"),
+            Self::Storage {
+                storage_bytes,
+                memory_bytes,
+            } => write!(
+                f,
+                "the storage holds {storage_bytes} bytes, fewer than the {memory_bytes} of device memory"
+            ),
+        }
+    }
+}
+
+impl core::error::Error for ConfigError {}

@@ -1,0 +1,257 @@
+//! The operations called directly, without a ring: what the data-path engines do, and what
+//! benches and tests compare the ring with.
+
+use crate::access::Access;
+use crate::access::{AccessCounts, Counting};
+use crate::dispatch::Io;
+use crate::maps::Map;
+use crate::table::hash::ChainScan;
+use crate::table::{BPF_EXIST, NextKey, ValueWrite};
+use crate::{Firmware, HostMemory, Storage};
+use offmap_abi::admin::MapInfo;
+use offmap_abi::{Completion, MapHandle, Status, Submission};
+
+/// How device memory is used.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct MemoryStats {
+    /// Bytes in all.
+    pub total_bytes: u64,
+    /// Bytes that no map occupies.
+    pub free_bytes: u64,
+    /// Largest piece of them.
+    pub free_largest: u64,
+    /// Number of free pieces.
+    pub free_pieces: usize,
+    /// Live maps.
+    pub maps: u32,
+}
+
+/// The operation's result as the status that a completion would carry.
+#[inline(always)]
+fn status(result: Result<(), Status>) -> Status {
+    match result {
+        Ok(()) => Status::Success,
+        Err(status) => status,
+    }
+}
+
+#[inline(always)]
+fn check_key(map: &Map, key: &[u8]) -> Result<(), Status> {
+    if key.len() == map.key_size() {
+        Ok(())
+    } else {
+        Err(Status::InvalidLength)
+    }
+}
+
+impl<S: Storage> Firmware<S> {
+    /// Copies the value of `key` to the start of `value`, which has room for at least the
+    /// map's value as it travels.
+    ///
+    /// Statuses: `NotFound`, `OutOfRange` (arrays), `InvalidMap`, `InvalidLength`.
+    #[inline]
+    pub fn lookup(&mut self, map: MapHandle, key: &[u8], value: &mut [u8]) -> Status {
+        status(self.try_lookup(map, key, value))
+    }
+
+    #[inline(always)]
+    fn try_lookup(&mut self, map: MapHandle, key: &[u8], value: &mut [u8]) -> Result<(), Status> {
+        let map = self.maps.get(map)?;
+        check_key(map, key)?;
+        let value = value
+            .get_mut(..map.value_bytes())
+            .ok_or(Status::InvalidLength)?;
+        let at = map.table.find(&mut self.memory, key)?;
+        self.memory
+            .with_bytes(at, value.len(), |bytes| value.copy_from_slice(bytes))?;
+        Ok(())
+    }
+
+    /// Stores `value`, all slots of it for a per-CPU map. `flags` is BPF_ANY (0), BPF_NOEXIST
+    /// (1) or BPF_EXIST (2).
+    ///
+    /// Statuses: `NotFound`, `Exists`, `Full`, `OutOfRange` (arrays), `InvalidField` (flags),
+    /// `InvalidMap`, `InvalidLength`.
+    #[inline]
+    pub fn update(&mut self, map: MapHandle, key: &[u8], value: &[u8], flags: u32) -> Status {
+        status(self.try_update(map, key, flags, |map| {
+            (value.len() == map.value_bytes()).then_some(ValueWrite::All(value))
+        }))
+    }
+
+    #[inline(always)]
+    fn try_update<'v>(
+        &mut self,
+        map: MapHandle,
+        key: &[u8],
+        flags: u32,
+        write: impl FnOnce(&Map) -> Option<ValueWrite<'v>>,
+    ) -> Result<(), Status> {
+        let map = self.maps.get(map)?;
+        if flags > BPF_EXIST {
+            return Err(Status::InvalidField);
+        }
+        check_key(map, key)?;
+        let write = write(map).ok_or(Status::InvalidLength)?;
+        map.table.update(&mut self.memory, key, write, flags)
+    }
+
+    /// Removes `key`.
+    ///
+    /// Statuses: `NotFound`, `Unsupported` (arrays), `InvalidMap`, `InvalidLength`.
+    #[inline]
+    pub fn delete(&mut self, map: MapHandle, key: &[u8]) -> Status {
+        status(self.try_delete(map, key))
+    }
+
+    fn try_delete(&mut self, map: MapHandle, key: &[u8]) -> Result<(), Status> {
+        let map = self.maps.get(map)?;
+        check_key(map, key)?;
+        map.table.delete(&mut self.memory, key)
+    }
+
+    /// Copies the key after `key` to the start of `next`; the first key when `key` is `None`
+    /// or not there. `NotFound`: `key` is the last one, or the map is empty.
+    pub fn get_next(&mut self, map: MapHandle, key: Option<&[u8]>, next: &mut [u8]) -> Status {
+        status(self.try_get_next(map, key, next))
+    }
+
+    fn try_get_next(
+        &mut self,
+        map: MapHandle,
+        key: Option<&[u8]>,
+        next: &mut [u8],
+    ) -> Result<(), Status> {
+        let map = self.maps.get(map)?;
+        if let Some(key) = key {
+            check_key(map, key)?;
+        }
+        let next = next
+            .get_mut(..map.key_size())
+            .ok_or(Status::InvalidLength)?;
+        match map.table.next(&mut self.memory, key)? {
+            NextKey::Index(index) => next.copy_from_slice(&index.to_le_bytes()),
+            NextKey::At(at) => {
+                self.memory
+                    .with_bytes(at, next.len(), |bytes| next.copy_from_slice(bytes))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A lookup by data-path engine `engine`: of a per-CPU map it sees slot
+    /// `engine % cpu_slots` only. `value` has room for the value of one CPU.
+    pub fn engine_lookup(
+        &mut self,
+        engine: u32,
+        map: MapHandle,
+        key: &[u8],
+        value: &mut [u8],
+    ) -> Status {
+        status(self.try_engine_lookup(engine, map, key, value))
+    }
+
+    fn try_engine_lookup(
+        &mut self,
+        engine: u32,
+        map: MapHandle,
+        key: &[u8],
+        value: &mut [u8],
+    ) -> Result<(), Status> {
+        self.check_engine(engine)?;
+        let map = self.maps.get(map)?;
+        check_key(map, key)?;
+        let shape = map.table.value();
+        let value = value
+            .get_mut(..shape.size as usize)
+            .ok_or(Status::InvalidLength)?;
+        let slot = u64::from(engine % shape.slots.max(1));
+        let at = map
+            .table
+            .find(&mut self.memory, key)?
+            .offset(slot * u64::from(shape.slot_bytes));
+        self.memory
+            .with_bytes(at, value.len(), |bytes| value.copy_from_slice(bytes))?;
+        Ok(())
+    }
+
+    /// An update by data-path engine `engine` with the value of one CPU: of a per-CPU map it
+    /// writes slot `engine % cpu_slots` only, and the other slots of a new entry are zero, as
+    /// in the kernel.
+    pub fn engine_update(
+        &mut self,
+        engine: u32,
+        map: MapHandle,
+        key: &[u8],
+        value: &[u8],
+        flags: u32,
+    ) -> Status {
+        if let Err(status) = self.check_engine(engine) {
+            return status;
+        }
+        status(self.try_update(map, key, flags, |map| {
+            let shape = map.table.value();
+            if value.len() != shape.size as usize {
+                return None;
+            }
+            Some(match shape.slots {
+                0 => ValueWrite::All(value),
+                slots => ValueWrite::Slot {
+                    slot: engine % slots,
+                    value,
+                },
+            })
+        }))
+    }
+
+    fn check_engine(&self, engine: u32) -> Result<(), Status> {
+        if engine < self.config.engines {
+            Ok(())
+        } else {
+            Err(Status::InvalidField)
+        }
+    }
+
+    /// How device memory is used.
+    pub fn memory_stats(&self) -> MemoryStats {
+        MemoryStats {
+            total_bytes: self.allocator.size_bytes(),
+            free_bytes: self.allocator.free_bytes(),
+            free_largest: self.allocator.largest_free(),
+            free_pieces: self.allocator.pieces(),
+            maps: self.maps.live(),
+        }
+    }
+
+    /// What MAP_QUERY reports, in one go: it visits every bucket of a hash map.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidMap`; `Internal` when the table in memory contradicts itself.
+    pub fn map_info(&mut self, map: MapHandle) -> Result<MapInfo, Status> {
+        let mut scan = ChainScan::default();
+        loop {
+            if let Some(info) = self.query_step(map, &mut scan)? {
+                return Ok(info);
+            }
+        }
+    }
+
+    /// As [`Self::io`], and counts the accesses to device memory that the command makes.
+    pub fn io_counted(
+        &mut self,
+        command: &Submission,
+        host: &mut impl HostMemory,
+    ) -> (Completion, AccessCounts) {
+        let mut access = Counting::new(&mut self.memory);
+        let completion = Io {
+            config: &self.config,
+            maps: &self.maps,
+            scratch: &mut self.scratch,
+            access: &mut access,
+            host,
+        }
+        .run(command);
+        (completion, access.counts())
+    }
+}

@@ -1,0 +1,357 @@
+//! Admin commands: IDENTIFY, MAP_CREATE, MAP_FREE, MAP_QUERY (abi §6).
+
+use crate::maps::Map;
+use crate::table::Table;
+use crate::table::hash::ChainScan;
+use crate::table::layout::{Geometry, MapKind, MapSpec};
+use crate::{Firmware, HostMemory, Progress, Storage};
+use offmap_abi::admin::{
+    IdentifyBody, IdentifyData, Limit, LimitDetail, MapCreateBody, MapCreated, MapInfo,
+};
+use offmap_abi::{AdminOpcode, Completion, MapHandle, RequestId, Status, Submission};
+use zerocopy::IntoBytes;
+use zerocopy::little_endian::{U32, U64};
+
+/// Name that IDENTIFY reports.
+const FIRMWARE_NAME: &[u8] = concat!("offmap-model ", env!("CARGO_PKG_VERSION")).as_bytes();
+
+const _: () = assert!(FIRMWARE_NAME.len() <= 32);
+
+/// An admin command that takes more than one step.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Pending {
+    /// MAP_CREATE: the memory is taken, and zero up to `zeroed`.
+    Create {
+        request: RequestId,
+        map: Map,
+        zeroed: u64,
+    },
+    /// MAP_QUERY: chains are being measured.
+    Query {
+        request: RequestId,
+        handle: MapHandle,
+        scan: ChainScan,
+    },
+}
+
+/// A refusal: the status, and which limit it was.
+struct Refusal {
+    status: Status,
+    detail: Option<LimitDetail>,
+}
+
+impl From<Status> for Refusal {
+    fn from(status: Status) -> Self {
+        Self {
+            status,
+            detail: None,
+        }
+    }
+}
+
+impl Refusal {
+    fn limit(status: Status, limit: Limit, asked: u64, allowed: u64, used: u64) -> Self {
+        Self {
+            status,
+            detail: Some(LimitDetail {
+                limit: U32::new(limit.0),
+                reserved: U32::ZERO,
+                asked: U64::new(asked),
+                allowed: U64::new(allowed),
+                used: U64::new(used),
+            }),
+        }
+    }
+
+    fn completion(&self, request: RequestId) -> Completion {
+        let completion = Completion::new(request, self.status);
+        match &self.detail {
+            Some(detail) => completion.with_payload(detail.as_bytes()),
+            None => completion,
+        }
+    }
+}
+
+/// Refuses what exceeds a limit that nothing shares.
+fn within(limit: Limit, asked: u32, allowed: u32) -> Result<(), Refusal> {
+    if asked > allowed {
+        let (asked, allowed) = (asked.into(), allowed.into());
+        return Err(Refusal::limit(
+            Status::LimitExceeded,
+            limit,
+            asked,
+            allowed,
+            0,
+        ));
+    }
+    Ok(())
+}
+
+impl<S: Storage> Firmware<S> {
+    /// What IDENTIFY reports.
+    pub fn identify(&self) -> IdentifyData {
+        let config = &self.config;
+        let mut firmware = [0; 32];
+        firmware[..FIRMWARE_NAME.len()].copy_from_slice(FIRMWARE_NAME);
+        IdentifyData {
+            firmware,
+            map_types: U64::new(MapKind::bits()),
+            memory_bytes: U64::new(self.allocator.size_bytes()),
+            entries_total: U64::new(config.entries_total),
+            entries_per_map: U32::new(config.entries_per_map),
+            maps: U32::new(config.maps),
+            key_bytes: U32::new(config.key_bytes),
+            value_bytes: U32::new(config.value_bytes),
+            cpu_slots: U32::new(config.cpu_slots),
+            batch: U32::new(config.batch),
+            engines: U32::new(config.engines),
+            reserved: [0; 44],
+        }
+    }
+
+    /// Runs IDENTIFY, MAP_CREATE, MAP_FREE or MAP_QUERY. Commands about queues are the bus
+    /// side's and come back as [`Status::InvalidOpcode`].
+    ///
+    /// Admin commands run one at a time: a command that arrives while another is under way
+    /// ends with [`Status::Internal`] and changes nothing.
+    pub fn admin(&mut self, command: &Submission, host: &mut impl HostMemory) -> Progress {
+        let request = command.request();
+        if self.pending.is_some() {
+            return Progress::Done(Completion::new(request, Status::Internal));
+        }
+        let result = match AdminOpcode(command.opcode) {
+            AdminOpcode::Identify => self.identify_to(command, host).map_err(Refusal::from),
+            AdminOpcode::MapCreate => self.map_create(command),
+            AdminOpcode::MapFree => self.free_map(command.map()).map_err(Refusal::from),
+            AdminOpcode::MapQuery => self.map_query(command).map_err(Refusal::from),
+            _ => Err(Refusal::from(Status::InvalidOpcode)),
+        };
+        match result {
+            Ok(()) if self.pending.is_some() => Progress::More,
+            Ok(()) => Progress::Done(Completion::new(request, Status::Success)),
+            Err(refusal) => Progress::Done(refusal.completion(request)),
+        }
+    }
+
+    /// Does the next bounded piece of the admin command that returned [`Progress::More`].
+    /// Without one, it completes request 0 with [`Status::Internal`].
+    pub fn resume(&mut self, _host: &mut impl HostMemory) -> Progress {
+        match self.pending.take() {
+            None => Progress::Done(Completion::new(RequestId(0), Status::Internal)),
+            Some(Pending::Create {
+                request,
+                map,
+                zeroed,
+            }) => self.resume_create(request, map, zeroed),
+            Some(Pending::Query {
+                request,
+                handle,
+                scan,
+            }) => self.resume_query(request, handle, scan),
+        }
+    }
+
+    /// Gives up the admin command under way, if there is one, as if it had never come.
+    pub fn abandon(&mut self) {
+        if let Some(Pending::Create { map, .. }) = self.pending.take() {
+            self.allocator.release(map.base, map.bytes);
+        }
+    }
+
+    fn identify_to(
+        &mut self,
+        command: &Submission,
+        host: &mut impl HostMemory,
+    ) -> Result<(), Status> {
+        let body: IdentifyBody = command.body();
+        let data = self.identify();
+        let bytes = data.as_bytes();
+        let len = bytes.len().min(body.len.get() as usize);
+        if len != 0 {
+            host.write(body.iova.get(), &bytes[..len])?;
+        }
+        Ok(())
+    }
+
+    fn map_create(&mut self, command: &Submission) -> Result<(), Refusal> {
+        let body: MapCreateBody = command.body();
+        let spec = self.check_create(&body)?;
+        let free = self.allocator.largest_free();
+        let used = self.allocator.size_bytes() - self.allocator.free_bytes();
+        let refused = |asked| Refusal::limit(Status::NoMemory, Limit::Memory, asked, free, used);
+        let geometry = Geometry::new(&spec).ok_or_else(|| refused(u64::MAX))?;
+        let bytes = geometry.total_bytes;
+        let Some(base) = self.allocator.allocate(bytes) else {
+            return Err(refused(bytes));
+        };
+        let map = Map {
+            table: Table::new(base, &spec, &geometry),
+            spec,
+            base,
+            bytes,
+        };
+        self.pending = Some(Pending::Create {
+            request: command.request(),
+            map,
+            zeroed: base.0,
+        });
+        Ok(())
+    }
+
+    /// Checks a map's description against the limits.
+    fn check_create(&self, body: &MapCreateBody) -> Result<MapSpec, Refusal> {
+        let config = &self.config;
+        let exceeded = Status::LimitExceeded;
+        let invalid = || Refusal::from(Status::InvalidField);
+        if body.flags.get() != 0 {
+            return Err(invalid());
+        }
+        let map_type = body.map_type.get();
+        let Some(kind) = MapKind::from_uapi(map_type) else {
+            let allowed = MapKind::bits();
+            return Err(Refusal::limit(
+                exceeded,
+                Limit::MapType,
+                map_type.into(),
+                allowed,
+                0,
+            ));
+        };
+        let spec = MapSpec::new(kind, body);
+        if spec.key_size == 0 || spec.value_size == 0 || spec.max_entries == 0 {
+            return Err(invalid());
+        }
+        within(Limit::KeyBytes, spec.key_size, config.key_bytes)?;
+        within(Limit::ValueBytes, spec.value_size, config.value_bytes)?;
+        if kind.is_array() && spec.key_size != 4 {
+            return Err(invalid());
+        }
+        if kind.is_percpu() != (spec.cpu_slots != 0) {
+            return Err(invalid());
+        }
+        within(Limit::CpuSlots, spec.cpu_slots, config.cpu_slots)?;
+        within(
+            Limit::EntriesPerMap,
+            spec.max_entries,
+            config.entries_per_map,
+        )?;
+        let used = self.maps.entries_total();
+        let asked = u64::from(spec.max_entries);
+        if config.entries_total != 0 && asked > config.entries_total.saturating_sub(used) {
+            let allowed = config.entries_total;
+            return Err(Refusal::limit(
+                exceeded,
+                Limit::EntriesTotal,
+                asked,
+                allowed,
+                used,
+            ));
+        }
+        let live = self.maps.live();
+        if live >= config.maps {
+            let (allowed, used) = (config.maps.into(), live.into());
+            return Err(Refusal::limit(exceeded, Limit::Maps, 1, allowed, used));
+        }
+        Ok(spec)
+    }
+
+    fn resume_create(&mut self, request: RequestId, map: Map, zeroed: u64) -> Progress {
+        let end = map.base.0 + map.bytes;
+        match self.memory.zero_step(zeroed, end) {
+            Ok(zeroed) if zeroed < end => {
+                self.pending = Some(Pending::Create {
+                    request,
+                    map,
+                    zeroed,
+                });
+                Progress::More
+            }
+            Ok(_) => Progress::Done(match self.finish_create(map) {
+                Ok(handle) => {
+                    let created = MapCreated {
+                        map: U32::new(handle.0),
+                        reserved: U32::ZERO,
+                        bytes: U64::new(map.bytes),
+                    };
+                    Completion::new(request, Status::Success).with_payload(created.as_bytes())
+                }
+                Err(status) => {
+                    self.allocator.release(map.base, map.bytes);
+                    Completion::new(request, status)
+                }
+            }),
+            Err(fault) => {
+                self.allocator.release(map.base, map.bytes);
+                Progress::Done(Completion::new(request, fault.into()))
+            }
+        }
+    }
+
+    fn finish_create(&mut self, map: Map) -> Result<MapHandle, Status> {
+        use crate::access::Access;
+        self.memory.write(map.base, map.spec.description())?;
+        self.scratch.reserve_value(map.value_bytes());
+        self.maps.insert(map).ok_or(Status::Internal)
+    }
+
+    pub(crate) fn free_map(&mut self, handle: MapHandle) -> Result<(), Status> {
+        let map = self.maps.remove(handle)?;
+        self.allocator.release(map.base, map.bytes);
+        Ok(())
+    }
+
+    fn map_query(&mut self, command: &Submission) -> Result<(), Status> {
+        self.maps.get(command.map())?;
+        self.pending = Some(Pending::Query {
+            request: command.request(),
+            handle: command.map(),
+            scan: ChainScan::default(),
+        });
+        Ok(())
+    }
+
+    fn resume_query(
+        &mut self,
+        request: RequestId,
+        handle: MapHandle,
+        mut scan: ChainScan,
+    ) -> Progress {
+        match self.query_step(handle, &mut scan) {
+            Ok(None) => {
+                self.pending = Some(Pending::Query {
+                    request,
+                    handle,
+                    scan,
+                });
+                Progress::More
+            }
+            Ok(Some(info)) => Progress::Done(
+                Completion::new(request, Status::Success).with_payload(info.as_bytes()),
+            ),
+            Err(status) => Progress::Done(Completion::new(request, status)),
+        }
+    }
+
+    /// A bounded step of MAP_QUERY.
+    pub(crate) fn query_step(
+        &mut self,
+        handle: MapHandle,
+        scan: &mut ChainScan,
+    ) -> Result<Option<MapInfo>, Status> {
+        let map = self.maps.get(handle)?;
+        let longest_chain = match &map.table {
+            Table::Array(_) => 0,
+            Table::Hash(table) => match table.scan_step(&mut self.memory, scan)? {
+                Some(longest) => longest,
+                None => return Ok(None),
+            },
+        };
+        Ok(Some(MapInfo {
+            bytes: U64::new(map.bytes),
+            entries: U32::new(map.table.entries(&mut self.memory)?),
+            longest_chain: U32::new(longest_chain),
+            free_bytes: U64::new(self.allocator.free_bytes()),
+            free_largest: U64::new(self.allocator.largest_free()),
+        }))
+    }
+}

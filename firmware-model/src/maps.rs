@@ -1,0 +1,135 @@
+//! The map table: slots with generations.
+
+use crate::config::Config;
+use crate::table::Table;
+use crate::table::layout::MapSpec;
+use alloc::collections::VecDeque;
+use alloc::vec::Vec;
+use offmap_abi::{DevAddr, MapHandle, Status};
+
+/// A live map.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Map {
+    pub(crate) table: Table,
+    pub(crate) spec: MapSpec,
+    pub(crate) base: DevAddr,
+    /// Bytes from `base`.
+    pub(crate) bytes: u64,
+}
+
+impl Map {
+    /// Key size in bytes.
+    #[inline(always)]
+    pub(crate) fn key_size(&self) -> usize {
+        self.spec.key_size as usize
+    }
+
+    /// Bytes of a value as it travels.
+    #[inline(always)]
+    pub(crate) fn value_bytes(&self) -> usize {
+        self.table.value().wire as usize
+    }
+}
+
+/// A slot. Its generation is that of the map in it, or of the next one; never 0.
+#[derive(Debug)]
+struct Slot {
+    generation: u16,
+    map: Option<Map>,
+}
+
+/// All maps.
+#[derive(Debug)]
+pub(crate) struct Maps {
+    slots: Vec<Slot>,
+    /// Slots that were used before, the one freed longest ago first, so that a generation
+    /// comes round as late as possible.
+    free: VecDeque<u16>,
+    live: u32,
+    /// Entries that the live maps declare together.
+    entries_total: u64,
+    limit: u32,
+}
+
+impl Maps {
+    pub(crate) fn new(config: &Config) -> Self {
+        Self {
+            slots: Vec::new(),
+            free: VecDeque::new(),
+            live: 0,
+            entries_total: 0,
+            limit: config.maps,
+        }
+    }
+
+    /// Live maps.
+    pub(crate) fn live(&self) -> u32 {
+        self.live
+    }
+
+    /// Entries that the live maps declare together.
+    pub(crate) fn entries_total(&self) -> u64 {
+        self.entries_total
+    }
+
+    /// The map that a handle names.
+    #[inline(always)]
+    pub(crate) fn get(&self, handle: MapHandle) -> Result<&Map, Status> {
+        match self.slots.get(usize::from(handle.slot())) {
+            Some(Slot {
+                generation,
+                map: Some(map),
+            }) if *generation == handle.generation() => Ok(map),
+            _ => Err(Status::InvalidMap),
+        }
+    }
+
+    /// Puts a map into a free slot; `None` when there are as many maps as there may be.
+    pub(crate) fn insert(&mut self, map: Map) -> Option<MapHandle> {
+        if self.live >= self.limit {
+            return None;
+        }
+        // Slots that were never used come first, for the same reason as the queue's order.
+        let index = if self.slots.len() < self.limit as usize {
+            self.slots.push(Slot {
+                generation: 1,
+                map: None,
+            });
+            (self.slots.len() - 1) as u16
+        } else {
+            self.free.pop_front()?
+        };
+        let slot = self.slots.get_mut(usize::from(index))?;
+        self.entries_total += u64::from(map.spec.max_entries);
+        self.live += 1;
+        slot.map = Some(map);
+        Some(MapHandle::new(index, slot.generation))
+    }
+
+    /// Takes a map out; its handle is stale from then on.
+    pub(crate) fn remove(&mut self, handle: MapHandle) -> Result<Map, Status> {
+        self.get(handle)?;
+        let slot = self
+            .slots
+            .get_mut(usize::from(handle.slot()))
+            .ok_or(Status::InvalidMap)?;
+        let map = slot.map.take().ok_or(Status::InvalidMap)?;
+        slot.generation = slot.generation.checked_add(1).unwrap_or(1);
+        self.free.push_back(handle.slot());
+        self.live -= 1;
+        self.entries_total -= u64::from(map.spec.max_entries);
+        Ok(map)
+    }
+
+    /// Takes all maps out. Generations go on, so that no handle from before names a map.
+    pub(crate) fn clear(&mut self) {
+        for (index, slot) in self.slots.iter_mut().enumerate() {
+            if slot.map.take().is_some() {
+                slot.generation = slot.generation.checked_add(1).unwrap_or(1);
+                self.free.push_back(index as u16);
+            }
+        }
+        self.live = 0;
+        self.entries_total = 0;
+    }
+}

@@ -1,0 +1,74 @@
+//! ARRAY and PERCPU_ARRAY: the values one after the other. All entries exist from the start.
+
+use super::layout::{Geometry, MapSpec, ValueShape};
+use super::{ValueWrite, exists, write_value};
+use crate::access::Access;
+use offmap_abi::{DevAddr, Status};
+
+/// An array at its place in device memory.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ArrayTable {
+    entries: DevAddr,
+    stride: u64,
+    max_entries: u32,
+    pub(crate) value: ValueShape,
+}
+
+impl ArrayTable {
+    pub(crate) fn new(base: DevAddr, spec: &MapSpec, geometry: &Geometry) -> Self {
+        Self {
+            entries: base.offset(geometry.entries),
+            stride: geometry.entry_bytes,
+            max_entries: spec.max_entries,
+            value: geometry.value,
+        }
+    }
+
+    /// Number of entries, all of which exist.
+    pub(crate) fn max_entries(&self) -> u32 {
+        self.max_entries
+    }
+
+    /// Address of the value at `index`, which is below `max_entries`.
+    #[inline(always)]
+    pub(crate) fn value_at(&self, index: u32) -> DevAddr {
+        self.entries.offset(u64::from(index) * self.stride)
+    }
+
+    /// The index that a key is; `None` when it is no four bytes.
+    #[inline(always)]
+    fn index(key: &[u8]) -> Option<u32> {
+        key.try_into().ok().map(u32::from_le_bytes)
+    }
+
+    /// Address of the key's value.
+    #[inline(always)]
+    pub(crate) fn find(&self, key: &[u8]) -> Result<DevAddr, Status> {
+        match Self::index(key) {
+            Some(index) if index < self.max_entries => Ok(self.value_at(index)),
+            Some(_) => Err(Status::OutOfRange),
+            None => Err(Status::InvalidLength),
+        }
+    }
+
+    pub(crate) fn update(
+        &self,
+        access: &mut impl Access,
+        key: &[u8],
+        value: ValueWrite<'_>,
+        flags: u32,
+    ) -> Result<(), Status> {
+        let at = self.find(key)?;
+        exists(flags)?;
+        write_value(access, at, &self.value, value, false)
+    }
+
+    /// Index after `key`; 0 when `key` is absent or out of range.
+    pub(crate) fn next(&self, key: Option<&[u8]>) -> Result<u32, Status> {
+        match key.and_then(Self::index) {
+            Some(index) if index == self.max_entries - 1 => Err(Status::NotFound),
+            Some(index) if index < self.max_entries => Ok(index + 1),
+            _ => Ok(0),
+        }
+    }
+}

@@ -1,0 +1,218 @@
+//! Where the parts of a map lie in device memory.
+//!
+//! Every map starts with a 64-byte description, written once for whoever inspects memory and
+//! never read back. After it:
+//!
+//! * arrays: the values, `round_up(value_size, 8)` bytes each (times the per-CPU slots);
+//! * hash tables: a state line, the home buckets, the overflow buckets, the entries
+//!   (see [`super::hash`]).
+//!
+//! The geometry itself stays with the firmware, out of the window's reach.
+
+use super::bucket::BUCKET_BYTES;
+use offmap_abi::admin::MapCreateBody;
+
+/// Bytes of the description at the start of a map.
+pub const DESCRIPTION_BYTES: u64 = 64;
+/// First word of the description: the bytes `OMAP`.
+pub const DESCRIPTION_MAGIC: u32 = u32::from_le_bytes(*b"OMAP");
+
+/// The map types that the firmware has.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum MapKind {
+    /// BPF_MAP_TYPE_HASH.
+    Hash,
+    /// BPF_MAP_TYPE_ARRAY.
+    Array,
+    /// BPF_MAP_TYPE_PERCPU_HASH.
+    PercpuHash,
+    /// BPF_MAP_TYPE_PERCPU_ARRAY.
+    PercpuArray,
+}
+
+impl MapKind {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Hash, Self::Array, Self::PercpuHash, Self::PercpuArray];
+
+    /// The UAPI `enum bpf_map_type` value.
+    pub const fn uapi(self) -> u32 {
+        match self {
+            Self::Hash => 1,
+            Self::Array => 2,
+            Self::PercpuHash => 5,
+            Self::PercpuArray => 6,
+        }
+    }
+
+    /// The kind with that UAPI value.
+    pub fn from_uapi(value: u32) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.uapi() == value)
+    }
+
+    /// The bit set of [`offmap_abi::admin::IdentifyData::map_types`].
+    pub fn bits() -> u64 {
+        Self::ALL
+            .iter()
+            .fold(0, |bits, kind| bits | 1 << kind.uapi())
+    }
+
+    /// Whether an entry has a value for each CPU.
+    pub const fn is_percpu(self) -> bool {
+        matches!(self, Self::PercpuHash | Self::PercpuArray)
+    }
+
+    /// Whether the map is an array.
+    pub const fn is_array(self) -> bool {
+        matches!(self, Self::Array | Self::PercpuArray)
+    }
+}
+
+/// A map as MAP_CREATE described it, checked against the limits.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct MapSpec {
+    /// Type.
+    pub kind: MapKind,
+    /// Key size in bytes.
+    pub key_size: u32,
+    /// Value size in bytes, of one CPU.
+    pub value_size: u32,
+    /// Entries.
+    pub max_entries: u32,
+    /// Per-CPU slots; 0 for types that have none.
+    pub cpu_slots: u32,
+    /// Seed of the key hash.
+    pub seed: u64,
+    /// Name, NUL-padded.
+    pub name: [u8; 16],
+}
+
+impl MapSpec {
+    /// The map that the command asks for; `kind` is its type.
+    pub(crate) fn new(kind: MapKind, body: &MapCreateBody) -> Self {
+        Self {
+            kind,
+            key_size: body.key_size.get(),
+            value_size: body.value_size.get(),
+            max_entries: body.max_entries.get(),
+            cpu_slots: body.cpu_slots.get(),
+            seed: body.seed.get(),
+            name: body.name,
+        }
+    }
+
+    /// The description line.
+    pub(crate) fn description(&self) -> [u8; DESCRIPTION_BYTES as usize] {
+        let mut line = [0; DESCRIPTION_BYTES as usize];
+        let words = [
+            DESCRIPTION_MAGIC,
+            self.kind.uapi(),
+            self.key_size,
+            self.value_size,
+            self.max_entries,
+            self.cpu_slots,
+        ];
+        for (to, word) in line.chunks_exact_mut(4).zip(words) {
+            to.copy_from_slice(&word.to_le_bytes());
+        }
+        line[24..32].copy_from_slice(&self.seed.to_le_bytes());
+        line[32..48].copy_from_slice(&self.name);
+        line
+    }
+}
+
+/// How the value of an entry lies in memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ValueShape {
+    /// Bytes of the value of one CPU.
+    pub size: u32,
+    /// The same rounded up to 8: the stride of per-CPU slots.
+    pub slot_bytes: u32,
+    /// Per-CPU slots; 0 for types that have none.
+    pub slots: u32,
+    /// Bytes of the whole value as it travels.
+    pub wire: u32,
+    /// Bytes of the whole value in memory.
+    pub stored: u32,
+}
+
+impl ValueShape {
+    fn new(spec: &MapSpec) -> Option<Self> {
+        let slot_bytes = spec.value_size.checked_next_multiple_of(8)?;
+        let stored = slot_bytes.checked_mul(spec.cpu_slots.max(1))?;
+        let percpu = spec.kind.is_percpu();
+        Some(Self {
+            size: spec.value_size,
+            slot_bytes,
+            slots: if percpu { spec.cpu_slots } else { 0 },
+            wire: if percpu { stored } else { spec.value_size },
+            stored,
+        })
+    }
+}
+
+/// Offsets from the start of a map, in bytes, and counts.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Geometry {
+    /// The value of an entry.
+    pub(crate) value: ValueShape,
+    /// Stride of the entries.
+    pub(crate) entry_bytes: u64,
+    /// From an entry's start to its value; 0 for arrays.
+    pub(crate) value_offset: u64,
+    /// First home bucket.
+    pub(crate) homes: u64,
+    /// Number of home buckets, a power of two; 0 for arrays.
+    pub(crate) home_count: u32,
+    /// First overflow bucket.
+    pub(crate) overflow: u64,
+    /// Number of overflow buckets; 0 for arrays.
+    pub(crate) overflow_count: u32,
+    /// First entry.
+    pub(crate) entries: u64,
+    /// All of the map.
+    pub(crate) total_bytes: u64,
+}
+
+impl Geometry {
+    /// The geometry of a map; `None` when it cannot be expressed in 64 bits.
+    pub(crate) fn new(spec: &MapSpec) -> Option<Self> {
+        let value = ValueShape::new(spec)?;
+        let max = u64::from(spec.max_entries);
+        if spec.kind.is_array() {
+            let entry_bytes = u64::from(value.stored);
+            let total_bytes = DESCRIPTION_BYTES.checked_add(entry_bytes.checked_mul(max)?)?;
+            return Some(Self {
+                value,
+                entry_bytes,
+                value_offset: 0,
+                homes: 0,
+                home_count: 0,
+                overflow: 0,
+                overflow_count: 0,
+                entries: DESCRIPTION_BYTES,
+                total_bytes,
+            });
+        }
+        // Four entries a home bucket on average, of the eight that it has room for: then
+        // about two home buckets in a hundred of a full table have an overflow bucket.
+        let home_count = spec.max_entries.div_ceil(4).checked_next_power_of_two()?;
+        let overflow_count = spec.max_entries / 8 + 1;
+        let value_offset = u64::from(spec.key_size).checked_next_multiple_of(8)?;
+        let entry_bytes = value_offset.checked_add(value.stored.into())?;
+        let homes = DESCRIPTION_BYTES + BUCKET_BYTES;
+        let overflow = homes + u64::from(home_count) * BUCKET_BYTES;
+        let entries = overflow + u64::from(overflow_count) * BUCKET_BYTES;
+        let total_bytes = entries.checked_add(entry_bytes.checked_mul(max)?)?;
+        Some(Self {
+            value,
+            entry_bytes,
+            value_offset,
+            homes,
+            home_count,
+            overflow,
+            overflow_count,
+            entries,
+            total_bytes,
+        })
+    }
+}
