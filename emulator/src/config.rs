@@ -26,9 +26,7 @@ pub struct DeviceConfig {
     /// How many times in a row the device of the threaded front end finds no work before it
     /// parks. Default: 8,192, a few hundred microseconds.
     pub polls_before_park: u32,
-    /// The firmware. Defaults: 256 MiB of memory, 1,024 maps, 16 Mi entries per map and no
-    /// limit for all maps together, keys up to 512 bytes, values up to 64 KiB, 1,024 per-CPU
-    /// slots, batches of 4,096, one engine.
+    /// The firmware. Default: [`firmware::Config::with_memory`] with 256 MiB.
     pub firmware: firmware::Config,
 }
 
@@ -39,17 +37,7 @@ impl Default for DeviceConfig {
             queue_depth_max: 4096,
             vectors: 17,
             polls_before_park: 8192,
-            firmware: firmware::Config {
-                memory_bytes: 256 << 20,
-                maps: 1024,
-                entries_per_map: 16 << 20,
-                entries_total: 0,
-                key_bytes: 512,
-                value_bytes: 64 << 10,
-                cpu_slots: 1024,
-                batch: 4096,
-                engines: 1,
-            },
+            firmware: firmware::Config::with_memory(256 << 20),
         }
     }
 }

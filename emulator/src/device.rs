@@ -72,7 +72,8 @@ impl Device {
     pub fn new(config: &DeviceConfig) -> Result<Self, EmulatorError> {
         config.validate()?;
         let firmware = Firmware::new(config.firmware.clone(), config.reserve_memory()?)?;
-        let features = Features::NOTIFY_BLOCK | Features::BATCH | Features::MEMORY_WINDOW;
+        let mut features = Features::NOTIFY_BLOCK | Features::MEMORY_WINDOW;
+        features.set(Features::BATCH, config.firmware.batch > 0);
         let mut registers = RegisterFile::new();
         registers.describe(regs::VECTORS, config.vectors.into());
         registers.describe(regs::FEATURES, features.bits());

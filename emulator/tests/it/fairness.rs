@@ -7,8 +7,9 @@ use offmap_device_io::Function;
 fn a_busy_queue_leaves_the_others_their_turn() {
     let host = Host::new(inline());
     let mut admin = host.bring_up(16, NONE);
-    let mut busy = host.create_queue(&mut admin, 1, 256, NONE, true);
-    let mut calm = host.create_queue(&mut admin, 2, 16, NONE, true);
+    // The queue that is looked at last is the one that stays favoured.
+    let mut calm = host.create_queue(&mut admin, 1, 16, NONE, true);
+    let mut busy = host.create_queue(&mut admin, 2, 256, NONE, true);
     let mut worst = 0;
     for round in 0..200 {
         calm.push(&nop(round));
@@ -22,7 +23,7 @@ fn a_busy_queue_leaves_the_others_their_turn() {
             while busy.poll().is_some() {}
             busy.publish_head(&*host.f);
             steps += 1;
-            assert!(steps < 100, "the calm queue starves");
+            assert!(steps <= 10, "the calm queue starves");
         }
         calm.publish_head(&*host.f);
         worst = worst.max(steps);
