@@ -260,7 +260,7 @@ impl Queue {
     /// Stores an entry, body first.
     pub(crate) fn push(&mut self, s: &Submission) {
         assert!(self.sent.wrapping_sub(self.taken) < self.depth);
-        let phase = self.sent / self.depth % 2 == 0;
+        let phase = (self.sent / self.depth).is_multiple_of(2);
         let at = (self.sent % self.depth) as usize * 64;
         let words = s.to_words(phase);
         for (i, w) in words.iter().enumerate().skip(1) {
@@ -315,7 +315,7 @@ impl Queue {
 
     /// The next completion, if it is there.
     pub(crate) fn poll(&mut self) -> Option<Completion> {
-        let phase = self.taken / self.depth % 2 == 0;
+        let phase = (self.taken / self.depth).is_multiple_of(2);
         let at = (self.taken % self.depth) as usize * 64;
         let word0 = self.cq.memory.load_u64(at, Ordering::Acquire);
         if phase_of(word0) != phase {
