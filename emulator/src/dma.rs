@@ -10,6 +10,11 @@
 //! bus-master permission, makes a stale translation visible in one comparison. Nothing here
 //! hands out memory that outlives the borrow of the engine, so that an unmap, which needs the
 //! engine exclusively, ends all access by construction.
+//!
+//! What the engine cannot defend itself against is a file that its owner shortens after
+//! mapping it: an access past the new end raises SIGBUS. A
+//! [`DmaBuffer`](offmap_device_io::DmaBuffer) never does that; a front end that takes
+//! descriptors from another process must insist on sealed ones.
 
 use offmap_device_io::{IoError, Iova, IovaRange, PAGE_BYTES};
 use offmap_firmware_model::{HostFault, HostMemory};

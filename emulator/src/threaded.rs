@@ -33,6 +33,8 @@ struct Shared {
     device: Mutex<Device>,
     /// Host threads that want the device.
     waiting: AtomicU32,
+    /// The device's own thread wants it back.
+    owed: AtomicBool,
     stop: AtomicBool,
 }
 
@@ -46,6 +48,7 @@ impl Threaded {
         let shared = Arc::new(Shared {
             device: Mutex::new(Device::new(&config)?),
             waiting: AtomicU32::new(0),
+            owed: AtomicBool::new(false),
             stop: AtomicBool::new(false),
         });
         let polls = config.polls_before_park;
@@ -141,7 +144,10 @@ impl Shared {
             }
             thread::yield_now();
         }
-        self.device.lock().ok()
+        self.owed.store(true, Ordering::Relaxed);
+        let device = self.device.lock().ok();
+        self.owed.store(false, Ordering::Relaxed);
+        device
     }
 }
 
@@ -152,10 +158,16 @@ impl FrontEnd for ThreadedFrontEnd {
         self.shared.waiting.fetch_add(1, Ordering::Relaxed);
         let device = self.shared.device.lock();
         self.shared.waiting.fetch_sub(1, Ordering::Relaxed);
-        match device {
+        let result = match device {
             Ok(mut device) => Ok(f(&mut device)),
             Err(_) => Err(IoError::Gone("the device's thread has panicked")),
+        };
+        if self.shared.owed.load(Ordering::Relaxed) {
+            // The lock is not fair: a host that reads a register in a loop would take it again
+            // and again before the device's thread has woken up.
+            thread::yield_now();
         }
+        result
     }
 
     fn wake(&self) {
