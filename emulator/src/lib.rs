@@ -1,1 +1,34 @@
-//! stub
+//! The emulated SmartNIC: a PCI function, from config space to queues, around the firmware
+//! model.
+//!
+//! [`Device`] is the function itself: registers, doorbells, MSI-X, a DMA engine that checks
+//! every access against what the host has mapped, and [`Device::step`], which does bounded
+//! work and has no thread and no clock. Two front ends make a
+//! [`Function`](offmap_device_io::Function) of it for drivers in the same process:
+//! [`Inline`], where the waiting caller runs the device, and [`Threaded`].
+//!
+//! Nothing from the host is trusted: bad bytes become a status, a typed error or a device
+//! that has stopped itself until its reset; never a panic, a hang or an access to memory that
+//! the host has not mapped.
+#![forbid(unsafe_code)]
+
+mod admin;
+mod bars;
+mod config;
+pub mod config_space;
+mod device;
+pub mod dma;
+mod error;
+mod function;
+mod inline;
+pub mod msix;
+mod queue;
+pub mod regs;
+mod threaded;
+
+pub use config::{DeviceConfig, DeviceMemory, QUEUE_DEPTH_LIMIT};
+pub use device::{Device, Step, bar_info};
+pub use error::EmulatorError;
+pub use function::{Emulated, FrontEnd};
+pub use inline::{Inline, InlineFrontEnd};
+pub use threaded::{Threaded, ThreadedFrontEnd};

@@ -1,0 +1,99 @@
+//! What a device is built with.
+
+use crate::error::EmulatorError;
+use crate::msix;
+use memmap2::{Advice, MmapMut, MmapOptions};
+use offmap_abi::regs;
+use offmap_firmware_model as firmware;
+
+/// The memory that backs the modelled device memory: anonymous, zeroed, touched lazily.
+pub type DeviceMemory = MmapMut;
+
+/// Greatest depth that a device may offer: request slots are 16 bits wide on the host's side,
+/// and counts of submissions must stay well apart from their wrap.
+pub const QUEUE_DEPTH_LIMIT: u32 = 1 << 15;
+
+/// What an emulated device is built with.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DeviceConfig {
+    /// I/O queue pairs: 1 to 63. Default: 16.
+    pub queue_pairs: u16,
+    /// Greatest queue depth in entries: a power of two from 2 to [`QUEUE_DEPTH_LIMIT`].
+    /// Default: 4,096.
+    pub queue_depth_max: u32,
+    /// MSI-X vectors: 1 to [`msix::MAX_VECTORS`]. Default: 17, one per queue.
+    pub vectors: u16,
+    /// How many times in a row the device of the threaded front end finds no work before it
+    /// parks. Default: 8,192, a few hundred microseconds.
+    pub polls_before_park: u32,
+    /// The firmware. Default: [`firmware::Config::with_memory`] with 256 MiB.
+    pub firmware: firmware::Config,
+}
+
+impl Default for DeviceConfig {
+    fn default() -> Self {
+        Self {
+            queue_pairs: 16,
+            queue_depth_max: 4096,
+            vectors: 17,
+            polls_before_park: 8192,
+            firmware: firmware::Config::with_memory(256 << 20),
+        }
+    }
+}
+
+impl DeviceConfig {
+    /// Checks the fields that are the bus side's; the firmware checks its own.
+    pub(crate) fn validate(&self) -> Result<(), EmulatorError> {
+        let check = |ok, field, value, expected| {
+            if ok {
+                Ok(())
+            } else {
+                Err(EmulatorError::Config {
+                    field,
+                    value,
+                    expected,
+                })
+            }
+        };
+        check(
+            (1..regs::MAX_QUEUE_PAIRS).contains(&self.queue_pairs),
+            "queue_pairs",
+            self.queue_pairs.into(),
+            "from 1 to 63",
+        )?;
+        check(
+            self.queue_depth_max.is_power_of_two()
+                && (2..=QUEUE_DEPTH_LIMIT).contains(&self.queue_depth_max),
+            "queue_depth_max",
+            self.queue_depth_max.into(),
+            "a power of two from 2 to 32,768",
+        )?;
+        check(
+            (1..=msix::MAX_VECTORS).contains(&self.vectors),
+            "vectors",
+            self.vectors.into(),
+            "from 1 to 512",
+        )
+    }
+
+    /// Reserves the device memory.
+    ///
+    /// Pages cost nothing until they are touched, so that a device with much memory and few
+    /// maps is cheap; and they are large where the system can do so, because a table of
+    /// millions of entries would otherwise spend its time in TLB misses.
+    pub(crate) fn reserve_memory(&self) -> Result<DeviceMemory, EmulatorError> {
+        let bytes = self.firmware.memory_bytes;
+        let fail = |source| EmulatorError::Memory { bytes, source };
+        let len = usize::try_from(bytes)
+            .map_err(|e| fail(std::io::Error::new(std::io::ErrorKind::OutOfMemory, e)))?;
+        let memory = MmapOptions::new()
+            .len(len)
+            .no_reserve_swap()
+            .map_anon()
+            .map_err(fail)?;
+        // A wish: kernels without transparent huge pages refuse it, and nothing is lost.
+        let _ = memory.advise(Advice::HugePage);
+        Ok(memory)
+    }
+}

@@ -1,0 +1,475 @@
+//! The device core: one PCI function, without a thread or a clock of its own.
+//!
+//! A front end calls [`Device::step`] for bounded pieces of work and passes the host's
+//! accesses in between. Whatever the host does, a step ends, and nothing panics: the worst
+//! that it can achieve is [`DeviceStatus::FATAL`](offmap_abi::regs::DeviceStatus::FATAL),
+//! which a reset ends.
+
+use crate::config::{DeviceConfig, DeviceMemory};
+use crate::config_space::ConfigSpace;
+use crate::dma::{Dma, Host};
+use crate::error::EmulatorError;
+use crate::msix::Msix;
+use crate::queue::{Queue, QueueSpec};
+use crate::regs::RegisterFile;
+use offmap_abi::regs::{self, Control, DeviceStatus, FatalCause, Features};
+use offmap_abi::{Completion, IoOpcode, QueueId, Status};
+use offmap_device_io::{BarInfo, BarMapping, BarOffset, DmaBuffer, DmaPlacement, Interrupt};
+use offmap_device_io::{IoError, Iova};
+use offmap_firmware_model::Firmware;
+use std::sync::atomic::{Ordering, fence};
+
+/// What READY_TIMEOUT_MS says. Enable and reset take effect before the access that asks for
+/// them returns; the time covers a front end whose thread is not scheduled at once.
+const READY_TIMEOUT_MS: u64 = 1000;
+
+/// Commands that one queue may run before the others get their turn.
+const BURST: u32 = 32;
+/// What a batch command counts for in a burst: its work is that of many commands.
+const BATCH_COST: u32 = 16;
+/// Bursts in a row that the queue which last had work gets before all others are looked at.
+/// A host that uses one queue at a time then pays for polling that queue only.
+const FAVOURED_BURSTS: u32 = 8;
+
+/// What a step did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Step {
+    /// There was no work.
+    Idle,
+    /// There was some, and there may be more.
+    Worked,
+}
+
+/// The function.
+pub struct Device {
+    pub(crate) config: ConfigSpace,
+    pub(crate) registers: RegisterFile,
+    pub(crate) msix: Msix,
+    pub(crate) dma: Dma,
+    pub(crate) firmware: Firmware<DeviceMemory>,
+    /// The doorbell page, in a memfd so that a host can map it.
+    pub(crate) doorbells: DmaBuffer,
+    /// The queues in service, the admin queue first; empty while the device is not enabled.
+    pub(crate) queues: Vec<Queue>,
+    /// An admin command of the firmware that takes several steps is under way. Its completion
+    /// has a place since it was fetched; no further admin command is fetched meanwhile.
+    pub(crate) admin_under_way: bool,
+    /// The queue that last had work, and how many more bursts it may get before the others.
+    favoured: usize,
+    favours: u32,
+    /// The device serves its queues: it is enabled, not stopped by an error and not asleep.
+    pub(crate) running: bool,
+    pub(crate) queue_pairs: u16,
+    pub(crate) queue_depth_max: u32,
+}
+
+impl Device {
+    /// Builds a device, powered on and not yet enabled.
+    ///
+    /// # Errors
+    ///
+    /// [`EmulatorError`], when the configuration or the system does not allow it.
+    pub fn new(config: &DeviceConfig) -> Result<Self, EmulatorError> {
+        config.validate()?;
+        let firmware = Firmware::new(config.firmware.clone(), config.reserve_memory()?)?;
+        let mut features = Features::NOTIFY_BLOCK | Features::MEMORY_WINDOW;
+        features.set(Features::BATCH, config.firmware.batch > 0);
+        let mut registers = RegisterFile::new();
+        registers.describe(regs::VECTORS, config.vectors.into());
+        registers.describe(regs::FEATURES, features.bits());
+        registers.describe(regs::QUEUE_PAIRS, config.queue_pairs.into());
+        registers.describe(regs::QUEUE_DEPTH_MAX, config.queue_depth_max.into());
+        registers.describe(regs::READY_TIMEOUT_MS, READY_TIMEOUT_MS);
+        let page = regs::DOORBELL_PAGE_BYTES as usize;
+        Ok(Self {
+            config: ConfigSpace::new(config.vectors),
+            registers,
+            msix: Msix::new(config.vectors),
+            dma: Dma::new(),
+            firmware,
+            doorbells: DmaBuffer::new(page, DmaPlacement::default())?,
+            queues: Vec::new(),
+            admin_under_way: false,
+            favoured: 0,
+            favours: 0,
+            running: false,
+            queue_pairs: config.queue_pairs,
+            queue_depth_max: config.queue_depth_max,
+        })
+    }
+
+    /// Does a bounded piece of work: one piece of an admin command under way, and one burst of
+    /// the favoured queue or of every queue.
+    #[inline]
+    pub fn step(&mut self) -> Step {
+        if !self.running {
+            return Step::Idle;
+        }
+        match self.serve() {
+            Ok(step) => step,
+            Err(cause) => {
+                self.fail(cause);
+                Step::Worked
+            }
+        }
+    }
+
+    #[inline]
+    fn serve(&mut self) -> Result<Step, FatalCause> {
+        let mut step = Step::Idle;
+        if self.admin_under_way {
+            self.resume_admin()?;
+            step = Step::Worked;
+        }
+        if self.favours > 0 && self.favoured < self.queues.len() {
+            self.favours -= 1;
+            if self.serve_queue(self.favoured)? {
+                return Ok(Step::Worked);
+            }
+        }
+        for i in 0..self.queues.len() {
+            // An admin command may have taken a queue away.
+            if i < self.queues.len() && self.serve_queue(i)? {
+                self.favoured = i;
+                self.favours = FAVOURED_BURSTS;
+                step = Step::Worked;
+            }
+        }
+        Ok(step)
+    }
+
+    #[inline]
+    fn serve_queue(&mut self, index: usize) -> Result<bool, FatalCause> {
+        if self.queues[index].id() == QueueId::ADMIN {
+            self.serve_admin()
+        } else {
+            self.serve_io(index)
+        }
+    }
+
+    /// Runs a burst of an I/O queue; whether there was anything to run.
+    #[inline]
+    fn serve_io(&mut self, index: usize) -> Result<bool, FatalCause> {
+        let queue = &mut self.queues[index];
+        let mut spent = 0;
+        let mut inconsistent = false;
+        while spent < BURST {
+            let Some(command) = queue.fetch(&self.dma, &self.doorbells)? else {
+                break;
+            };
+            let completion = if queue.take_abort(&command) {
+                Completion::new(command.request(), Status::Aborted)
+            } else {
+                self.firmware.io(&command, &mut Host(&mut self.dma))
+            };
+            inconsistent |= completion.status() == Status::Internal;
+            queue.post(&self.dma, completion)?;
+            spent += if IoOpcode(command.opcode).is_batch() {
+                BATCH_COST
+            } else {
+                1
+            };
+        }
+        if spent == 0 {
+            return Ok(false);
+        }
+        if let Some(vector) = queue.interrupt(&self.dma)? {
+            self.msix.raise(vector);
+        }
+        if inconsistent {
+            return Err(FatalCause::Firmware);
+        }
+        Ok(true)
+    }
+
+    /// Prepares to wait for a wake-up: asks for a KICK on every queue that has a notify block,
+    /// then looks once more (rule N1). Returns whether the caller may wait.
+    pub fn arm(&mut self) -> bool {
+        if !self.running {
+            return true;
+        }
+        let mut look = || {
+            for queue in &mut self.queues {
+                queue.arm(&self.dma)?;
+            }
+            fence(Ordering::SeqCst);
+            for queue in &mut self.queues {
+                // With an admin command under way the admin queue waits for that.
+                if queue.has_work(&self.dma, &self.doorbells)? {
+                    return Ok(true);
+                }
+            }
+            Ok(false)
+        };
+        match look() {
+            Ok(work) => !work && !self.admin_under_way,
+            Err(cause) => {
+                self.fail(cause);
+                true
+            }
+        }
+    }
+
+    /// Takes back what [`Device::arm`] asked for.
+    pub fn disarm(&mut self) {
+        if !self.running {
+            return;
+        }
+        let dma = &self.dma;
+        let result = self.queues.iter_mut().try_for_each(|q| q.disarm(dma));
+        if let Err(cause) = result {
+            self.fail(cause);
+        }
+    }
+
+    /// Whether there are queues to look at: if not, only an access of the host brings work.
+    pub fn is_running(&self) -> bool {
+        self.running
+    }
+
+    /// The firmware, for tests and benches that call it without the bus in between.
+    pub fn firmware_mut(&mut self) -> &mut Firmware<DeviceMemory> {
+        &mut self.firmware
+    }
+
+    /// Stops the device until the next reset.
+    pub(crate) fn fail(&mut self, cause: FatalCause) {
+        self.running = false;
+        self.registers
+            .set(regs::STATUS, DeviceStatus::FATAL.bits().into());
+        self.registers.set(regs::FATAL_CAUSE, cause.0.into());
+    }
+
+    /// Function-level reset: only the DMA mappings, which are the transport's, and the reset
+    /// count survive.
+    pub fn reset(&mut self) {
+        self.stop();
+        let resets = self.registers.get(regs::RESET_COUNT) as u32;
+        self.registers.reset();
+        self.registers
+            .set(regs::RESET_COUNT, resets.wrapping_add(1).into());
+        self.config.reset();
+        self.msix.reset();
+        self.doorbells.zero(0, self.doorbells.len());
+        self.apply_config();
+    }
+
+    /// Forgets queues and maps.
+    fn stop(&mut self) {
+        self.running = false;
+        self.queues.clear();
+        self.admin_under_way = false;
+        self.favours = 0;
+        self.firmware.reset();
+    }
+
+    /// CONTROL.ENABLE was set: takes up the admin queue.
+    fn enable(&mut self) {
+        let spec = QueueSpec {
+            id: QueueId::ADMIN,
+            depth: self.registers.get(regs::ADMIN_DEPTH) as u32,
+            vector: self.registers.get(regs::ADMIN_VECTOR) as u32,
+            sq: self.registers.get(regs::ADMIN_SQ),
+            cq: self.registers.get(regs::ADMIN_CQ),
+            notify: 0,
+        };
+        if !spec.is_valid(self.queue_depth_max, self.msix.vectors()) {
+            return self.fail(FatalCause::AdminQueueConfig);
+        }
+        if spec.check_memory(&self.dma).is_err() {
+            return self.fail(FatalCause::RingDma);
+        }
+        self.clear_doorbells(QueueId::ADMIN);
+        self.queues.push(Queue::new(&spec));
+        self.running = true;
+        self.registers
+            .set(regs::STATUS, DeviceStatus::READY.bits().into());
+    }
+
+    /// CONTROL was written.
+    fn control(&mut self, before: Control, now: Control) {
+        let status = self.registers.get(regs::STATUS) as u32;
+        let fatal = DeviceStatus::from_bits_retain(status).contains(DeviceStatus::FATAL);
+        match (
+            before.contains(Control::ENABLE),
+            now.contains(Control::ENABLE),
+        ) {
+            (false, true) if !fatal => self.enable(),
+            (true, false) => {
+                self.stop();
+                let kept = if fatal {
+                    DeviceStatus::FATAL
+                } else {
+                    DeviceStatus::empty()
+                };
+                self.registers.set(regs::STATUS, kept.bits().into());
+            }
+            _ => {}
+        }
+    }
+
+    /// Takes over into the other parts what config space says now.
+    fn apply_config(&mut self) {
+        let master = self.config.bus_master();
+        self.dma.set_enabled(master);
+        self.msix.set_control(
+            self.config.msix_enabled() && master,
+            self.config.msix_masked(),
+        );
+        let status = self.registers.get(regs::STATUS) as u32;
+        let ready = DeviceStatus::from_bits_retain(status).contains(DeviceStatus::READY);
+        self.running = ready && !self.config.asleep();
+    }
+
+    /// Queues' counts start from zero, whatever an earlier queue of that id left.
+    pub(crate) fn clear_doorbells(&mut self, queue: QueueId) {
+        let stride = offmap_abi::notify::DOORBELL_STRIDE as usize;
+        let first = usize::from(queue.0) * stride;
+        for offset in (first..first + stride).step_by(8) {
+            self.doorbells.store_u64(offset, 0, Ordering::Release);
+        }
+    }
+
+    // The host's accesses, as a transport passes them on.
+
+    /// Reads config space.
+    ///
+    /// # Errors
+    ///
+    /// [`IoError::ConfigRange`].
+    pub fn config_read(&self, offset: u16, buf: &mut [u8]) -> Result<(), IoError> {
+        self.config.read(offset, buf)
+    }
+
+    /// Writes config space; a write that initiates a function-level reset carries it out.
+    ///
+    /// # Errors
+    ///
+    /// [`IoError::ConfigRange`].
+    pub fn config_write(&mut self, offset: u16, data: &[u8]) -> Result<(), IoError> {
+        if self.config.write(offset, data)?.reset {
+            self.reset();
+        } else {
+            self.apply_config();
+        }
+        Ok(())
+    }
+
+    /// Lets the device reach `len` bytes at `offset` of `fd` at `iova`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Dma::map`].
+    pub fn dma_map(
+        &mut self,
+        fd: std::os::fd::BorrowedFd<'_>,
+        offset: u64,
+        iova: Iova,
+        len: usize,
+    ) -> Result<(), IoError> {
+        self.dma.map(fd, offset, iova, len)
+    }
+
+    /// Takes a mapping away.
+    ///
+    /// # Errors
+    ///
+    /// As [`Dma::unmap`].
+    pub fn dma_unmap(&mut self, iova: Iova, len: usize) -> Result<(), IoError> {
+        self.dma.unmap(iova, len)
+    }
+
+    /// Number of MSI-X vectors.
+    pub fn vectors(&self) -> u32 {
+        self.msix.vectors()
+    }
+
+    /// Routes a vector, unmasks it and enables MSI-X, as the owner of the host's interrupts
+    /// does.
+    ///
+    /// # Errors
+    ///
+    /// [`IoError::NoVector`], or what [`Interrupt::new`] returns.
+    pub fn enable_vector(&mut self, vector: u32) -> Result<Interrupt, IoError> {
+        let interrupt = self.msix.route(vector)?;
+        self.config.set_msix_enabled(true);
+        self.apply_config();
+        Ok(interrupt)
+    }
+
+    /// Silences and masks a vector, and disables MSI-X with the last.
+    ///
+    /// # Errors
+    ///
+    /// [`IoError::NoVector`].
+    pub fn disable_vector(&mut self, vector: u32) -> Result<(), IoError> {
+        if !self.msix.silence(vector)? {
+            self.config.set_msix_enabled(false);
+        }
+        self.apply_config();
+        Ok(())
+    }
+
+    /// Maps part of a BAR: the doorbell page, whole; all else is trapped.
+    ///
+    /// # Errors
+    ///
+    /// [`IoError::NoBar`], [`IoError::BarAccess`], or what [`BarMapping::new`] returns.
+    pub fn map_bar(
+        &self,
+        bar: u8,
+        offset: BarOffset,
+        len: usize,
+    ) -> Result<Option<BarMapping>, IoError> {
+        let size = bar_info(bar)?.size_bytes;
+        let inside = offset.0 <= size && len as u64 <= size - offset.0;
+        if len == 0 || !inside {
+            return Err(IoError::BarAccess { bar, offset, len });
+        }
+        let page = (regs::BAR_REGISTERS, regs::DOORBELL_PAGE);
+        if (bar, offset.0) == page && len as u64 == regs::DOORBELL_PAGE_BYTES {
+            BarMapping::new(self.doorbells.fd(), 0, len).map(Some)
+        } else {
+            Ok(None)
+        }
+    }
+
+    /// A register was written: carries out what that means.
+    pub(crate) fn register_written(&mut self, offset: u64, before: u64, now: u64) {
+        if offset == regs::CONTROL {
+            self.control(
+                Control::from_bits_retain(before as u32),
+                Control::from_bits_retain(now as u32),
+            );
+        }
+        // A KICK needs no more than that the front end wakes the device, which it does for
+        // every write.
+    }
+
+    /// Whether the host has enabled the device; some registers are read-only meanwhile.
+    pub(crate) fn is_enabled(&self) -> bool {
+        let control = self.registers.get(regs::CONTROL) as u32;
+        Control::from_bits_retain(control).contains(Control::ENABLE)
+    }
+}
+
+/// Size and kind of a BAR.
+///
+/// # Errors
+///
+/// [`IoError::NoBar`].
+pub fn bar_info(bar: u8) -> Result<BarInfo, IoError> {
+    match bar {
+        regs::BAR_REGISTERS => Ok(BarInfo {
+            size_bytes: regs::BAR0_BYTES,
+            is_64bit: true,
+            prefetchable: false,
+        }),
+        regs::BAR_WINDOW => Ok(BarInfo {
+            size_bytes: regs::WINDOW_BYTES,
+            is_64bit: true,
+            prefetchable: true,
+        }),
+        _ => Err(IoError::NoBar { bar }),
+    }
+}

@@ -1,0 +1,123 @@
+//! What the two in-process front ends share: the device behind a lock, and the
+//! [`Function`] made of it.
+
+use crate::device::{Device, bar_info};
+use crate::dma::IOVA_RANGES;
+use crate::regs::Width;
+use offmap_device_io::{
+    BarInfo, BarMapping, BarOffset, DmaBuffer, Function, Interrupt, IoError, Iova, IovaRange,
+};
+
+/// How a front end lends out its device and gets it to run.
+pub trait FrontEnd: Send + Sync + 'static {
+    /// The front end's name, for messages.
+    const NAME: &'static str;
+
+    /// Runs `f` on the device, between two steps.
+    ///
+    /// # Errors
+    ///
+    /// [`IoError::Gone`] when the device has died.
+    fn with_device<R>(&self, f: impl FnOnce(&mut Device) -> R) -> Result<R, IoError>;
+
+    /// Sees to it that the device looks for work soon.
+    fn wake(&self);
+
+    /// What the host does while it waits.
+    fn progress(&self);
+}
+
+/// An emulated device with a front end: a [`Function`] for a driver in the same process.
+pub struct Emulated<E> {
+    pub(crate) front_end: E,
+}
+
+impl<E: FrontEnd> Emulated<E> {
+    /// An access that may bring work for the device.
+    fn poke<R>(&self, f: impl FnOnce(&mut Device) -> Result<R, IoError>) -> Result<R, IoError> {
+        let result = self.front_end.with_device(f)?;
+        self.front_end.wake();
+        result
+    }
+}
+
+impl<E: FrontEnd> Function for Emulated<E> {
+    fn describe(&self) -> String {
+        format!("emulated ({})", E::NAME)
+    }
+
+    fn config_read(&self, offset: u16, buf: &mut [u8]) -> Result<(), IoError> {
+        self.front_end.with_device(|d| d.config_read(offset, buf))?
+    }
+
+    fn config_write(&self, offset: u16, data: &[u8]) -> Result<(), IoError> {
+        self.poke(|d| d.config_write(offset, data))
+    }
+
+    fn bar(&self, bar: u8) -> Result<BarInfo, IoError> {
+        bar_info(bar)
+    }
+
+    fn read32(&self, bar: u8, offset: BarOffset) -> Result<u32, IoError> {
+        self.front_end
+            .with_device(|d| d.bar_read(bar, offset, Width::Four))?
+            .map(|v| v as u32)
+    }
+
+    fn read64(&self, bar: u8, offset: BarOffset) -> Result<u64, IoError> {
+        self.front_end
+            .with_device(|d| d.bar_read(bar, offset, Width::Eight))?
+    }
+
+    fn write32(&self, bar: u8, offset: BarOffset, value: u32) -> Result<(), IoError> {
+        self.poke(|d| d.bar_write(bar, offset, Width::Four, value.into()))
+    }
+
+    fn write64(&self, bar: u8, offset: BarOffset, value: u64) -> Result<(), IoError> {
+        self.poke(|d| d.bar_write(bar, offset, Width::Eight, value))
+    }
+
+    fn map_bar(
+        &self,
+        bar: u8,
+        offset: BarOffset,
+        len: usize,
+    ) -> Result<Option<BarMapping>, IoError> {
+        self.front_end
+            .with_device(|d| d.map_bar(bar, offset, len))?
+    }
+
+    fn iova_ranges(&self) -> Vec<IovaRange> {
+        IOVA_RANGES.to_vec()
+    }
+
+    fn dma_map(&self, buffer: &DmaBuffer, iova: Iova) -> Result<(), IoError> {
+        self.front_end
+            .with_device(|d| d.dma_map(buffer.fd(), 0, iova, buffer.len()))?
+    }
+
+    fn dma_unmap(&self, iova: Iova, len: usize) -> Result<(), IoError> {
+        self.front_end.with_device(|d| d.dma_unmap(iova, len))?
+    }
+
+    fn vectors(&self) -> u32 {
+        self.front_end.with_device(|d| d.vectors()).unwrap_or(0)
+    }
+
+    fn enable_vector(&self, vector: u32) -> Result<Interrupt, IoError> {
+        self.front_end.with_device(|d| d.enable_vector(vector))?
+    }
+
+    fn disable_vector(&self, vector: u32) -> Result<(), IoError> {
+        self.front_end.with_device(|d| d.disable_vector(vector))?
+    }
+
+    fn reset(&self) -> Result<(), IoError> {
+        self.front_end.with_device(Device::reset)
+    }
+
+    #[inline]
+    fn progress(&self) {
+        self.front_end.progress();
+    }
+}

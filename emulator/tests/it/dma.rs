@@ -1,0 +1,237 @@
+//! The DMA engine against a model of what is mapped.
+
+use crate::host::buffer;
+use offmap_device_io::{DmaBuffer, IoError, Iova};
+use offmap_emulator::dma::{Dma, DmaFault, IOVA_RANGES, Span};
+use proptest::prelude::*;
+use std::collections::BTreeMap;
+use std::os::fd::AsFd;
+use std::sync::atomic::Ordering;
+
+const PAGE: u64 = 4096;
+/// The model's address space, in pages.
+const PAGES: u64 = 12;
+
+#[derive(Clone, Debug)]
+enum Op {
+    Map { page: u64, pages: usize },
+    Unmap { page: u64, pages: usize },
+    Write { iova: u64, len: usize, seed: u8 },
+    Read { iova: u64, len: usize },
+    Word { offset: u64, value: u64 },
+    BusMaster(bool),
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let iova = 0..PAGES * PAGE;
+    prop_oneof![
+        3 => (0..PAGES, 1..4usize).prop_map(|(page, pages)| Op::Map { page, pages }),
+        2 => (0..PAGES, 1..4usize).prop_map(|(page, pages)| Op::Unmap { page, pages }),
+        6 => (iova.clone(), 0..9000usize, any::<u8>())
+            .prop_map(|(iova, len, seed)| Op::Write { iova, len, seed }),
+        6 => (iova, 0..9000usize).prop_map(|(iova, len)| Op::Read { iova, len }),
+        4 => (0..PAGES * PAGE / 8, any::<u64>())
+            .prop_map(|(w, value)| Op::Word { offset: w * 8, value }),
+        1 => any::<bool>().prop_map(Op::BusMaster),
+    ]
+}
+
+/// What the host has mapped: by first page.
+#[derive(Default)]
+struct Model {
+    mapped: BTreeMap<u64, DmaBuffer>,
+    master: bool,
+}
+
+impl Model {
+    fn at(&self, iova: u64) -> Option<(&DmaBuffer, usize)> {
+        let (first, b) = self.mapped.range(..=iova / PAGE).next_back()?;
+        let within = (iova - first * PAGE) as usize;
+        (within < b.len()).then_some((b, within))
+    }
+
+    fn reachable(&self, iova: u64, len: usize) -> bool {
+        len == 0 || self.master && (iova..iova + len as u64).all(|i| self.at(i).is_some())
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    #[test]
+    fn every_access_is_what_the_host_mapped(ops in proptest::collection::vec(op(), 1..60)) {
+        let mut dma = Dma::new();
+        let mut model = Model { master: true, ..Model::default() };
+        dma.set_enabled(true);
+        // The span covers all of the model's space, so that it crosses every mapping.
+        let mut span = Span::new(0, PAGES * PAGE);
+        for op in ops {
+            match op {
+                Op::Map { page, pages } => {
+                    let memory = buffer(pages * PAGE as usize);
+                    let free = (page..page + pages as u64).all(|p| model.at(p * PAGE).is_none());
+                    let done = dma.map(memory.fd(), 0, Iova(page * PAGE), memory.len());
+                    prop_assert_eq!(done.is_ok(), free);
+                    if free {
+                        model.mapped.insert(page, memory);
+                    }
+                }
+                Op::Unmap { page, pages } => {
+                    let len = pages * PAGE as usize;
+                    let exact = model.mapped.get(&page).is_some_and(|b| b.len() == len);
+                    prop_assert_eq!(dma.unmap(Iova(page * PAGE), len).is_ok(), exact);
+                    if exact {
+                        model.mapped.remove(&page);
+                    }
+                }
+                Op::Write { iova, len, seed } => {
+                    let data: Vec<u8> = (0..len).map(|i| seed.wrapping_add(i as u8)).collect();
+                    let ok = model.reachable(iova, len);
+                    prop_assert_eq!(dma.check(iova, len as u64).is_ok(), ok);
+                    prop_assert_eq!(dma.write(iova, &data).is_ok(), ok);
+                    if ok {
+                        for (i, byte) in data.iter().enumerate() {
+                            let (b, at) = model.at(iova + i as u64).unwrap();
+                            let mut seen = [0];
+                            b.read(at, &mut seen);
+                            prop_assert_eq!(seen[0], *byte);
+                        }
+                    }
+                }
+                Op::Read { iova, len } => {
+                    let mut into = vec![0; len];
+                    let ok = model.reachable(iova, len);
+                    prop_assert_eq!(dma.read(iova, &mut into).is_ok(), ok);
+                    if ok {
+                        for (i, byte) in into.iter().enumerate() {
+                            let (b, at) = model.at(iova + i as u64).unwrap();
+                            let mut seen = [0];
+                            b.read(at, &mut seen);
+                            prop_assert_eq!(seen[0], *byte);
+                        }
+                    }
+                }
+                Op::Word { offset, value } => {
+                    let ok = model.reachable(offset, 8);
+                    let stored = span.store(&dma, offset, value, Ordering::Release);
+                    prop_assert_eq!(stored.is_ok(), ok);
+                    let loaded = span.load(&dma, offset, Ordering::Acquire);
+                    if ok {
+                        prop_assert_eq!(loaded, Ok(value));
+                        let (b, at) = model.at(offset).unwrap();
+                        prop_assert_eq!(b.load_u64(at, Ordering::Relaxed), value);
+                    } else {
+                        prop_assert_eq!(loaded, Err(DmaFault(Iova(offset))));
+                    }
+                }
+                Op::BusMaster(on) => {
+                    dma.set_enabled(on);
+                    model.master = on;
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn refusals_say_why() {
+    let mut dma = Dma::new();
+    let b = buffer(8192);
+    let mut why = |offset, iova, len| match dma.map(b.fd(), offset, Iova(iova), len) {
+        Err(IoError::DmaMap { why, .. }) => why,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(why(0, 0x1000, 0), "the range is empty");
+    for (offset, iova, len) in [(0, 0x1001, 4096), (0, 0x1000, 4095), (1, 0x1000, 4096)] {
+        assert_eq!(
+            why(offset, iova, len),
+            "the range is not made of whole pages"
+        );
+    }
+    assert_eq!(
+        why(0, u64::MAX - 4095, 8192),
+        "the range wraps around the address space"
+    );
+    for iova in [
+        1 << 48,
+        (1 << 48) - 4096,
+        0xfee0_0000,
+        0xfedf_f000,
+        u64::MAX - 8191,
+    ] {
+        assert_eq!(why(0, iova, 8192), "the function cannot address the range");
+    }
+    for (offset, len) in [(0, 12288), (4096, 8192), (u64::MAX - 4095, 4096)] {
+        assert_eq!(
+            why(offset, 0x1000, len),
+            "the range is not wholly inside the file"
+        );
+    }
+    // The edges themselves are fine.
+    dma.map(b.fd(), 0, Iova((1 << 48) - 8192), 8192).unwrap();
+    dma.map(b.fd(), 4096, Iova(0xfedf_f000), 4096).unwrap();
+    dma.map(b.fd(), 0, Iova(0xfef0_0000), 4096).unwrap();
+    let mut dma2 = Dma::new();
+    dma2.map(b.fd(), 0, Iova(0x4000), 8192).unwrap();
+    for (iova, len) in [
+        (0x3000, 8192),
+        (0x4000, 4096),
+        (0x5000, 4096),
+        (0x5000, 8192),
+    ] {
+        assert!(dma2.map(b.fd(), 0, Iova(iova), len).is_err(), "{iova:#x}");
+    }
+    for (iova, len) in [
+        (0x4000, 4096),
+        (0x5000, 4096),
+        (0x6000, 4096),
+        (0x4000, 12288),
+    ] {
+        let e = dma2.unmap(Iova(iova), len).unwrap_err();
+        assert!(matches!(e, IoError::NotMapped { .. }));
+    }
+}
+
+#[test]
+fn the_engine_maps_pages_itself_from_a_read_only_descriptor_it_refuses() {
+    let dir = std::env::temp_dir();
+    let path = dir.join(format!("offmap-dma-{}", std::process::id()));
+    std::fs::write(&path, [0; 4096]).unwrap();
+    let file = std::fs::File::open(&path).unwrap();
+    let mapped = Dma::new().map(file.as_fd(), 0, Iova(0x1000), 4096);
+    std::fs::remove_file(&path).unwrap();
+    assert!(matches!(mapped, Err(IoError::Os { .. })));
+}
+
+#[test]
+fn accesses_at_the_edges_of_the_address_space_do_not_wrap() {
+    let mut dma = Dma::new();
+    dma.set_enabled(true);
+    let b = buffer(4096);
+    let top = IOVA_RANGES[1].last.0 + 1 - 4096;
+    dma.map(b.fd(), 0, Iova(top), 4096).unwrap();
+    dma.map(b.fd(), 0, Iova(0), 4096).unwrap();
+    dma.read(top + 4088, &mut [0; 8]).unwrap();
+    assert!(dma.read(top + 4088, &mut [0; 9]).is_err());
+    for iova in [u64::MAX, u64::MAX - 7] {
+        assert!(dma.read(iova, &mut [0; 16]).is_err());
+        assert!(dma.write(iova, &[0; 16]).is_err());
+        assert!(dma.check(iova, 16).is_err());
+        let mut span = Span::new(iova & !7, 64);
+        assert!(span.load(&dma, 8, Ordering::Relaxed).is_err());
+        assert!(span.load(&dma, 56, Ordering::Relaxed).is_err());
+    }
+}
+
+#[test]
+fn words_of_a_span_must_be_aligned_and_inside() {
+    let mut dma = Dma::new();
+    dma.set_enabled(true);
+    let b = buffer(4096);
+    dma.map(b.fd(), 0, Iova(0x1000), 4096).unwrap();
+    let mut span = Span::new(0x1040, 64);
+    assert!(span.load(&dma, 56, Ordering::Relaxed).is_ok());
+    for offset in [4, 57, 60, 64, u64::MAX, u64::MAX - 7] {
+        assert!(span.load(&dma, offset, Ordering::Relaxed).is_err());
+    }
+}

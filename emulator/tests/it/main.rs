@@ -1,0 +1,12 @@
+//! The emulated function from outside, through the `Function` trait, by a host made by hand.
+
+mod config_space;
+mod dma;
+mod fairness;
+mod host;
+mod hostile;
+mod msix;
+mod operation;
+mod queues;
+mod registers;
+mod wake_up;
