@@ -93,6 +93,7 @@ impl fmt::Debug for MapFile {
             .field("map_type", &self.map_type())
             .field("id", &self.map.id())
             .field("mode", &self.mode)
+            .field("users", &self.map.users())
             .finish_non_exhaustive()
     }
 }

@@ -183,7 +183,7 @@ impl MapOps for HostArray {
             .chunks_exact_mut(4)
             .zip(values.chunks_exact_mut(self.value_bytes))
             .take(count as usize);
-        for (index, (key, value)) in (first..).zip(slots) {
+        for (index, (key, value)) in (first..=u32::MAX).zip(slots) {
             if index >= self.max_entries {
                 outcome.result = Err(BATCH_END);
                 break;

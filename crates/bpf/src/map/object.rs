@@ -121,7 +121,7 @@ impl Map {
         self.written.usercnt.fetch_sub(1, Relaxed);
     }
 
-    #[cfg(test)]
+    /// Open files of user space.
     pub(crate) fn users(&self) -> u64 {
         self.written.usercnt.load(Relaxed)
     }
