@@ -221,3 +221,24 @@ fn the_id_goes_at_once_and_the_storage_from_the_worker() {
     drop(file);
     assert_eq!(logged(&log).last().unwrap(), "FREE off the worker");
 }
+
+#[test]
+fn a_device_sees_the_permanent_flags_only() {
+    let system = system();
+    let (device, log) = FakeDevice::new();
+    let nic = system.register_netdev("nic0", device).unwrap();
+    for (map_flags, seen) in [
+        (0x10, "ALLOC"),
+        (0x8, "ALLOC"),
+        (0x81 | 8, "ALLOC flags 0x81"),
+    ] {
+        let attr = MapCreateAttr {
+            map_ifindex: nic.0,
+            map_flags,
+            ..attr(MapType::HASH, 2)
+        };
+        let fd = system.map_create(&Caller::root(), &attr).unwrap();
+        assert_eq!(logged(&log).last().unwrap(), seen);
+        assert_eq!(system.info(fd).unwrap().map_flags.bits(), map_flags & !0x18);
+    }
+}

@@ -91,7 +91,7 @@ impl System {
             value_size: attr.value_size,
             max_entries: attr.max_entries,
             map_extra: attr.map_extra,
-            map_flags: attr.flags() - (MapFlags::RDONLY | MapFlags::WRONLY),
+            map_flags: permanent(attr.flags()),
             numa_node: attr.numa_node(),
             id: AtomicU32::new(0),
             name,
@@ -143,7 +143,7 @@ impl System {
             key_size: attr.key_size,
             value_size: attr.value_size,
             max_entries: attr.max_entries,
-            map_flags: attr.flags(),
+            map_flags: permanent(attr.flags()),
             numa_node: (node != NUMA_NO_NODE).then_some(node),
             possible_cpus: self.config.possible_cpus,
             name: attr.map_name,
@@ -168,6 +168,12 @@ impl System {
             format!("btf_fd {}: the descriptor is not open", fd.0),
         ))
     }
+}
+
+/// `bpf_map_flags_retain_permanent`: without the flags that only concern the file that the
+/// creator gets.
+fn permanent(flags: MapFlags) -> MapFlags {
+    flags - (MapFlags::RDONLY | MapFlags::WRONLY)
 }
 
 /// Row 2.

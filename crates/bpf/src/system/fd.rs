@@ -14,6 +14,8 @@ const FIRST: usize = 3;
 /// The descriptors of a process.
 pub(super) struct FdTable {
     files: Vec<Option<MapFile>>,
+    /// No index below this one is free.
+    lowest: usize,
     /// Descriptors that the table may hold.
     room: usize,
 }
@@ -22,6 +24,7 @@ impl FdTable {
     pub(super) const fn new(max_fds: u32) -> Self {
         Self {
             files: Vec::new(),
+            lowest: 0,
             room: (max_fds as usize).saturating_sub(FIRST),
         }
     }
@@ -29,8 +32,9 @@ impl FdTable {
     /// Installs `file` at the lowest free descriptor; EMFILE, with the file dropped by the
     /// caller, when there is none.
     pub(super) fn install(&mut self, file: MapFile) -> Result<Fd, (MapFile, Error)> {
-        let index = match self.files.iter().position(Option::is_none) {
-            Some(index) => index,
+        let mut from_lowest = self.files.iter().skip(self.lowest);
+        let index = match from_lowest.position(Option::is_none) {
+            Some(index) => self.lowest + index,
             None if self.files.len() < self.room => {
                 self.files.push(None);
                 self.files.len() - 1
@@ -42,6 +46,7 @@ impl FdTable {
             }
         };
         self.files[index] = Some(file);
+        self.lowest = index + 1;
         Ok(Fd((index + FIRST) as i32))
     }
 
@@ -54,7 +59,10 @@ impl FdTable {
     }
 
     pub(super) fn take(&mut self, fd: Fd) -> Option<MapFile> {
-        self.files.get_mut(Self::slot(fd)?)?.take()
+        let slot = Self::slot(fd)?;
+        let file = self.files.get_mut(slot)?.take();
+        self.lowest = self.lowest.min(slot);
+        file
     }
 
     pub(super) fn drain(&mut self) -> Vec<MapFile> {

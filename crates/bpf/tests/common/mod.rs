@@ -65,7 +65,11 @@ impl OffloadDevice for FakeDevice {
     }
 
     fn map_alloc(&self, spec: &MapSpec) -> Result<Arc<dyn OffloadedMap>> {
-        self.log.lock().unwrap().push("ALLOC".into());
+        let mut line = String::from("ALLOC");
+        if !spec.map_flags.is_empty() {
+            line += &format!(" flags {:#x}", spec.map_flags.bits());
+        }
+        self.log.lock().unwrap().push(line);
         match self.refuse {
             Some(errno) => Err(Error::new(errno, "told to fail")),
             None => Ok(Arc::new(FakeMap {
@@ -158,6 +162,6 @@ impl Rng {
     }
 
     pub(crate) fn below(&mut self, bound: u64) -> u64 {
-        (u128::from(self.next()) * u128::from(bound) >> 64) as u64
+        ((u128::from(self.next()) * u128::from(bound)) >> 64) as u64
     }
 }
