@@ -20,7 +20,8 @@ pub struct MapSpec {
     pub value_size: u32,
     /// Entries that the map must be able to hold.
     pub max_entries: u32,
-    /// Flags as the program gave them.
+    /// Flags as the program gave them, without RDONLY and WRONLY: those concern only the file
+    /// that it gets, and drivers never see them.
     pub map_flags: MapFlags,
     /// NUMA node, when the program set `BPF_F_NUMA_NODE`.
     pub numa_node: Option<u32>,

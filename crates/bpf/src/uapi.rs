@@ -150,6 +150,14 @@ bitflags! {
         const PRESERVE_ELEMS = 1 << 11;
         /// `BPF_F_INNER_MAP`.
         const INNER_MAP = 1 << 12;
+        /// `BPF_F_LINK`.
+        const LINK = 1 << 13;
+        /// `BPF_F_PATH_FD`.
+        const PATH_FD = 1 << 14;
+        /// `BPF_F_VTYPE_BTF_OBJ_FD`.
+        const VTYPE_BTF_OBJ_FD = 1 << 15;
+        /// `BPF_F_TOKEN_FD`: `map_token_fd` is set.
+        const TOKEN_FD = 1 << 16;
         const _ = !0;
     }
 }
@@ -184,4 +192,26 @@ impl MapCreateAttr {
     pub const fn flags(&self) -> MapFlags {
         MapFlags::from_bits_retain(self.map_flags)
     }
+
+    /// `bpf_map_attr_numa_node`: the node, or [`NUMA_NO_NODE`] without `BPF_F_NUMA_NODE`.
+    pub const fn numa_node(&self) -> u32 {
+        if self.flags().contains(MapFlags::NUMA_NODE) {
+            self.numa_node
+        } else {
+            NUMA_NO_NODE
+        }
+    }
+
+    /// Bytes of one value as user space passes it: `value_size`, and for per-CPU types
+    /// `round_up(value_size, 8)` for each possible CPU.
+    pub const fn user_value_bytes(&self, possible_cpus: u32) -> usize {
+        if MapType(self.map_type).is_percpu() {
+            (self.value_size as usize).next_multiple_of(8) * possible_cpus as usize
+        } else {
+            self.value_size as usize
+        }
+    }
 }
+
+/// `NUMA_NO_NODE`, as an unsigned attribute holds it.
+pub const NUMA_NO_NODE: u32 = u32::MAX;

@@ -1,0 +1,201 @@
+//! ARRAY and PERCPU_ARRAY in host memory (`kernel/bpf/arraymap.c`).
+//!
+//! Each element is a version word and the value. A writer makes the version odd while it
+//! stores; a reader that saw it odd or changed reads again. The kernel's array lets a reader
+//! see half of an update; here it is whole.
+
+use super::host_hash::BATCH_END;
+use super::lazy::LazyTable;
+use super::ops::{BatchOps, MapOps};
+use super::words::{Backoff, copy_in, copy_out, words_for};
+use crate::device::BatchOutcome;
+use crate::errno::Errno;
+use crate::error::{Error, Result};
+use crate::uapi::BPF_NOEXIST;
+use std::sync::atomic::{
+    AtomicU64,
+    Ordering::{Acquire, Relaxed, Release},
+    fence,
+};
+
+const PAST_END: Error = Error::new(Errno::ENOENT, "the array index is at or past max_entries");
+const PAST_END_UPDATE: Error =
+    Error::new(Errno::E2BIG, "the array index is at or past max_entries");
+const PRESENT: Error = Error::new(
+    Errno::EEXIST,
+    "every element of an array exists, and BPF_NOEXIST was asked for",
+);
+const NO_DELETE: Error = Error::new(Errno::EINVAL, "an array's elements cannot be deleted");
+const END: Error = Error::new(Errno::ENOENT, "the index is the array's last");
+
+pub(crate) struct HostArray {
+    max_entries: u32,
+    value_bytes: usize,
+    elements: LazyTable,
+}
+
+impl HostArray {
+    /// An array of zeroes. `value_bytes` is the size of a value as user space passes it.
+    pub(crate) fn new(value_bytes: usize, max_entries: u32) -> Result<Self> {
+        Ok(Self {
+            max_entries,
+            value_bytes,
+            elements: LazyTable::new(
+                max_entries as usize,
+                1 + words_for(value_bytes),
+                "array elements",
+            )?,
+        })
+    }
+
+    #[inline]
+    fn index(key: &[u8]) -> u32 {
+        let mut raw = [0; 4];
+        raw.copy_from_slice(&key[..4]);
+        u32::from_ne_bytes(raw)
+    }
+}
+
+/// An element whose version this thread has made odd.
+struct Element<'a> {
+    cell: &'a AtomicU64,
+    version: u64,
+    changed: bool,
+}
+
+impl<'a> Element<'a> {
+    fn lock(cell: &'a AtomicU64) -> Self {
+        let mut backoff = Backoff::new();
+        loop {
+            let version = cell.load(Relaxed);
+            if version & 1 == 0
+                && cell
+                    .compare_exchange_weak(version, version | 1, Acquire, Relaxed)
+                    .is_ok()
+            {
+                // Orders the odd version before the stores of the value.
+                fence(Release);
+                return Self {
+                    cell,
+                    version,
+                    changed: false,
+                };
+            }
+            backoff.wait();
+        }
+    }
+}
+
+impl Drop for Element<'_> {
+    fn drop(&mut self) {
+        let version = self.version.wrapping_add(if self.changed { 2 } else { 0 });
+        self.cell.store(version, Release);
+    }
+}
+
+impl MapOps for HostArray {
+    #[inline]
+    fn lookup(&self, key: &[u8], value: &mut [u8], _flags: u64) -> Result<()> {
+        let index = Self::index(key);
+        if index >= self.max_entries {
+            return Err(PAST_END);
+        }
+        let Some(element) = self.elements.get(index as usize) else {
+            value.fill(0);
+            return Ok(());
+        };
+        let (cell, stored) = (&element[0], &element[1..]);
+        let mut backoff = Backoff::new();
+        loop {
+            let version = cell.load(Acquire);
+            if version & 1 == 0 {
+                copy_out(stored, value);
+                fence(Acquire);
+                if cell.load(Relaxed) == version {
+                    return Ok(());
+                }
+            }
+            if backoff.exhausted() {
+                let _element = Element::lock(cell);
+                copy_out(stored, value);
+                return Ok(());
+            }
+            backoff.wait();
+        }
+    }
+
+    fn update(&self, key: &[u8], value: &[u8], flags: u64) -> Result<()> {
+        let index = Self::index(key);
+        if index >= self.max_entries {
+            return Err(PAST_END_UPDATE);
+        }
+        if flags == BPF_NOEXIST {
+            return Err(PRESENT);
+        }
+        let element = self.elements.get_or_alloc(index as usize)?;
+        let mut guard = Element::lock(&element[0]);
+        guard.changed = true;
+        copy_in(&element[1..], value);
+        Ok(())
+    }
+
+    fn delete(&self, _key: &[u8]) -> Result<()> {
+        Err(NO_DELETE)
+    }
+
+    fn get_next_key(&self, key: Option<&[u8]>, next: &mut [u8]) -> Result<()> {
+        let index = key.map_or(u32::MAX, Self::index);
+        let following = if index >= self.max_entries {
+            0
+        } else if index == self.max_entries - 1 {
+            return Err(END);
+        } else {
+            index + 1
+        };
+        next.copy_from_slice(&following.to_ne_bytes());
+        Ok(())
+    }
+
+    fn batch_ops(&self) -> BatchOps {
+        BatchOps::LOOKUP | BatchOps::UPDATE
+    }
+
+    fn walk_batch(
+        &self,
+        cursor: Option<u32>,
+        keys: &mut [u8],
+        values: &mut [u8],
+        count: u32,
+        _delete: bool,
+    ) -> BatchOutcome {
+        // `generic_map_lookup_batch`: a token past the end is a missing key, so the walk
+        // starts over.
+        let first = match cursor {
+            Some(last) if last < self.max_entries => last + 1,
+            _ => 0,
+        };
+        let mut outcome = BatchOutcome {
+            count: 0,
+            cursor: cursor.unwrap_or(0),
+            result: Ok(()),
+        };
+        let slots = keys
+            .chunks_exact_mut(4)
+            .zip(values.chunks_exact_mut(self.value_bytes))
+            .take(count as usize);
+        for (index, (key, value)) in (first..=u32::MAX).zip(slots) {
+            if index >= self.max_entries {
+                outcome.result = Err(BATCH_END);
+                break;
+            }
+            key.copy_from_slice(&index.to_ne_bytes());
+            if let Err(error) = self.lookup(key, value, 0) {
+                outcome.result = Err(error);
+                break;
+            }
+            outcome.count += 1;
+            outcome.cursor = index;
+        }
+        outcome
+    }
+}

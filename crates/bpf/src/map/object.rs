@@ -1,0 +1,162 @@
+//! `struct bpf_map`.
+
+use super::offload::OffloadMap;
+use super::ops::MapOps;
+use crate::errno::Errno;
+use crate::error::{Error, Result};
+use crate::system::Shared;
+use crate::uapi::{BPF_OBJ_NAME_LEN, MapFlags, MapType};
+use std::sync::Arc;
+use std::sync::atomic::{
+    AtomicU32, AtomicU64,
+    Ordering::{AcqRel, Acquire, Relaxed, Release},
+};
+
+/// A map. As in the kernel, what operations read lies on cache lines of its own, and what user
+/// space writes with every update lies on others, so that writers never take the readers'
+/// lines away.
+#[repr(C)]
+pub(crate) struct Map {
+    pub(crate) read_mostly: ReadMostly,
+    written: Written,
+}
+
+/// Read by every operation; written when the map is made, and the id once more when it goes.
+#[repr(C, align(64))]
+pub(crate) struct ReadMostly {
+    pub(crate) ops: Arc<dyn MapOps>,
+    /// Bytes of a value as user space passes it.
+    pub(crate) user_value_bytes: usize,
+    pub(crate) map_type: MapType,
+    pub(crate) key_size: u32,
+    pub(crate) value_size: u32,
+    pub(crate) max_entries: u32,
+    pub(crate) map_extra: u64,
+    pub(crate) map_flags: MapFlags,
+    pub(crate) numa_node: u32,
+    /// 0 while the map has none: before it is published, and after it was taken away.
+    pub(crate) id: AtomicU32,
+    pub(crate) name: [u8; BPF_OBJ_NAME_LEN],
+    /// The same object as `ops`, for offloaded maps.
+    pub(crate) offload: Option<Arc<OffloadMap>>,
+    pub(crate) shared: Arc<Shared>,
+}
+
+/// Written while the map is in use.
+#[repr(C, align(64))]
+struct Written {
+    /// Open files of user space (`usercnt`); the kernel's `refcnt` is the `Arc`'s.
+    usercnt: AtomicU64,
+    /// Writers in progress (`writecnt`), and [`FROZEN`]: one word, so that a writer cannot
+    /// slip past a freeze that has just looked.
+    writecnt: AtomicU64,
+}
+
+const FROZEN: u64 = 1 << 63;
+
+const IS_FROZEN: Error = Error::new(Errno::EPERM, "the map is frozen for user space");
+
+impl Map {
+    pub(crate) fn new(read_mostly: ReadMostly) -> Self {
+        Self {
+            read_mostly,
+            written: Written {
+                usercnt: AtomicU64::new(0),
+                writecnt: AtomicU64::new(0),
+            },
+        }
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.read_mostly.id.load(Acquire)
+    }
+
+    pub(crate) fn set_id(&self, id: u32) {
+        self.read_mostly.id.store(id, Release);
+    }
+
+    /// `bpf_map_free_id`: the id table forgets the map. Does nothing the second time.
+    pub(crate) fn free_id(&self) {
+        self.read_mostly.shared.ids.remove(&self.read_mostly.id);
+    }
+
+    pub(crate) fn is_frozen(&self) -> bool {
+        self.written.writecnt.load(Relaxed) & FROZEN != 0
+    }
+
+    /// `bpf_map_write_active_inc`, and the check that the map is not frozen.
+    #[inline]
+    pub(crate) fn begin_write(&self) -> Result<WriteActive<'_>> {
+        let active = WriteActive(&self.written.writecnt);
+        if active.0.fetch_add(1, Acquire) & FROZEN != 0 {
+            return Err(IS_FROZEN);
+        }
+        Ok(active)
+    }
+
+    /// `map_freeze`.
+    pub(crate) fn freeze(&self) -> Result<()> {
+        match self
+            .written
+            .writecnt
+            .compare_exchange(0, FROZEN, AcqRel, Relaxed)
+        {
+            Ok(_) => Ok(()),
+            Err(now) if now & FROZEN != 0 => Err(Error::new(
+                Errno::EPERM,
+                "the map is frozen already, so the file is no longer writable",
+            )),
+            Err(_) => Err(Error::new(
+                Errno::EBUSY,
+                "a write to the map is in progress",
+            )),
+        }
+    }
+
+    pub(crate) fn get_user(&self) {
+        self.written.usercnt.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn put_user(&self) {
+        self.written.usercnt.fetch_sub(1, Relaxed);
+    }
+
+    /// Open files of user space.
+    pub(crate) fn users(&self) -> u64 {
+        self.written.usercnt.load(Relaxed)
+    }
+}
+
+impl Drop for Map {
+    /// `bpf_map_put` of the last reference: the id goes at once, the storage later.
+    fn drop(&mut self) {
+        self.free_id();
+        let ops = Arc::clone(&self.read_mostly.ops);
+        self.read_mostly.shared.frees.send(ops);
+    }
+}
+
+/// A write in progress; ends when dropped.
+pub(crate) struct WriteActive<'a>(&'a AtomicU64);
+
+impl Drop for WriteActive<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Release);
+    }
+}
+
+// The layout that decision 11 of the architecture asks for.
+const _: () = {
+    const LINE: usize = 64;
+    assert!(align_of::<Map>() == LINE);
+    assert!(std::mem::offset_of!(Map, read_mostly) == 0);
+    assert!(std::mem::offset_of!(Map, written) % LINE == 0);
+    assert!(std::mem::offset_of!(Map, written) >= size_of::<ReadMostly>());
+    assert!(size_of::<ReadMostly>() == 2 * LINE);
+    assert!(size_of::<Written>() == LINE);
+    // What a lookup reads is on the first line.
+    assert!(std::mem::offset_of!(ReadMostly, ops) == 0);
+    assert!(std::mem::offset_of!(ReadMostly, key_size) + 4 <= LINE);
+    assert!(std::mem::offset_of!(ReadMostly, user_value_bytes) + 8 <= LINE);
+};

@@ -1,0 +1,224 @@
+//! Commands that take a descriptor or an id.
+
+use super::fd::bad_fd;
+use super::{Fd, System};
+use crate::caller::Caller;
+use crate::device::BatchOutcome;
+use crate::errno::Errno;
+use crate::error::{Error, Result};
+use crate::file::{FileMode, MapFile, MapInfo};
+use crate::uapi::{BPF_F_LOCK, MapFlags};
+
+impl System {
+    /// The open file behind `fd`, on which operations need no descriptor table. EBADF.
+    pub fn map_file(&self, fd: Fd) -> Result<MapFile> {
+        self.fds().get(fd).cloned().ok_or_else(|| bad_fd(fd))
+    }
+
+    pub(super) fn install(&self, file: MapFile) -> Result<Fd> {
+        let installed = self.fds().install(file);
+        // A refused file is dropped only here, when the table is not locked any more.
+        installed.map_err(|(_file, error)| error)
+    }
+
+    /// `close(2)`. The map goes with its last reference. EBADF.
+    pub fn close(&self, fd: Fd) -> Result<()> {
+        let file = self.fds().take(fd);
+        file.map(drop).ok_or_else(|| bad_fd(fd))
+    }
+
+    /// `dup(2)`: another descriptor of the same open file. EBADF, EMFILE.
+    pub fn dup(&self, fd: Fd) -> Result<Fd> {
+        self.install(self.map_file(fd)?)
+    }
+
+    /// As [`MapFile::lookup`]. As in 6.18, unknown flags are EINVAL before the descriptor is
+    /// looked at.
+    pub fn lookup(&self, fd: Fd, key: &[u8], value: &mut [u8], flags: u64) -> Result<()> {
+        check_lookup_flags(flags)?;
+        self.map_file(fd)?.lookup(key, value, flags)
+    }
+
+    /// As [`MapFile::update`].
+    pub fn update(&self, fd: Fd, key: &[u8], value: &[u8], flags: u64) -> Result<()> {
+        self.map_file(fd)?.update(key, value, flags)
+    }
+
+    /// As [`MapFile::delete`].
+    pub fn delete(&self, fd: Fd, key: &[u8]) -> Result<()> {
+        self.map_file(fd)?.delete(key)
+    }
+
+    /// As [`MapFile::get_next_key`].
+    pub fn get_next_key(&self, fd: Fd, key: Option<&[u8]>, next: &mut [u8]) -> Result<()> {
+        self.map_file(fd)?.get_next_key(key, next)
+    }
+
+    /// As [`MapFile::lookup_and_delete`]; unknown flags as in [`System::lookup`].
+    pub fn lookup_and_delete(
+        &self,
+        fd: Fd,
+        key: &[u8],
+        value: &mut [u8],
+        flags: u64,
+    ) -> Result<()> {
+        check_lookup_flags(flags)?;
+        self.map_file(fd)?.lookup_and_delete(key, value, flags)
+    }
+
+    /// As [`MapFile::lookup_many`].
+    pub fn lookup_many(
+        &self,
+        fd: Fd,
+        keys: &[u8],
+        values: &mut [u8],
+        results: &mut [Result<(), Errno>],
+    ) -> Result<()> {
+        self.map_file(fd)?.lookup_many(keys, values, results)
+    }
+
+    /// As [`MapFile::update_batch`].
+    pub fn update_batch(
+        &self,
+        fd: Fd,
+        keys: &[u8],
+        values: &[u8],
+        count: u32,
+        elem_flags: u64,
+        flags: u64,
+    ) -> BatchOutcome {
+        match self.map_file(fd) {
+            Ok(file) => file.update_batch(keys, values, count, elem_flags, flags),
+            Err(error) => BatchOutcome::failed(error),
+        }
+    }
+
+    /// As [`MapFile::delete_batch`].
+    pub fn delete_batch(
+        &self,
+        fd: Fd,
+        keys: &[u8],
+        count: u32,
+        elem_flags: u64,
+        flags: u64,
+    ) -> BatchOutcome {
+        match self.map_file(fd) {
+            Ok(file) => file.delete_batch(keys, count, elem_flags, flags),
+            Err(error) => BatchOutcome::failed(error),
+        }
+    }
+
+    /// As [`MapFile::lookup_batch`].
+    #[expect(clippy::too_many_arguments, reason = "the fields of bpf_attr.batch")]
+    pub fn lookup_batch(
+        &self,
+        fd: Fd,
+        in_batch: Option<u32>,
+        keys: &mut [u8],
+        values: &mut [u8],
+        count: u32,
+        elem_flags: u64,
+        flags: u64,
+    ) -> BatchOutcome {
+        match self.map_file(fd) {
+            Ok(file) => file.lookup_batch(in_batch, keys, values, count, elem_flags, flags),
+            Err(error) => BatchOutcome::failed(error),
+        }
+    }
+
+    /// As [`MapFile::lookup_and_delete_batch`].
+    #[expect(clippy::too_many_arguments, reason = "the fields of bpf_attr.batch")]
+    pub fn lookup_and_delete_batch(
+        &self,
+        fd: Fd,
+        in_batch: Option<u32>,
+        keys: &mut [u8],
+        values: &mut [u8],
+        count: u32,
+        elem_flags: u64,
+        flags: u64,
+    ) -> BatchOutcome {
+        match self.map_file(fd) {
+            Ok(file) => {
+                file.lookup_and_delete_batch(in_batch, keys, values, count, elem_flags, flags)
+            }
+            Err(error) => BatchOutcome::failed(error),
+        }
+    }
+
+    /// As [`MapFile::freeze`].
+    pub fn freeze(&self, fd: Fd) -> Result<()> {
+        self.map_file(fd)?.freeze()
+    }
+
+    /// BPF_OBJ_GET_INFO_BY_FD: as [`MapFile::info`]; a bad descriptor is EBADFD here.
+    pub fn info(&self, fd: Fd) -> Result<MapInfo> {
+        let file = self.fds().get(fd).cloned();
+        let file = file.ok_or_else(|| {
+            Error::because(Errno::EBADFD, format!("descriptor {} is not open", fd.0))
+        })?;
+        file.info()
+    }
+
+    /// BPF_MAP_GET_NEXT_ID: the smallest map id above `start`.
+    ///
+    /// EINVAL for a start of 2^31 − 1 or more, EPERM without CAP_SYS_ADMIN, ENOENT when there
+    /// is none. Maps of a removed device are not listed.
+    pub fn get_next_id(&self, caller: &Caller, start: u32) -> Result<u32> {
+        if start >= i32::MAX as u32 {
+            return Err(Error::because(
+                Errno::EINVAL,
+                format!("start_id {start}: ids are below {}", i32::MAX),
+            ));
+        }
+        check_sys_admin(caller, "listing map ids")?;
+        self.shared.ids.next_after(start).ok_or(Error::new(
+            Errno::ENOENT,
+            "no map has an id above the given one",
+        ))
+    }
+
+    /// BPF_MAP_GET_FD_BY_ID: opens a descriptor of the map with this id.
+    ///
+    /// `open_flags` may hold RDONLY or WRONLY. EINVAL for other flags, EPERM without
+    /// CAP_SYS_ADMIN, EINVAL for both, ENOENT, EMFILE.
+    pub fn get_fd_by_id(&self, caller: &Caller, id: u32, open_flags: MapFlags) -> Result<Fd> {
+        let other = open_flags - (MapFlags::RDONLY | MapFlags::WRONLY);
+        if !other.is_empty() {
+            return Err(Error::because(
+                Errno::EINVAL,
+                format!(
+                    "open_flags {:#x}: only RDONLY and WRONLY are allowed",
+                    open_flags.bits()
+                ),
+            ));
+        }
+        check_sys_admin(caller, "opening a map by id")?;
+        let mode = FileMode::from_flags(open_flags)?;
+        let map = self.shared.ids.get(id).ok_or_else(|| {
+            Error::because(Errno::ENOENT, format!("id {id}: there is no such map"))
+        })?;
+        self.install(MapFile::open(map, mode))
+    }
+}
+
+fn check_sys_admin(caller: &Caller, what: &str) -> Result<()> {
+    if caller.sys_admin() {
+        Ok(())
+    } else {
+        Err(Error::because(
+            Errno::EPERM,
+            format!("{what} needs CAP_SYS_ADMIN"),
+        ))
+    }
+}
+
+fn check_lookup_flags(flags: u64) -> Result<()> {
+    if flags & !BPF_F_LOCK != 0 {
+        return Err(Error::new(
+            Errno::EINVAL,
+            "flags: a lookup takes no flag but BPF_F_LOCK",
+        ));
+    }
+    Ok(())
+}

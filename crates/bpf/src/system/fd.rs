@@ -1,0 +1,75 @@
+//! File descriptors.
+
+use crate::errno::Errno;
+use crate::error::{Error, Result};
+use crate::file::MapFile;
+
+/// A file descriptor.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct Fd(pub i32);
+
+/// Descriptors below this are taken: standard input, output and error.
+const FIRST: usize = 3;
+
+/// The descriptors of a process.
+pub(super) struct FdTable {
+    files: Vec<Option<MapFile>>,
+    /// No index below this one is free.
+    lowest: usize,
+    /// Descriptors that the table may hold.
+    room: usize,
+}
+
+impl FdTable {
+    pub(super) const fn new(max_fds: u32) -> Self {
+        Self {
+            files: Vec::new(),
+            lowest: 0,
+            room: (max_fds as usize).saturating_sub(FIRST),
+        }
+    }
+
+    /// Installs `file` at the lowest free descriptor; EMFILE, with the file dropped by the
+    /// caller, when there is none.
+    pub(super) fn install(&mut self, file: MapFile) -> Result<Fd, (MapFile, Error)> {
+        let mut from_lowest = self.files.iter().skip(self.lowest);
+        let index = match from_lowest.position(Option::is_none) {
+            Some(index) => self.lowest + index,
+            None if self.files.len() < self.room => {
+                self.files.push(None);
+                self.files.len() - 1
+            }
+            None => {
+                let limit = self.room + FIRST;
+                let reason = format!("the process has all of its {limit} descriptors open");
+                return Err((file, Error::because(Errno::EMFILE, reason)));
+            }
+        };
+        self.files[index] = Some(file);
+        self.lowest = index + 1;
+        Ok(Fd((index + FIRST) as i32))
+    }
+
+    fn slot(fd: Fd) -> Option<usize> {
+        usize::try_from(fd.0).ok()?.checked_sub(FIRST)
+    }
+
+    pub(super) fn get(&self, fd: Fd) -> Option<&MapFile> {
+        self.files.get(Self::slot(fd)?)?.as_ref()
+    }
+
+    pub(super) fn take(&mut self, fd: Fd) -> Option<MapFile> {
+        let slot = Self::slot(fd)?;
+        let file = self.files.get_mut(slot)?.take();
+        self.lowest = self.lowest.min(slot);
+        file
+    }
+
+    pub(super) fn drain(&mut self) -> Vec<MapFile> {
+        self.files.drain(..).flatten().collect()
+    }
+}
+
+pub(super) fn bad_fd(fd: Fd) -> Error {
+    Error::because(Errno::EBADF, format!("descriptor {} is not open", fd.0))
+}

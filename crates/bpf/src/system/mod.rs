@@ -1,0 +1,111 @@
+//! One kernel's map side.
+
+mod commands;
+mod create;
+mod fd;
+mod frees;
+mod id;
+mod netdev;
+
+pub use fd::Fd;
+pub use netdev::IfIndex;
+
+use crate::file::MapFile;
+use fd::FdTable;
+use frees::{Frees, Worker};
+use id::IdTable;
+use netdev::Netdevs;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// What a [`System`] is like. [`SystemConfig::default`] is a machine with one NUMA node and
+/// the CPUs of this one.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SystemConfig {
+    /// Possible CPUs: the values per entry of a per-CPU map. At least 1.
+    pub possible_cpus: u32,
+    /// NUMA nodes that are online.
+    pub online_nodes: Vec<u32>,
+    /// `RLIMIT_NOFILE`: descriptors are below it.
+    pub max_fds: u32,
+    /// The highest map id; ids are given out cyclically from 1. The kernel's is 2^31 − 2.
+    pub max_map_id: u32,
+    /// `kernel.unprivileged_bpf_disabled`: creating a map needs CAP_BPF.
+    pub unprivileged_bpf_disabled: bool,
+}
+
+impl Default for SystemConfig {
+    fn default() -> Self {
+        Self {
+            possible_cpus: std::thread::available_parallelism()
+                .map_or(1, |cpus| u32::try_from(cpus.get()).unwrap_or(u32::MAX)),
+            online_nodes: vec![0],
+            max_fds: 1024,
+            max_map_id: i32::MAX as u32 - 1,
+            unprivileged_bpf_disabled: true,
+        }
+    }
+}
+
+/// What maps refer to, and may outlive the [`System`] with.
+pub(crate) struct Shared {
+    pub(crate) ids: IdTable,
+    pub(crate) frees: Frees,
+}
+
+/// One kernel's map side, with the descriptors of one process and a worker thread that frees
+/// maps (`bpf_map_free_deferred`).
+///
+/// Dropping it closes all descriptors, and waits until every map whose last reference went has
+/// been freed. A [`MapFile`] that is still held keeps working; its map is freed by whoever
+/// drops the last one.
+pub struct System {
+    config: SystemConfig,
+    shared: Arc<Shared>,
+    fds: Mutex<FdTable>,
+    netdevs: Netdevs,
+    worker: Worker,
+}
+
+impl System {
+    /// A system without maps, whose only network device is `lo`.
+    pub fn new(config: SystemConfig) -> Arc<Self> {
+        let config = SystemConfig {
+            possible_cpus: config.possible_cpus.max(1),
+            ..config
+        };
+        let (frees, worker) = Worker::start();
+        Arc::new(Self {
+            shared: Arc::new(Shared {
+                ids: IdTable::new(config.max_map_id),
+                frees,
+            }),
+            fds: Mutex::new(FdTable::new(config.max_fds)),
+            netdevs: Netdevs::new(),
+            worker,
+            config,
+        })
+    }
+
+    /// What the system was made with.
+    pub const fn config(&self) -> &SystemConfig {
+        &self.config
+    }
+
+    /// Waits until every map whose last reference went before this call has been freed: host
+    /// memory given back, and devices have seen their MAP_FREE.
+    pub fn flush_frees(&self) {
+        self.shared.frees.flush();
+    }
+
+    fn fds(&self) -> MutexGuard<'_, FdTable> {
+        self.fds.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for System {
+    fn drop(&mut self) {
+        let open: Vec<MapFile> = self.fds().drain();
+        drop(open);
+        self.worker.stop(&self.shared.frees);
+    }
+}
