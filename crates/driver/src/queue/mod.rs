@@ -116,7 +116,7 @@ impl<F: Function> QueuePair<F> {
         let ring_bytes = Rings::ring_bytes(depth);
         let block_at = 2 * ring_bytes;
         // The notify block has a page to itself: it is the one line that both sides poll.
-        debug_assert!(NOTIFY_BYTES <= PAGE_BYTES);
+        const { assert!(NOTIFY_BYTES <= PAGE_BYTES) };
         let slots_at = block_at + PAGE_BYTES;
         let slot_bytes = config.slot_bytes;
         let bell = match config.notify {
