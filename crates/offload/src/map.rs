@@ -3,8 +3,9 @@
 use crate::errno::{self, During};
 use crate::nic::Shared;
 use offmap_bpf::device::{BatchOutcome, MapSpec, OffloadedMap};
+use offmap_bpf::error::Result;
 use offmap_bpf::uapi::MapType;
-use offmap_bpf::{Errno, Error, Result};
+use offmap_bpf::{Errno, Error};
 use offmap_driver::{DeviceMap, DriverError, Function, QueuePair, Status};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

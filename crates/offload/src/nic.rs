@@ -3,9 +3,10 @@
 use crate::map::NicMap;
 use crate::pool::Pool;
 use crate::{Profile, errno};
+use offmap_bpf::Error;
 use offmap_bpf::device::{MapSpec, OffloadDevice, OffloadRules, OffloadedMap};
+use offmap_bpf::error::Result;
 use offmap_bpf::uapi::MapFlags;
-use offmap_bpf::{Error, Result};
 use offmap_driver::{Driver, DriverError, Function, MapParams};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;
