@@ -147,17 +147,22 @@ pub(super) fn check_length(
     }
 }
 
-/// `bytes`, at most 16, zero-padded. The sizes of nearly all keys get code without a loop.
+/// `bytes`, at most 16, zero-padded. The sizes of nearly all keys are put together in
+/// registers: a field built in memory by a copy of unknown length would be read back, as
+/// words, before its bytes have left the store buffer.
 #[inline(always)]
 fn padded(bytes: &[u8]) -> [u8; 16] {
-    let mut field = [0; 16];
-    match bytes.len() {
-        4 => field[..4].copy_from_slice(&bytes[..4]),
-        8 => field[..8].copy_from_slice(&bytes[..8]),
-        16 => field.copy_from_slice(&bytes[..16]),
-        n => field[..n].copy_from_slice(bytes),
+    if let Ok(whole) = <[u8; 8]>::try_from(bytes) {
+        u128::from(u64::from_le_bytes(whole)).to_le_bytes()
+    } else if let Ok(half) = <[u8; 4]>::try_from(bytes) {
+        u128::from(u32::from_le_bytes(half)).to_le_bytes()
+    } else if let Ok(both) = <[u8; 16]>::try_from(bytes) {
+        both
+    } else {
+        let mut field = [0; 16];
+        field[..bytes.len()].copy_from_slice(bytes);
+        field
     }
-    field
 }
 
 impl<F: Function> QueuePair<F> {
