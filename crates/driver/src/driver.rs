@@ -132,7 +132,12 @@ impl<F: Function> Driver<F> {
                 Ok(pair)
             }
             Err(e) => {
-                if !matches!(e, DriverError::Command { .. } | DriverError::Refused { .. }) {
+                // Refused, or never sent: the device knows nothing of it.
+                let unknown = matches!(
+                    e,
+                    DriverError::Command { .. } | DriverError::Refused { .. } | DriverError::Down
+                );
+                if !unknown {
                     // The device may have taken up the rings.
                     admin.queue_ids |= 1 << id;
                     admin.orphan_ids |= 1 << id;

@@ -338,6 +338,10 @@ impl<F: Function> QueuePair<F> {
             }
             turns = turns.saturating_add(burst);
             self.usable()?;
+            // Who waits in vain must not be the one that holds back completion space.
+            if self.released != self.rings.head() {
+                self.publish_head()?;
+            }
             if waited >= health_at {
                 health_at = waited + health_at.min(HEALTH_LAST);
                 if let Err(e) = self.driver.peek_health() {
