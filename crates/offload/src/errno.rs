@@ -184,3 +184,71 @@ fn of_limit(status: Status, limit: Limit, asked: u64, allowed: u64, used: u64) -
     };
     Error::because(errno, reason)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The numbers of a host map for the same failure (kernel contract: host maps).
+    #[test]
+    fn data_path_numbers_are_those_of_a_host_map() {
+        use During::*;
+        let table = [
+            (Status::NotFound, Lookup, Errno::ENOENT),
+            (Status::NotFound, NextKey, Errno::ENOENT),
+            (Status::NotFound, Walk, Errno::ENOENT),
+            (Status::Exists, Update, Errno::EEXIST),
+            (Status::Full, Update, Errno::E2BIG),
+            (Status::OutOfRange, Lookup, Errno::ENOENT),
+            (Status::OutOfRange, Update, Errno::E2BIG),
+            (Status::OutOfRange, Delete, Errno::EINVAL),
+            (Status::Unsupported, Delete, Errno::EINVAL),
+            (Status::Unsupported, LookupAndDelete, Errno::ENOTSUPP),
+            (Status::NoSpace, Walk, Errno::ENOSPC),
+            (Status::NoMemory, Update, Errno::ENOMEM),
+            (Status::Aborted, Update, Errno::ETIMEDOUT),
+            (Status(0x7777), Lookup, Errno::EIO),
+        ];
+        for (status, during, errno) in table {
+            assert_eq!(
+                of_status(status, during).errno(),
+                errno,
+                "{status} {during:?}"
+            );
+            assert_eq!(number(status, during), Err(errno));
+        }
+        assert_eq!(number(Status::Success, Lookup), Ok(()));
+    }
+
+    #[test]
+    fn limits_say_their_figures() {
+        for (limit, errno) in [
+            (Limit::MapType, Errno::EINVAL),
+            (Limit::KeyBytes, Errno::E2BIG),
+            (Limit::ValueBytes, Errno::E2BIG),
+            (Limit::CpuSlots, Errno::E2BIG),
+            (Limit::EntriesPerMap, Errno::ENOMEM),
+            (Limit::EntriesTotal, Errno::ENOMEM),
+            (Limit::Maps, Errno::ENOMEM),
+            (Limit::Memory, Errno::ENOMEM),
+            (Limit(99), Errno::ENOMEM),
+        ] {
+            let error = of_limit(Status::LimitExceeded, limit, 4711, 0x815, 42);
+            assert_eq!(error.errno(), errno, "{limit}");
+            let says = |n: &str| error.reason().contains(n);
+            assert!(says("4711") || limit == Limit::Maps, "{error}");
+            assert!(says("2069") || says("0x815"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_device_that_is_gone_is_enodev() {
+        let gone = DriverError::Io {
+            what: "write a register",
+            source: IoError::Gone("unplugged"),
+        };
+        for error in [gone, DriverError::DeviceReset, DriverError::Down] {
+            assert_eq!(of_driver(&error).errno(), Errno::ENODEV);
+        }
+    }
+}

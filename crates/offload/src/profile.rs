@@ -144,3 +144,65 @@ impl Default for Profile {
         Self::offmap()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DEVICE: u64 = type_bits(&[MapType::HASH, MapType::ARRAY, MapType::PERCPU_HASH]);
+
+    fn spec(map_type: MapType, map_flags: MapFlags) -> MapSpec {
+        MapSpec {
+            map_type,
+            key_size: 4,
+            value_size: 8,
+            max_entries: 1,
+            map_flags,
+            numa_node: None,
+            possible_cpus: 2,
+            name: [0; 16],
+        }
+    }
+
+    #[test]
+    fn types_are_those_of_profile_and_device() {
+        let profile = Profile::offmap();
+        let check = |t| profile.check(&spec(t, MapFlags::empty()), DEVICE);
+        check(MapType::HASH).unwrap();
+        check(MapType::PERCPU_HASH).unwrap();
+        for (refused, says) in [
+            (MapType::PERCPU_ARRAY, "the device has no"),
+            (MapType::LRU_HASH, "profile does not offload"),
+            (MapType(63), "profile does not offload"),
+            (MapType(64), "profile does not offload"),
+            (MapType(u32::MAX), "profile does not offload"),
+        ] {
+            let error = check(refused).unwrap_err();
+            assert_eq!(error.errno(), Errno::EINVAL);
+            assert!(error.reason().contains(says), "{error}");
+        }
+        let rules = profile.rules(DEVICE, true);
+        assert!(rules.admits(MapType::PERCPU_HASH) && rules.batch);
+        assert!(!rules.admits(MapType::PERCPU_ARRAY));
+        assert!(!profile.rules(DEVICE, false).batch);
+    }
+
+    #[test]
+    fn every_flag_is_either_admitted_or_refused_with_a_reason() {
+        let profile = Profile::offmap();
+        for bit in 0..32 {
+            let flag = MapFlags::from_bits_retain(1 << bit);
+            let checked = profile.check(&spec(MapType::HASH, flag), DEVICE);
+            assert_eq!(checked.is_ok(), profile.flags.contains(flag), "bit {bit}");
+            if let Err(e) = checked {
+                assert_eq!(e.errno(), Errno::EINVAL);
+            }
+        }
+        // A refused flag is refused in the company of admitted ones, and named.
+        let both = MapFlags::MMAPABLE | MapFlags::RDONLY;
+        let error = profile
+            .check(&spec(MapType::ARRAY, both), DEVICE)
+            .unwrap_err();
+        assert!(error.reason().contains("MMAPABLE"), "{error}");
+    }
+}
