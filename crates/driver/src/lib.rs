@@ -1,1 +1,31 @@
-//! stub
+//! The host driver: bring-up, queue pairs, in-flight table, deadlines, abort and reset.
+//!
+//! The driver is generic over [`Function`] and knows no transport. A [`Driver`] owns the
+//! admin queue; each [`QueuePair`] made from it belongs to one thread at a time and is used
+//! without locks. Submit and poll are the core; the blocking calls are built on them.
+//!
+//! Nothing from the device is trusted. Registers, identify data and completions are checked
+//! before they are used, and what does not hold becomes a [`DriverError`]: never a panic,
+//! a wait without a deadline, or another request's data. A request that outlives its deadline
+//! keeps its slot and its buffers until its completion or a reset (`docs/abi.md` §10, R2).
+#![forbid(unsafe_code)]
+
+mod admin;
+mod bringup;
+mod config;
+mod driver;
+mod error;
+mod map;
+mod queue;
+mod registers;
+mod rings;
+
+pub use bringup::Identity;
+pub use config::{DriverConfig, Notify};
+pub use driver::Driver;
+pub use error::{CompletionFault, DriverError, SubmitError};
+pub use map::{DeviceMap, MapParams};
+pub use offmap_abi::admin::{Limit, MapInfo};
+pub use offmap_abi::{MapHandle, QueueId, RequestId, Status};
+pub use offmap_device_io::{Function, IoError};
+pub use queue::{BatchDone, Counters, Dumped, Finished, Op, QueuePair, Token};

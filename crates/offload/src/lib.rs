@@ -1,1 +1,17 @@
-//! stub
+//! BPF map offload over the driver: map operations as descriptors, and what may be offloaded.
+//!
+//! [`OffloadNic`] is one device as the map core knows it
+//! ([`offmap_bpf::device::OffloadDevice`]). A [`Profile`] says what it admits. Operations go
+//! to a pool of queue pairs; a thread keeps to one of them as long as it is free. Where
+//! the device's status codes and the driver's errors become error numbers is the one module
+//! `errno`.
+#![forbid(unsafe_code)]
+
+mod errno;
+mod map;
+mod nic;
+mod pool;
+mod profile;
+
+pub use nic::OffloadNic;
+pub use profile::{FlagRule, Profile};

@@ -1,0 +1,94 @@
+//! What a driver is told by its user.
+
+use crate::DriverError;
+use std::time::Duration;
+
+/// How a queue pair tells the device of new submissions (abi §4.2).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Notify {
+    /// By a notify block in host memory: no register access while the device is awake.
+    /// A device without the feature gets doorbells instead.
+    #[default]
+    Block,
+    /// By doorbell registers.
+    Doorbell,
+}
+
+/// Settings of a [`crate::Driver`].
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DriverConfig {
+    /// Depth of an I/O queue pair in entries, which is also how many commands it can have in
+    /// flight: a power of two from 2 to [`DriverConfig::DEPTH_MAX`]. A device that allows
+    /// less gets its greatest.
+    pub queue_depth: u32,
+    /// Longest time for one admin command. Creating a map of tens of millions of entries
+    /// takes a device seconds.
+    pub admin_timeout: Duration,
+    /// Longest time for one I/O command, from when its waiter starts to wait. Then it is
+    /// aborted, and given [`DriverConfig::admin_timeout`] more to end.
+    pub op_timeout: Duration,
+    /// How queues notify the device.
+    pub notify: Notify,
+    /// DMA memory kept for each slot of a queue, in bytes: a multiple of 64 from 64 to
+    /// [`DriverConfig::SLOT_BYTES_MAX`]. Commands whose keys and values need more share a
+    /// pool of larger buffers, which is filled on first need.
+    pub slot_bytes: usize,
+    /// Greatest size in bytes of the arrays of one batch command. Longer batches become several
+    /// commands. One element always fits, whatever its size.
+    pub batch_bytes: usize,
+    /// NUMA node for rings and buffers; `None`: wherever they are first touched.
+    pub numa_node: Option<u32>,
+}
+
+impl DriverConfig {
+    /// Greatest [`DriverConfig::queue_depth`]: slots are numbered with 16 bits.
+    pub const DEPTH_MAX: u32 = 1 << 15;
+    /// Greatest [`DriverConfig::slot_bytes`].
+    pub const SLOT_BYTES_MAX: usize = 1 << 16;
+    /// Longest timeout that is accepted, so that every wait ends while somebody still cares.
+    pub const TIMEOUT_MAX: Duration = Duration::from_secs(3600);
+
+    /// Checks every field.
+    ///
+    /// # Errors
+    ///
+    /// [`DriverError::Config`] names the field and what it may be.
+    pub fn validate(&self) -> Result<(), DriverError> {
+        let bad = |field, allowed| Err(DriverError::Config { field, allowed });
+        if !self.queue_depth.is_power_of_two() || !(2..=Self::DEPTH_MAX).contains(&self.queue_depth)
+        {
+            return bad("queue_depth", "a power of two from 2 to 32,768");
+        }
+        if !self.slot_bytes.is_multiple_of(64)
+            || !(64..=Self::SLOT_BYTES_MAX).contains(&self.slot_bytes)
+        {
+            return bad("slot_bytes", "a multiple of 64 from 64 to 65,536");
+        }
+        if !(4096..=1 << 30).contains(&self.batch_bytes) {
+            return bad("batch_bytes", "from 4,096 to 2^30");
+        }
+        for (field, timeout) in [
+            ("admin_timeout", self.admin_timeout),
+            ("op_timeout", self.op_timeout),
+        ] {
+            if timeout.is_zero() || timeout > Self::TIMEOUT_MAX {
+                return bad(field, "more than zero and at most an hour");
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Default for DriverConfig {
+    fn default() -> Self {
+        Self {
+            queue_depth: 128,
+            admin_timeout: Duration::from_secs(10),
+            op_timeout: Duration::from_secs(5),
+            notify: Notify::Block,
+            slot_bytes: 512,
+            batch_bytes: 1 << 20,
+            numa_node: None,
+        }
+    }
+}

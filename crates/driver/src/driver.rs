@@ -1,0 +1,397 @@
+//! One device: its admin operations and its life cycle.
+
+use crate::admin::AdminQueue;
+use crate::bringup::{self, Identity};
+use crate::registers::Registers;
+use crate::{DeviceMap, DriverConfig, DriverError, MapParams, QueuePair};
+use offmap_abi::admin::{
+    AbortBody, EmptyBody, MapCreateBody, MapCreated, MapInfo, QueueCreateBody, QueueDeleteBody,
+};
+use offmap_abi::regs::{BAR_REGISTERS, DOORBELL_PAGE, DOORBELL_PAGE_BYTES, NO_VECTOR};
+use offmap_abi::{AdminOpcode, MapHandle, QueueId, RequestId, Status};
+use offmap_device_io::{
+    BarMapping, BarOffset, DmaPlacement, DmaRegion, Function, IoError, IovaAllocator,
+};
+use std::fmt;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// Longest time that dropping a driver waits for the device to stop.
+const STOP_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// A device that has been brought up.
+///
+/// Admin operations take a lock and wait for the device; they are not for the hot path.
+/// Dropping the last handle disables the device, which frees its maps.
+pub struct Driver<F: Function> {
+    function: Arc<F>,
+    config: DriverConfig,
+    identity: Identity,
+    iovas: Arc<Mutex<IovaAllocator>>,
+    doorbells: Option<BarMapping>,
+    /// Counts the resets of this driver. Queues and maps carry the count of their making.
+    epoch: AtomicU64,
+    /// RESET_COUNT when the device was last brought up.
+    reset_count: AtomicU32,
+    admin: Mutex<Admin<F>>,
+}
+
+struct Admin<F: Function> {
+    /// `None` after a reset that did not succeed.
+    queue: Option<AdminQueue<F>>,
+    /// Bit `n`: queue id `n` belongs to a [`QueuePair`], of this epoch or an earlier one. An
+    /// id is given out again only when its owner is gone, so that a late doorbell of a queue
+    /// from before a reset never reaches its successor.
+    queue_ids: u64,
+    /// The ids among them whose owner is gone, yet whose deletion was not confirmed. A
+    /// confirmed reset frees them.
+    orphan_ids: u64,
+    /// Memory that the device may still write, because neither a completion nor a
+    /// QUEUE_DELETE was confirmed. A confirmed reset releases it (rule R2).
+    quarantine: Vec<Arc<DmaRegion<F>>>,
+}
+
+impl<F: Function> Driver<F> {
+    /// Brings the function up: config space, registers, admin queue, IDENTIFY.
+    ///
+    /// # Errors
+    ///
+    /// A [`DriverError`] that names the setting, register or field that is not usable, or the
+    /// step that did not succeed. The device is left disabled then, as far as it obeys.
+    pub fn bring_up(function: Arc<F>, config: DriverConfig) -> Result<Arc<Self>, DriverError> {
+        config.validate()?;
+        let iovas = Arc::new(Mutex::new(IovaAllocator::new(&function.iova_ranges())));
+        let up = bringup::bring_up(&function, &iovas, &config)?;
+        let doorbells = function
+            .map_bar(
+                BAR_REGISTERS,
+                BarOffset(DOORBELL_PAGE),
+                DOORBELL_PAGE_BYTES as usize,
+            )
+            .map_err(DriverError::io("map the doorbell page"))?
+            .filter(|page| page.len() as u64 >= DOORBELL_PAGE_BYTES);
+        Ok(Arc::new(Self {
+            function,
+            config,
+            identity: up.identity,
+            iovas,
+            doorbells,
+            epoch: AtomicU64::new(0),
+            reset_count: AtomicU32::new(up.admin.reset_count()),
+            admin: Mutex::new(Admin {
+                queue: Some(up.admin),
+                queue_ids: 1,
+                orphan_ids: 0,
+                quarantine: Vec::new(),
+            }),
+        }))
+    }
+
+    /// What the device says of itself.
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// The settings that the driver was made with.
+    pub fn config(&self) -> &DriverConfig {
+        &self.config
+    }
+
+    /// The function under the driver.
+    pub fn function(&self) -> &Arc<F> {
+        &self.function
+    }
+
+    /// How often the driver has reset the device.
+    #[inline]
+    pub fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Acquire)
+    }
+
+    /// Makes a queue pair. It belongs to the caller, who drops it to delete it.
+    ///
+    /// # Errors
+    ///
+    /// [`DriverError::NoQueuePair`] when all are in use; what the device or the transport
+    /// refuses otherwise.
+    pub fn create_queue(self: &Arc<Self>) -> Result<QueuePair<F>, DriverError> {
+        let mut admin = self.lock();
+        let free = (1..=self.identity.queue_pairs).find(|id| admin.queue_ids >> id & 1 == 0);
+        let Some(id) = free else {
+            return Err(DriverError::NoQueuePair {
+                have: self.identity.queue_pairs,
+            });
+        };
+        let queue = QueueId(id);
+        let (mut pair, body) = QueuePair::prepare(Arc::clone(self), queue, self.epoch())?;
+        match self.command(&mut admin, AdminOpcode::QueueCreate, None, &body) {
+            Ok(_) => {
+                admin.queue_ids |= 1 << id;
+                pair.arm();
+                Ok(pair)
+            }
+            Err(e) => {
+                // Refused, or never sent: the device knows nothing of it.
+                let unknown = matches!(
+                    e,
+                    DriverError::Command { .. } | DriverError::Refused { .. } | DriverError::Down
+                );
+                if !unknown {
+                    // The device may have taken up the rings.
+                    admin.queue_ids |= 1 << id;
+                    admin.orphan_ids |= 1 << id;
+                    admin.quarantine.extend(pair.regions());
+                }
+                Err(e)
+            }
+        }
+    }
+
+    /// Creates a map in device memory.
+    ///
+    /// # Errors
+    ///
+    /// [`DriverError::Refused`] with the limit that was hit.
+    pub fn create_map(&self, params: &MapParams) -> Result<DeviceMap, DriverError> {
+        let stride = params.value_stride();
+        let Ok(value_stride) = u32::try_from(stride) else {
+            return Err(DriverError::Refused {
+                command: AdminOpcode::MapCreate,
+                status: Status::LimitExceeded,
+                limit: offmap_abi::admin::Limit::ValueBytes,
+                asked: stride,
+                // The ABI's length fields have 32 bits.
+                allowed: u32::MAX.into(),
+                used: 0,
+            });
+        };
+        let body = MapCreateBody {
+            map_type: params.map_type.into(),
+            key_size: params.key_size.into(),
+            value_size: params.value_size.into(),
+            max_entries: params.max_entries.into(),
+            cpu_slots: params.cpu_slots.into(),
+            flags: 0.into(),
+            seed: params.seed.into(),
+            name: params.name,
+        };
+        let mut admin = self.lock();
+        let epoch = self.epoch();
+        let done = self.command(&mut admin, AdminOpcode::MapCreate, None, &body)?;
+        let created: MapCreated = done.payload_as();
+        Ok(DeviceMap {
+            handle: MapHandle(created.map.get()),
+            key_size: params.key_size,
+            value_stride,
+            bytes: created.bytes.get(),
+            epoch,
+        })
+    }
+
+    /// Frees a map's device memory.
+    ///
+    /// # Errors
+    ///
+    /// [`DriverError::DeviceReset`] when the map is gone with an earlier reset.
+    pub fn free_map(&self, map: &DeviceMap) -> Result<(), DriverError> {
+        let mut admin = self.lock();
+        self.same_epoch(map)?;
+        let handle = Some(map.handle);
+        self.command(&mut admin, AdminOpcode::MapFree, handle, &EmptyBody::ZERO)?;
+        Ok(())
+    }
+
+    /// What a map holds and uses.
+    ///
+    /// # Errors
+    ///
+    /// As [`Driver::free_map`].
+    pub fn query_map(&self, map: &DeviceMap) -> Result<MapInfo, DriverError> {
+        let mut admin = self.lock();
+        self.same_epoch(map)?;
+        let handle = Some(map.handle);
+        let done = self.command(&mut admin, AdminOpcode::MapQuery, handle, &EmptyBody::ZERO)?;
+        Ok(done.payload_as())
+    }
+
+    /// Asks that a command of an I/O queue ends now. Returns whether it had not started and
+    /// will complete as aborted; otherwise it has completed, or will in the ordinary way.
+    ///
+    /// # Errors
+    ///
+    /// Those of any admin command.
+    pub fn abort(&self, queue: QueueId, request: RequestId) -> Result<bool, DriverError> {
+        let body = AbortBody {
+            request: request.0.into(),
+            queue: queue.0.into(),
+            reserved: [0; 38],
+        };
+        let mut admin = self.lock();
+        match self.command(&mut admin, AdminOpcode::Abort, None, &body) {
+            Ok(_) => Ok(true),
+            Err(DriverError::Command {
+                status: Status::NotFound,
+                ..
+            }) => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Whether the device still runs and is the one that was brought up.
+    ///
+    /// # Errors
+    ///
+    /// [`DriverError::DeviceGone`], [`DriverError::Fatal`] or [`DriverError::DeviceReset`].
+    pub fn check_health(&self) -> Result<(), DriverError> {
+        let admin = self.lock();
+        match &admin.queue {
+            Some(queue) => Registers(&*self.function).health(queue.reset_count()),
+            None => Err(DriverError::Down),
+        }
+    }
+
+    /// Resets the function and brings it up again. All queues and maps made before are dead:
+    /// their calls fail with [`DriverError::DeviceReset`]. Memory that was set aside is
+    /// released once the reset is confirmed.
+    ///
+    /// # Errors
+    ///
+    /// As [`Driver::bring_up`]; also when the device identifies itself differently than
+    /// before. The driver is down then, and a further reset may be tried.
+    pub fn reset(&self) -> Result<(), DriverError> {
+        let mut admin = self.lock();
+        // First, so that waiters on other threads give up.
+        self.epoch.fetch_add(1, Ordering::AcqRel);
+        let old = admin.queue.take();
+        if let Err(source) = self.function.reset() {
+            // Not confirmed: the device may still write the old rings.
+            if let Some(old) = old {
+                admin.quarantine.push(Arc::new(old.into_region()));
+            }
+            return Err(DriverError::Io {
+                what: "reset the function",
+                source,
+            });
+        }
+        drop(old);
+        admin.quarantine.clear();
+        admin.queue_ids &= !std::mem::take(&mut admin.orphan_ids);
+        let up = bringup::bring_up(&self.function, &self.iovas, &self.config)?;
+        if up.identity != self.identity {
+            bringup::disable(&*self.function, STOP_TIMEOUT)?;
+            return Err(DriverError::IdentityChanged);
+        }
+        let count = up.admin.reset_count();
+        self.reset_count.store(count, Ordering::Release);
+        admin.queue = Some(up.admin);
+        Ok(())
+    }
+
+    /// [`Driver::check_health`] for a waiter on a queue: does not wait for the admin queue, which
+    /// another thread may hold for as long as an admin command takes.
+    pub(crate) fn peek_health(&self) -> Result<(), DriverError> {
+        let count = self.reset_count.load(Ordering::Acquire);
+        Registers(&*self.function).health(count)
+    }
+
+    pub(crate) fn doorbells(&self) -> Option<&BarMapping> {
+        self.doorbells.as_ref()
+    }
+
+    /// A DMA region placed as the configuration says.
+    pub(crate) fn region(&self, len: usize) -> Result<DmaRegion<F>, IoError> {
+        let placement = DmaPlacement {
+            numa_node: self.config.numa_node,
+        };
+        DmaRegion::new(&self.function, &self.iovas, len, placement)
+    }
+
+    /// Deletes a queue whose owner is gone, and takes care of its memory.
+    pub(crate) fn retire(&self, queue: QueueId, epoch: u64, regions: Vec<Arc<DmaRegion<F>>>) {
+        let mut admin = self.lock();
+        if self.epoch() != epoch && admin.queue.is_some() {
+            // A reset that succeeded lies between: the device knows the queue no more.
+            admin.queue_ids &= !(1 << queue.0);
+            return;
+        }
+        let body = QueueDeleteBody {
+            queue: queue.0.into(),
+            reserved: [0; 46],
+        };
+        match self.command(&mut admin, AdminOpcode::QueueDelete, None, &body) {
+            Ok(_) => admin.queue_ids &= !(1 << queue.0),
+            // The id stays taken and the memory set aside until a reset.
+            Err(_) => {
+                admin.orphan_ids |= 1 << queue.0;
+                admin.quarantine.extend(regions);
+            }
+        }
+    }
+
+    fn same_epoch(&self, map: &DeviceMap) -> Result<(), DriverError> {
+        if map.epoch == self.epoch() {
+            Ok(())
+        } else {
+            Err(DriverError::DeviceReset)
+        }
+    }
+
+    fn command<B: zerocopy::IntoBytes + zerocopy::Immutable>(
+        &self,
+        admin: &mut Admin<F>,
+        command: AdminOpcode,
+        map: Option<MapHandle>,
+        body: &B,
+    ) -> Result<offmap_abi::Completion, DriverError> {
+        let queue = admin.queue.as_mut().ok_or(DriverError::Down)?;
+        queue.command(&*self.function, command, map, body)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Admin<F>> {
+        // A panic under the lock leaves the admin queue marked broken, which is all that
+        // the next user must know.
+        self.admin.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<F: Function> Drop for Driver<F> {
+    fn drop(&mut self) {
+        // Rings and quarantined memory are unmapped afterwards: the device lets go of them
+        // first, by being disabled or else by a reset. `dma_unmap` revokes what is left.
+        if bringup::disable(&*self.function, STOP_TIMEOUT).is_err() {
+            let _ = self.function.reset();
+        }
+    }
+}
+
+impl<F: Function> fmt::Debug for Driver<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Driver")
+            .field("function", &self.function.describe())
+            .field("identity", &self.identity)
+            .field("epoch", &self.epoch())
+            .finish_non_exhaustive()
+    }
+}
+
+/// The body of QUEUE_CREATE for rings at these IOVAs.
+pub(crate) fn queue_create(
+    queue: QueueId,
+    depth: u32,
+    sq: u64,
+    cq: u64,
+    notify: Option<u64>,
+) -> QueueCreateBody {
+    QueueCreateBody {
+        queue: queue.0.into(),
+        reserved: 0.into(),
+        depth: depth.into(),
+        vector: NO_VECTOR.into(),
+        reserved2: 0.into(),
+        sq: sq.into(),
+        cq: cq.into(),
+        notify: notify.unwrap_or(0).into(),
+        reserved3: 0.into(),
+    }
+}

@@ -1,0 +1,392 @@
+//! Taking completions, and waiting for them with a deadline (abi §5.2, §10 rules C1–C3, R2).
+
+use super::slots::{NO_LARGE, State};
+use super::{QueuePair, Token};
+use crate::{CompletionFault, DriverError};
+use offmap_abi::{Completion, RequestId, Status};
+use offmap_device_io::Function;
+use std::time::{Duration, Instant};
+
+/// Looks at the completion ring before a waiter looks at the clock for the first time. An
+/// inline device and an awake one answer within these.
+const FAST_TURNS: u32 = 64;
+/// Looks before a waiter starts to give its processor away between them, so that a device
+/// that runs on the same processor can.
+const SPIN_TURNS: u32 = 1024;
+/// Looks between two looks at the clock, once the processor is given away.
+const YIELD_TURNS: u32 = 8;
+/// First interval between two looks at the device's STATUS; it doubles up to the last.
+const HEALTH_FIRST: Duration = Duration::from_millis(1);
+const HEALTH_LAST: Duration = Duration::from_millis(128);
+
+/// A command that the device has finished. Its slot is free again when this is dropped.
+pub struct Finished<'q, F: Function> {
+    queue: &'q mut QueuePair<F>,
+    slot: u16,
+    completion: Completion,
+}
+
+impl<F: Function> Finished<'_, F> {
+    /// Which command it was.
+    #[inline]
+    pub fn token(&self) -> Token {
+        Token(self.completion.request())
+    }
+
+    /// How it ended.
+    #[inline]
+    pub fn status(&self) -> Status {
+        self.completion.status()
+    }
+
+    /// Copies what it returned (a value, or for get-first and get-next a key) to `out`, if it
+    /// ended with success.
+    ///
+    /// # Errors
+    ///
+    /// [`DriverError::Length`] when `out` does not have exactly its length.
+    #[inline]
+    pub fn value(&self, out: &mut [u8]) -> Result<Status, DriverError> {
+        let room = self.queue.slots.of(self.slot).room as usize;
+        super::submit::check_length("result buffer", room, out.len())?;
+        self.queue.copy_result(self.slot, &self.completion, out);
+        Ok(self.status())
+    }
+}
+
+impl<F: Function> Drop for Finished<'_, F> {
+    #[inline]
+    fn drop(&mut self) {
+        self.queue.release(self.slot);
+    }
+}
+
+impl<F: Function> QueuePair<F> {
+    /// Returns a finished command, if there is one. Lets an inline device work a little when
+    /// there is none. Does not wait, and so knows no deadline.
+    ///
+    /// # Errors
+    ///
+    /// [`DriverError::BadCompletion`] when the device sent one that cannot be, and any error
+    /// that ended the queue before.
+    #[inline]
+    pub fn poll(&mut self) -> Result<Option<Finished<'_, F>>, DriverError> {
+        self.usable()?;
+        self.commit()?;
+        if let Some(slot) = self.done.pop_front() {
+            let completion = self.stash[usize::from(slot)];
+            return Ok(Some(self.finished(slot, completion)));
+        }
+        let mut taken = self.take()?;
+        if taken.is_none() {
+            self.driver.function().progress();
+            taken = self.take()?;
+        }
+        match taken {
+            Some((slot, completion)) => Ok(Some(self.finished(slot, completion))),
+            None => Ok(None),
+        }
+    }
+
+    /// Calls `each` for every command that is finished now, and returns how many there were.
+    ///
+    /// # Errors
+    ///
+    /// As [`QueuePair::poll`].
+    #[inline]
+    pub fn poll_each(
+        &mut self,
+        mut each: impl FnMut(&Finished<'_, F>),
+    ) -> Result<usize, DriverError> {
+        let mut count = 0;
+        while let Some(finished) = self.poll()? {
+            each(&finished);
+            count += 1;
+        }
+        Ok(count)
+    }
+
+    /// Waits until a command is finished and returns it; `None` when none is outstanding.
+    ///
+    /// After [`crate::DriverConfig::op_timeout`] it asks the device to abort all that are in
+    /// flight; those come back with [`Status::Aborted`], without an effect.
+    ///
+    /// # Errors
+    ///
+    /// [`DriverError::TimedOut`] when one could not be aborted either; as
+    /// [`QueuePair::poll`] otherwise.
+    pub fn wait(&mut self) -> Result<Option<Finished<'_, F>>, DriverError> {
+        self.usable()?;
+        self.commit()?;
+        if self.done.is_empty() {
+            if self.outstanding() == 0 {
+                return Ok(None);
+            }
+            if let Some((slot, completion)) = self.await_completion(None)? {
+                return Ok(Some(self.finished(slot, completion)));
+            }
+        }
+        // At the deadline the completions went to the stash.
+        match self.done.pop_front() {
+            Some(slot) => {
+                let completion = self.stash[usize::from(slot)];
+                Ok(Some(self.finished(slot, completion)))
+            }
+            None => Ok(None),
+        }
+    }
+
+    /// Waits for one command.
+    ///
+    /// # Errors
+    ///
+    /// [`DriverError::NoSuchRequest`] for a token that was taken already or is another
+    /// queue's; as [`QueuePair::wait`] otherwise.
+    pub fn wait_for(&mut self, token: Token) -> Result<Finished<'_, F>, DriverError> {
+        self.usable()?;
+        self.commit()?;
+        let slot = token.0.slot();
+        let state = match self.slots.get(slot) {
+            Some(entry) if entry.generation == token.0.generation() => entry.state,
+            _ => State::Free,
+        };
+        match state {
+            State::InFlight => {
+                let completion = self.await_slot(slot)?;
+                Ok(self.finished(slot, completion))
+            }
+            State::Done => {
+                self.done.retain(|s| *s != slot);
+                let completion = self.stash[usize::from(slot)];
+                Ok(self.finished(slot, completion))
+            }
+            State::Free | State::Quarantined => Err(DriverError::NoSuchRequest {
+                queue: self.id,
+                request: token.0,
+            }),
+        }
+    }
+
+    /// Asks the device to end a command now. Returns whether it will complete as
+    /// [`Status::Aborted`]; either way its completion is still to be taken.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`crate::Driver::abort`].
+    pub fn abort(&mut self, token: Token) -> Result<bool, DriverError> {
+        self.usable()?;
+        self.commit()?;
+        self.driver.abort(self.id, token.0)
+    }
+
+    #[inline]
+    fn finished(&mut self, slot: u16, completion: Completion) -> Finished<'_, F> {
+        self.slots.set(slot, State::Done);
+        Finished {
+            queue: self,
+            slot,
+            completion,
+        }
+    }
+
+    #[inline]
+    pub(super) fn release(&mut self, slot: u16) {
+        let large = self.slots.release(slot);
+        if large != NO_LARGE {
+            self.larges.give_back(large);
+        }
+    }
+
+    #[inline(always)]
+    pub(super) fn copy_result(&self, slot: u16, completion: &Completion, out: &mut [u8]) {
+        if !completion.status().is_success() {
+            return;
+        }
+        let entry = self.slots.of(slot);
+        if entry.inline {
+            // `take` saw to it that the payload is at least as long as the room.
+            out.copy_from_slice(&completion.payload[..out.len()]);
+        } else {
+            let region = self.place_region(entry.place);
+            region.buffer().read(entry.place.at, out);
+        }
+    }
+
+    /// Takes the next completion and checks whose it is.
+    #[inline(always)]
+    pub(super) fn take(&mut self) -> Result<Option<(u16, Completion)>, DriverError> {
+        let Some(completion) = self.rings.pop(self.region.buffer()) else {
+            return Ok(None);
+        };
+        let request = completion.request();
+        let slot = request.slot();
+        let fault = match self.slots.get(slot) {
+            None => CompletionFault::UnknownSlot,
+            Some(entry)
+                if entry.state != State::InFlight || entry.generation != request.generation() =>
+            {
+                CompletionFault::Stale
+            }
+            Some(entry)
+                if entry.inline
+                    && completion.status().is_success()
+                    && completion.count.get() < entry.room =>
+            {
+                CompletionFault::ShortPayload
+            }
+            Some(_) => {
+                self.counters.completed += 1;
+                let unpublished = self.rings.head().wrapping_sub(self.released);
+                if unpublished >= self.release_every {
+                    self.publish_head()?;
+                }
+                return Ok(Some((slot, completion)));
+            }
+        };
+        Err(self.reject(request, fault))
+    }
+
+    #[cold]
+    pub(super) fn reject(&mut self, request: RequestId, fault: CompletionFault) -> DriverError {
+        self.counters.rejected += 1;
+        let queue = self.id;
+        self.breaks(DriverError::BadCompletion {
+            queue,
+            request,
+            fault,
+        })
+    }
+
+    #[inline]
+    fn stash(&mut self, slot: u16, completion: Completion) {
+        self.slots.set(slot, State::Done);
+        self.stash[usize::from(slot)] = completion;
+        self.done.push_back(slot);
+    }
+
+    /// Takes completions until that of `slot`, or any when `None`.
+    #[inline(always)]
+    fn look(&mut self, wanted: Option<u16>) -> Result<Option<(u16, Completion)>, DriverError> {
+        while let Some((slot, completion)) = self.take()? {
+            if wanted.is_none_or(|w| w == slot) {
+                return Ok(Some((slot, completion)));
+            }
+            self.stash(slot, completion);
+        }
+        Ok(None)
+    }
+
+    /// Waits for the completion of `slot`, which is in flight.
+    #[inline]
+    pub(super) fn await_slot(&mut self, slot: u16) -> Result<Completion, DriverError> {
+        for _ in 0..FAST_TURNS {
+            self.driver.function().progress();
+            if let Some((_, completion)) = self.look(Some(slot))? {
+                return Ok(completion);
+            }
+        }
+        match self.await_completion(Some(slot))? {
+            Some((_, completion)) => Ok(completion),
+            // The deadline passed and the completion came then.
+            None => {
+                self.done.retain(|s| *s != slot);
+                Ok(self.stash[usize::from(slot)])
+            }
+        }
+    }
+
+    /// Waits for the completion of `wanted`, or any. `None`: the deadline passed, and what
+    /// was waited for has been stashed since.
+    #[cold]
+    fn await_completion(
+        &mut self,
+        wanted: Option<u16>,
+    ) -> Result<Option<(u16, Completion)>, DriverError> {
+        let timeout = self.driver.config().op_timeout;
+        if let Some(found) = self.look_until(wanted, timeout)? {
+            return Ok(Some(found));
+        }
+        self.end_overdue(wanted, timeout)?;
+        Ok(None)
+    }
+
+    /// Looks for a completion for as long as `timeout`, and at least once after it. Ends
+    /// early when the device is found dead.
+    fn look_until(
+        &mut self,
+        wanted: Option<u16>,
+        timeout: Duration,
+    ) -> Result<Option<(u16, Completion)>, DriverError> {
+        let started = Instant::now();
+        let mut health_at = HEALTH_FIRST;
+        let mut turns = 0u32;
+        loop {
+            let waited = started.elapsed();
+            let burst = if turns < SPIN_TURNS {
+                FAST_TURNS
+            } else {
+                YIELD_TURNS
+            };
+            for _ in 0..burst {
+                self.driver.function().progress();
+                if let Some(found) = self.look(wanted)? {
+                    return Ok(Some(found));
+                }
+                if turns >= SPIN_TURNS {
+                    std::thread::yield_now();
+                }
+            }
+            turns = turns.saturating_add(burst);
+            self.usable()?;
+            // Who waits in vain must not be the one that holds back completion space.
+            if self.released != self.rings.head() {
+                self.publish_head()?;
+            }
+            if waited >= health_at {
+                health_at = waited + health_at.min(HEALTH_LAST);
+                if let Err(e) = self.driver.peek_health() {
+                    return Err(self.breaks(e));
+                }
+            }
+            if waited >= timeout {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Aborts what was waited for in vain, and waits once more. On success it is stashed; on
+    /// failure it is quarantined and the queue broken.
+    fn end_overdue(&mut self, wanted: Option<u16>, after: Duration) -> Result<(), DriverError> {
+        self.counters.timeouts += 1;
+        let mut overdue = self.slots.in_flight();
+        overdue.retain(|request| wanted.is_none_or(|slot| slot == request.slot()));
+        for request in &overdue {
+            if self.driver.abort(self.id, *request).is_err() {
+                // The completions may come all the same; they get their time below.
+                break;
+            }
+        }
+        let grace = self.driver.config().admin_timeout;
+        let started = Instant::now();
+        for request in &overdue {
+            while self.slots.of(request.slot()).state == State::InFlight {
+                let left = grace.saturating_sub(started.elapsed());
+                match self.look_until(None, left)? {
+                    Some((slot, completion)) => self.stash(slot, completion),
+                    None => {
+                        for lost in self.slots.in_flight() {
+                            self.slots.set(lost.slot(), State::Quarantined);
+                        }
+                        let queue = self.id;
+                        return Err(self.breaks(DriverError::TimedOut {
+                            queue,
+                            after,
+                            quarantined: true,
+                        }));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,251 @@
+//! I/O queue pairs: rings, notification, in-flight table, buffers.
+//!
+//! Three layers over the same state: `submit` writes commands and tells the device,
+//! `complete` takes completions and waits for them, `ops` and `batch` are the blocking calls.
+
+mod batch;
+mod complete;
+mod ops;
+mod slots;
+mod submit;
+
+pub use batch::{BatchDone, Dumped};
+pub use complete::Finished;
+pub use submit::Op;
+
+use crate::driver::{self, Driver};
+use crate::rings::Rings;
+use crate::{DeviceMap, DriverError, Notify};
+use offmap_abi::admin::QueueCreateBody;
+use offmap_abi::notify::NOTIFY_BYTES;
+use offmap_abi::regs::Features;
+use offmap_abi::{Completion, QueueId, RequestId};
+use offmap_device_io::{DmaRegion, Function, PAGE_BYTES};
+use slots::{Larges, Slots};
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::Arc;
+
+/// A command in flight on a queue pair, or finished and not yet taken.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Token(pub(crate) RequestId);
+
+impl Token {
+    /// The id under which the device knows the command.
+    pub const fn request(self) -> RequestId {
+        self.0
+    }
+}
+
+/// What a queue pair has done since it was made.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Counters {
+    /// Commands stored in the submission ring.
+    pub submitted: u64,
+    /// Completions taken from the completion ring and accepted.
+    pub completed: u64,
+    /// KICK register writes.
+    pub kicks: u64,
+    /// Submission doorbell writes.
+    pub doorbells: u64,
+    /// Waits that reached their deadline.
+    pub timeouts: u64,
+    /// Completions that were not acceptable.
+    pub rejected: u64,
+}
+
+/// How this queue tells the device of its tail and head.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Bell {
+    /// Words in host memory, at this offset of the queue's region, and KICK.
+    Block { at: usize },
+    /// Doorbell registers: stores to the mapped page where there is one, otherwise
+    /// register writes.
+    Doorbell,
+}
+
+/// An I/O queue pair, for one thread at a time.
+///
+/// Commands are written with [`QueuePair::write`] and handed over with
+/// [`QueuePair::commit`]; [`QueuePair::submit`] does both. [`QueuePair::poll`] and
+/// [`QueuePair::wait`] return them finished, in the order of completion. The blocking calls
+/// do all of it for one command, or for a batch; they may be mixed with commands in flight.
+///
+/// After a failure that leaves the queue's state unknown (a completion that cannot be, a
+/// command that neither completed nor could be aborted, a reset) every call fails. Dropping the
+/// pair deletes the queue; its memory is released once the device confirms that, or a reset.
+pub struct QueuePair<F: Function> {
+    driver: Arc<Driver<F>>,
+    id: QueueId,
+    epoch: u64,
+    /// Rings, notify block, and a data area for each slot.
+    ///
+    /// Counted, so that it can outlive the pair while the device may still write it.
+    region: Arc<DmaRegion<F>>,
+    rings: Rings,
+    bell: Bell,
+    /// Tail that the device was told.
+    committed: u32,
+    /// Head that the device was told.
+    released: u32,
+    /// Completions between two publications of the head.
+    release_every: u32,
+    slots: Slots,
+    larges: Larges<F>,
+    /// Completions that arrived while another was waited for, by slot; valid in state Done.
+    stash: Box<[Completion]>,
+    /// Slots in state Done, oldest first.
+    done: VecDeque<u16>,
+    broken: bool,
+    /// Whether the device knows the queue.
+    on_device: bool,
+    counters: Counters,
+}
+
+impl<F: Function> QueuePair<F> {
+    /// A pair over fresh memory, and the command that makes the device take it up.
+    pub(crate) fn prepare(
+        driver: Arc<Driver<F>>,
+        id: QueueId,
+        epoch: u64,
+    ) -> Result<(Self, QueueCreateBody), DriverError> {
+        let config = driver.config();
+        let identity = driver.identity();
+        let depth = config.queue_depth.min(identity.queue_depth_max);
+        let has_block = identity.features.contains(Features::NOTIFY_BLOCK);
+        let ring_bytes = Rings::ring_bytes(depth);
+        let block_at = 2 * ring_bytes;
+        // The notify block has a page to itself: it is the one line that both sides poll.
+        const { assert!(NOTIFY_BYTES <= PAGE_BYTES) };
+        let slots_at = block_at + PAGE_BYTES;
+        let slot_bytes = config.slot_bytes;
+        let bell = match config.notify {
+            Notify::Block if has_block => Bell::Block { at: block_at },
+            Notify::Block | Notify::Doorbell => Bell::Doorbell,
+        };
+        let region = driver
+            .region(slots_at + depth as usize * slot_bytes)
+            .map_err(DriverError::io("allocate a queue pair"))?;
+        let notify = match bell {
+            Bell::Block { at } => Some(region.iova(at).0),
+            Bell::Doorbell => None,
+        };
+        let body = driver::queue_create(
+            id,
+            depth,
+            region.iova(0).0,
+            region.iova(ring_bytes).0,
+            notify,
+        );
+        let blank = Completion::new(RequestId(0), offmap_abi::Status::Internal);
+        let pair = Self {
+            id,
+            epoch,
+            rings: Rings::new(0, ring_bytes, depth),
+            bell,
+            committed: 0,
+            released: 0,
+            release_every: (depth / 4).max(1),
+            slots: Slots::new(depth, slots_at, slot_bytes),
+            larges: Larges::new(depth as usize),
+            stash: vec![blank; depth as usize].into_boxed_slice(),
+            done: VecDeque::with_capacity(depth as usize),
+            broken: false,
+            on_device: false,
+            counters: Counters::default(),
+            region: Arc::new(region),
+            driver,
+        };
+        Ok((pair, body))
+    }
+
+    /// Its id on the device.
+    pub fn id(&self) -> QueueId {
+        self.id
+    }
+
+    /// Entries of each ring, and the most commands in flight.
+    pub fn depth(&self) -> usize {
+        self.stash.len()
+    }
+
+    /// Commands that are in flight, or finished and not yet taken.
+    pub fn outstanding(&self) -> usize {
+        self.depth() - self.slots.free_count()
+    }
+
+    /// What it has done so far.
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// The driver that made it.
+    pub fn driver(&self) -> &Arc<Driver<F>> {
+        &self.driver
+    }
+
+    /// Whether every further call will fail: the queue is broken, or a reset has ended it.
+    pub fn is_dead(&self) -> bool {
+        self.usable().is_err()
+    }
+
+    #[inline]
+    fn usable(&self) -> Result<(), DriverError> {
+        if self.epoch != self.driver.epoch() {
+            return Err(DriverError::DeviceReset);
+        }
+        if self.broken {
+            return Err(DriverError::QueueBroken { queue: self.id });
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn check_map(&self, map: &DeviceMap) -> Result<(), DriverError> {
+        if map.epoch == self.epoch {
+            Ok(())
+        } else {
+            Err(DriverError::DeviceReset)
+        }
+    }
+
+    fn breaks(&mut self, error: DriverError) -> DriverError {
+        self.broken = true;
+        error
+    }
+
+    /// Called once the device has taken the queue up: from now on, dropping the pair deletes
+    /// it.
+    pub(crate) fn arm(&mut self) {
+        self.on_device = true;
+    }
+
+    /// The memory that the device may know of.
+    pub(crate) fn regions(&self) -> Vec<Arc<DmaRegion<F>>> {
+        let mut regions = self.larges.regions();
+        regions.push(Arc::clone(&self.region));
+        regions
+    }
+}
+
+impl<F: Function> Drop for QueuePair<F> {
+    fn drop(&mut self) {
+        if self.on_device {
+            let regions = self.regions();
+            self.driver.retire(self.id, self.epoch, regions);
+        }
+    }
+}
+
+impl<F: Function> fmt::Debug for QueuePair<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("QueuePair")
+            .field("id", &self.id)
+            .field("depth", &self.depth())
+            .field("outstanding", &self.outstanding())
+            .field("bell", &self.bell)
+            .field("broken", &self.broken)
+            .field("counters", &self.counters)
+            .finish_non_exhaustive()
+    }
+}

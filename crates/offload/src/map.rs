@@ -1,0 +1,296 @@
+//! The operations of one offloaded map.
+
+use crate::errno::{self, During};
+use crate::nic::Shared;
+use offmap_bpf::device::{BatchOutcome, MapSpec, OffloadedMap};
+use offmap_bpf::error::Result;
+use offmap_bpf::uapi::MapType;
+use offmap_bpf::{Errno, Error};
+use offmap_driver::{DeviceMap, DriverError, Function, QueuePair, Status};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+const NO_ARRAY_DELETE: Error = Error::new(
+    Errno::ENOTSUPP,
+    "array elements cannot be deleted, so arrays have no operation that deletes what it returns",
+);
+const NO_ARRAY_DELETE_BATCH: Error = Error::new(
+    Errno::ENOTSUPP,
+    "array elements cannot be deleted, so arrays have no delete batch",
+);
+const NOT_IN_PROFILE: Error = Error::new(
+    Errno::ENOTSUPP,
+    "this device has no such operation on an offloaded map",
+);
+const NO_PROGRESS: Error = Error::new(Errno::EIO, "the device's dump of the map does not advance");
+
+/// A map in device memory.
+pub(crate) struct NicMap<F: Function> {
+    shared: Arc<Shared<F>>,
+    map: DeviceMap,
+    is_array: bool,
+    max_entries: u32,
+    freed: AtomicBool,
+}
+
+impl<F: Function> NicMap<F> {
+    pub(crate) fn new(shared: Arc<Shared<F>>, spec: &MapSpec, map: DeviceMap) -> Self {
+        Self {
+            shared,
+            map,
+            is_array: matches!(spec.map_type, MapType::ARRAY | MapType::PERCPU_ARRAY),
+            max_entries: spec.max_entries,
+            freed: AtomicBool::new(false),
+        }
+    }
+
+    #[inline]
+    fn run(
+        &self,
+        during: During,
+        operation: impl FnOnce(&mut QueuePair<F>) -> Result<Status, DriverError>,
+    ) -> Result<()> {
+        let status = self.shared.pool.with(operation)?;
+        if status.is_success() {
+            Ok(())
+        } else {
+            Err(errno::of_status(status, during))
+        }
+    }
+
+    fn no_batch(&self) -> Option<BatchOutcome> {
+        let rules_out = !self.shared.profile.batch || self.shared.driver.identity().batch == 0;
+        rules_out.then(|| BatchOutcome::failed(NOT_IN_PROFILE))
+    }
+
+    /// The next position of a dump for the token of a batch call; `Err`: there is none.
+    fn position(&self, token: Option<u32>) -> Result<u32, ()> {
+        match token {
+            None => Ok(0),
+            Some(bucket) if !self.is_array => Ok(bucket),
+            // The token is the last key returned, and the next one is get_next's answer: 0 for
+            // a key out of range, none for the last.
+            Some(key) if key >= self.max_entries => Ok(0),
+            Some(key) if key + 1 == self.max_entries => Err(()),
+            Some(key) => Ok(key + 1),
+        }
+    }
+
+    /// The token for a position.
+    fn token(&self, position: u32) -> u32 {
+        if self.is_array {
+            position.saturating_sub(1)
+        } else {
+            position
+        }
+    }
+}
+
+fn changed(done: Result<offmap_driver::BatchDone>, during: During) -> BatchOutcome {
+    match done {
+        Ok(done) => BatchOutcome {
+            count: done.count as u32,
+            cursor: 0,
+            result: if done.status.is_success() {
+                Ok(())
+            } else {
+                Err(errno::of_status(done.status, during))
+            },
+        },
+        Err(e) => BatchOutcome::failed(e),
+    }
+}
+
+impl<F: Function> OffloadedMap for NicMap<F> {
+    fn lookup(&self, key: &[u8], value: &mut [u8], _flags: u64) -> Result<()> {
+        self.run(During::Lookup, |q| q.lookup(&self.map, key, value))
+    }
+
+    fn update(&self, key: &[u8], value: &[u8], flags: u64) -> Result<()> {
+        // The core let only BPF_ANY, BPF_NOEXIST and BPF_EXIST through.
+        self.run(During::Update, |q| {
+            q.update(&self.map, key, value, flags as u32)
+        })
+    }
+
+    fn delete(&self, key: &[u8]) -> Result<()> {
+        self.run(During::Delete, |q| q.delete(&self.map, key))
+    }
+
+    fn get_next_key(&self, key: Option<&[u8]>, next: &mut [u8]) -> Result<()> {
+        self.run(During::NextKey, |q| match key {
+            Some(key) => q.get_next(&self.map, key, next),
+            None => q.get_first(&self.map, next),
+        })
+    }
+
+    fn lookup_and_delete(&self, key: &[u8], value: &mut [u8], _flags: u64) -> Result<()> {
+        if self.is_array {
+            return Err(NO_ARRAY_DELETE);
+        }
+        if !self.shared.profile.batch {
+            return Err(NOT_IN_PROFILE);
+        }
+        self.run(During::LookupAndDelete, |q| {
+            q.lookup_and_delete(&self.map, key, value)
+        })
+    }
+
+    fn lookup_many(
+        &self,
+        keys: &[u8],
+        values: &mut [u8],
+        results: &mut [Result<(), Errno>],
+    ) -> Result<()> {
+        if let Some(outcome) = self.no_batch() {
+            return outcome.result;
+        }
+        self.run(During::Lookup, |q| {
+            q.lookup_batch(&self.map, keys, values, |i, status| {
+                if let Some(result) = results.get_mut(i) {
+                    *result = errno::number(status, During::Lookup);
+                }
+            })
+        })
+    }
+
+    fn update_batch(&self, keys: &[u8], values: &[u8], _count: u32, flags: u64) -> BatchOutcome {
+        if let Some(outcome) = self.no_batch() {
+            return outcome;
+        }
+        let done = self
+            .shared
+            .pool
+            .with(|q| q.update_batch(&self.map, keys, values, flags as u32));
+        changed(done, During::Update)
+    }
+
+    fn delete_batch(&self, keys: &[u8], _count: u32) -> BatchOutcome {
+        if let Some(outcome) = self.no_batch() {
+            return outcome;
+        }
+        if self.is_array {
+            return BatchOutcome::failed(NO_ARRAY_DELETE_BATCH);
+        }
+        let done = self.shared.pool.with(|q| q.delete_batch(&self.map, keys));
+        changed(done, During::Delete)
+    }
+
+    fn walk_batch(
+        &self,
+        cursor: Option<u32>,
+        keys: &mut [u8],
+        values: &mut [u8],
+        count: u32,
+        delete: bool,
+    ) -> BatchOutcome {
+        if let Some(outcome) = self.no_batch() {
+            return outcome;
+        }
+        if delete && self.is_array {
+            return BatchOutcome::failed(NO_ARRAY_DELETE);
+        }
+        let unmoved = |result| BatchOutcome {
+            count: 0,
+            cursor: cursor.unwrap_or(0),
+            result,
+        };
+        if count == 0 {
+            return unmoved(Ok(()));
+        }
+        let Ok(start) = self.position(cursor) else {
+            return unmoved(Err(errno::of_status(Status::NotFound, During::Walk)));
+        };
+        self.walk(start, keys, values, count, delete)
+    }
+
+    fn device_bytes(&self) -> u64 {
+        self.map.bytes()
+    }
+
+    fn free(&self) {
+        if self.freed.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        match self.shared.driver.free_map(&self.map) {
+            // A reset, or the end of the device, freed it before.
+            Ok(()) | Err(DriverError::DeviceReset | DriverError::DeviceGone { .. }) => {}
+            Err(_) => self.shared.count_failed_free(),
+        }
+    }
+}
+
+impl<F: Function> NicMap<F> {
+    /// Dumps from `start` on, command after command, until the room is used, the map ends, or
+    /// the next bucket does not fit.
+    fn walk(
+        &self,
+        start: u32,
+        keys: &mut [u8],
+        values: &mut [u8],
+        count: u32,
+        delete: bool,
+    ) -> BatchOutcome {
+        let (key, value) = (self.map.key_size(), self.map.value_stride());
+        let mut position = start;
+        let mut done = 0usize;
+        let room = count as usize;
+        // Each command moves on by at least one bucket or element. No table has more buckets
+        // than this, so a device that says otherwise is stopped.
+        let mut commands_left = u64::from(self.max_entries).next_power_of_two() * 2 + 2;
+        let result = loop {
+            let dumped = self.shared.pool.with(|q| {
+                q.dump(
+                    &self.map,
+                    position,
+                    &mut keys[done * key..room * key],
+                    &mut values[done * value..room * value],
+                    delete,
+                )
+            });
+            let dumped = match dumped {
+                Ok(dumped) => dumped,
+                Err(e) => break Err(e),
+            };
+            let before = position;
+            match dumped.status {
+                Status::Success | Status::NotFound => {
+                    done += dumped.count;
+                    position = dumped.cursor;
+                    let at_end = dumped.status == Status::NotFound
+                        || self.is_array && position >= self.max_entries;
+                    if at_end {
+                        break Err(errno::of_status(Status::NotFound, During::Walk));
+                    }
+                    if done == room {
+                        break Ok(());
+                    }
+                    commands_left -= 1;
+                    if position <= before || commands_left == 0 {
+                        break Err(NO_PROGRESS);
+                    }
+                }
+                Status::NoSpace => {
+                    position = position.max(dumped.cursor);
+                    if done > 0 {
+                        // The bucket comes with the next call.
+                        break Ok(());
+                    }
+                    break Err(errno::of_status(Status::NoSpace, During::Walk));
+                }
+                other => break Err(errno::of_status(other, During::Walk)),
+            }
+        };
+        // At the end of an array the last key is the one before the position.
+        let position = if self.is_array {
+            position.min(self.max_entries)
+        } else {
+            position
+        };
+        BatchOutcome {
+            count: done as u32,
+            cursor: self.token(position),
+            result,
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! The queue pairs of one NIC, shared by all threads.
+
+use crate::errno;
+use offmap_bpf::Error;
+use offmap_driver::{Driver, DriverError, Function, QueuePair};
+use std::cell::Cell;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+
+/// One queue pair, made when a thread first comes to it. On cache lines of its own, so
+/// that threads on different lanes do not disturb each other.
+#[repr(align(128))]
+struct Lane<F: Function>(Mutex<Option<QueuePair<F>>>);
+
+/// Queue pairs, as many as there are processors or as the device has.
+///
+/// A thread has a lane of its own as long as there are no more threads than lanes, and then
+/// takes an uncontended lock; otherwise any that is free, and waits for its own when none is.
+pub(crate) struct Pool<F: Function> {
+    driver: Arc<Driver<F>>,
+    lanes: Box<[Lane<F>]>,
+}
+
+static NEXT_THREAD: AtomicUsize = AtomicUsize::new(0);
+
+thread_local! {
+    /// Number of this thread among those that used a pool.
+    static THREAD: Cell<usize> = Cell::new(NEXT_THREAD.fetch_add(1, Ordering::Relaxed));
+}
+
+impl<F: Function> Pool<F> {
+    /// A pool whose first queue pair exists.
+    pub(crate) fn new(driver: Arc<Driver<F>>) -> Result<Self, DriverError> {
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        let count = processors.min(usize::from(driver.identity().queue_pairs));
+        let first = driver.create_queue()?;
+        let mut lanes: Vec<_> = (0..count.max(1)).map(|_| Lane(Mutex::new(None))).collect();
+        lanes[0] = Lane(Mutex::new(Some(first)));
+        Ok(Self {
+            driver,
+            lanes: lanes.into_boxed_slice(),
+        })
+    }
+
+    /// Runs `operation` on a queue pair. A pair that failed earlier is replaced first.
+    #[inline]
+    pub(crate) fn with<T>(
+        &self,
+        operation: impl FnOnce(&mut QueuePair<F>) -> Result<T, DriverError>,
+    ) -> Result<T, Error> {
+        let mut lane = self.lock();
+        let usable = matches!(&*lane, Some(queue) if !queue.is_dead());
+        if !usable {
+            lane = self.renew(lane)?;
+        }
+        match &mut *lane {
+            Some(queue) => operation(queue).map_err(|e| errno::of_driver(&e)),
+            None => unreachable!("`renew` returns a lane with a queue"),
+        }
+    }
+
+    #[inline]
+    fn lock(&self) -> MutexGuard<'_, Option<QueuePair<F>>> {
+        let own = THREAD.with(Cell::get) % self.lanes.len();
+        match Self::try_lock(&self.lanes[own]) {
+            Some(lane) => lane,
+            None => self.lock_any(own),
+        }
+    }
+
+    #[cold]
+    fn lock_any(&self, own: usize) -> MutexGuard<'_, Option<QueuePair<F>>> {
+        for lane in &self.lanes {
+            if let Some(lane) = Self::try_lock(lane) {
+                return lane;
+            }
+        }
+        Self::wait_lock(&self.lanes[own])
+    }
+
+    #[inline]
+    fn try_lock(lane: &Lane<F>) -> Option<MutexGuard<'_, Option<QueuePair<F>>>> {
+        match lane.0.try_lock() {
+            Ok(lane) => Some(lane),
+            // A panic in the middle of an operation leaves its request in flight, which the
+            // queue's own table knows.
+            Err(TryLockError::Poisoned(lane)) => Some(lane.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
+    fn wait_lock(lane: &Lane<F>) -> MutexGuard<'_, Option<QueuePair<F>>> {
+        lane.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives the lane a queue pair, or returns another lane that has one.
+    #[cold]
+    fn renew<'p>(
+        &'p self,
+        mut lane: MutexGuard<'p, Option<QueuePair<F>>>,
+    ) -> Result<MutexGuard<'p, Option<QueuePair<F>>>, Error> {
+        // The old pair goes first: its id is then free for the new one.
+        *lane = None;
+        match self.driver.create_queue() {
+            Ok(queue) => {
+                *lane = Some(queue);
+                Ok(lane)
+            }
+            Err(DriverError::NoQueuePair { have }) => {
+                drop(lane);
+                // Others hold the device's queue pairs: share one that this pool has.
+                for other in &self.lanes {
+                    let other = Self::wait_lock(other);
+                    if matches!(&*other, Some(queue) if !queue.is_dead()) {
+                        return Ok(other);
+                    }
+                }
+                Err(errno::of_driver(&DriverError::NoQueuePair { have }))
+            }
+            Err(e) => Err(errno::of_driver(&e)),
+        }
+    }
+}
