@@ -1,0 +1,4 @@
+//! The parts of the `offmap` command.
+#![forbid(unsafe_code)]
+
+pub mod object;
