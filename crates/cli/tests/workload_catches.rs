@@ -255,7 +255,7 @@ impl MapAccess for Model {
         }
         let mut after: Box<dyn Iterator<Item = &Vec<u8>>> = match key {
             Some(key) if present => {
-                let skip = 1 + usize::from(self.fault == Fault::NextSkips && key[0] == 7);
+                let skip = 1 + usize::from(self.fault == Fault::NextSkips && key[0] % 16 == 7);
                 Box::new(entries.range(key..).map(|(key, _)| key).skip(skip))
             }
             _ => Box::new(entries.keys()),

@@ -1,14 +1,15 @@
 //! One seeded workload over two maps at once, every answer compared.
 //!
 //! The host map is the reference, the device's map is on trial; both see the same calls in
-//! the same order. Compared are the errno, the whole of every output buffer (also of a call
-//! that failed, whose buffers must keep their contents), and, where a hash table may choose
-//! its order, the set of what came out.
+//! the same order. Compared are the errno, the whole output buffer of a call that succeeded
+//! (of a lookup of many keys, also the values of those that were not found, which stay
+//! untouched), and, where a hash table may choose its order, the set of what came out.
 //!
 //! What is driven is bounded by [`Limits`] and depends on nothing but the seed, the shape and
 //! the limits, so that a run can be repeated.
 
 mod access;
+mod file;
 mod keys;
 mod pair;
 mod phases;
