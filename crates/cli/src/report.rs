@@ -1,7 +1,8 @@
 //! What a demo found, as JSON and for people.
 
 use crate::workload::{Disagreement, Outcome, PerSide, Timings};
-use comfy_table::{CellAlignment, ContentArrangement, Table};
+use comfy_table::presets::NOTHING;
+use comfy_table::{CellAlignment, ContentArrangement, LineStyle, Table};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -187,8 +188,8 @@ impl Report {
             let cpus = count(u64::from(self.possible_cpus), "CPU");
             let _ = writeln!(
                 out,
-                "Sizes in bytes, times in nanoseconds per operation (median); batch: one of 64 \
-                 lookups.\nA per-CPU entry has one value for each of {cpus}.\n"
+                "Sizes in bytes; compared: operations; lookup: median nanoseconds, alone and in a\n\
+                 batch of 64. A per-CPU entry has one value for each of {cpus}.\n"
             );
         }
         for map in &self.maps {
@@ -201,6 +202,7 @@ impl Report {
     fn table(&self) -> Table {
         let mut table = Table::new();
         table
+            .load_style(NOTHING.header_separator(LineStyle::none().fill('─')))
             .set_content_arrangement(ContentArrangement::Dynamic)
             .set_header([
                 "map",
@@ -209,20 +211,17 @@ impl Report {
                 "value",
                 "entries",
                 "device\nmemory",
-                "operations\ncompared",
-                "lookup\nhost",
-                "\nNIC",
-                "batch\nhost",
-                "\nNIC",
+                "compared",
+                "lookup\nhost/NIC",
+                "batch\nhost/NIC",
             ]);
         for map in self.maps.iter().filter(|map| map.offloaded) {
-            let ns = |pick: fn(&Nanoseconds) -> Option<Sides>, device: bool| {
+            let ns = |pick: fn(&Nanoseconds) -> Option<Sides>| {
                 map.ns_per_operation
                     .as_ref()
                     .and_then(pick)
-                    .map_or("–".to_owned(), |sides| {
-                        let figure = if device { sides.device } else { sides.host };
-                        format!("{figure:.0}")
+                    .map_or("–".to_owned(), |ns| {
+                        format!("{:.0}/{:.0}", ns.host, ns.device)
                     })
             };
             table.add_row([
@@ -233,13 +232,11 @@ impl Report {
                 grouped(map.max_entries.into()),
                 grouped(map.device_bytes),
                 grouped(map.operations),
-                ns(|ns| Some(ns.lookup), false),
-                ns(|ns| Some(ns.lookup), true),
-                ns(|ns| ns.lookup_of_64, false),
-                ns(|ns| ns.lookup_of_64, true),
+                ns(|ns| Some(ns.lookup)),
+                ns(|ns| ns.lookup_of_64),
             ]);
         }
-        for column in 2..11 {
+        for column in 2..9 {
             if let Some(column) = table.column_mut(column) {
                 column.set_cell_alignment(CellAlignment::Right);
             }
