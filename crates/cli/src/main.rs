@@ -1,2 +1,82 @@
-//! stub
-fn main() {}
+//! The `offmap` command.
+#![forbid(unsafe_code)]
+
+use clap::Parser;
+use indicatif::{ProgressBar, ProgressStyle};
+use offmap_cli::args::{Cli, Command, DemoArgs};
+use offmap_cli::demo::{self, DemoError, Progress};
+use std::io::{ErrorKind, Write};
+use std::process::ExitCode;
+
+const DISAGREED: u8 = 1;
+const BAD_INPUT: u8 = 2;
+
+fn main() -> ExitCode {
+    let Command::Demo(args) = Cli::parse().command;
+    demo(&args)
+}
+
+fn demo(args: &DemoArgs) -> ExitCode {
+    let mut bar = Bar::new();
+    let report = demo::run(args, &mut bar);
+    bar.0.finish_and_clear();
+    let report = match report {
+        Ok(report) => report,
+        Err(error) => {
+            let code = match error {
+                DemoError::Object(_) => BAD_INPUT,
+                _ => DISAGREED,
+            };
+            return fail(&error.to_string(), code);
+        }
+    };
+    let text = if args.json {
+        match report.json() {
+            Ok(text) => text,
+            Err(error) => return fail(&error.to_string(), DISAGREED),
+        }
+    } else {
+        report.text()
+    };
+    // Whoever stops reading has seen enough; the status still tells the result.
+    let mut stdout = std::io::stdout().lock();
+    match stdout
+        .write_all(text.as_bytes())
+        .and_then(|()| stdout.flush())
+    {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            fail(&format!("the report cannot be written: {error}"), DISAGREED)
+        }
+        _ if report.agree => ExitCode::SUCCESS,
+        _ => ExitCode::from(DISAGREED),
+    }
+}
+
+fn fail(sentence: &str, code: u8) -> ExitCode {
+    // Nothing is left to be done when stderr is closed, too.
+    let _ = writeln!(std::io::stderr(), "offmap: {sentence}");
+    ExitCode::from(code)
+}
+
+/// A bar on stderr, which shows itself on a terminal only.
+struct Bar(ProgressBar);
+
+impl Bar {
+    fn new() -> Self {
+        let style = ProgressStyle::with_template("{msg:20!} {wide_bar} {percent:>3}%")
+            .unwrap_or_else(|_| ProgressStyle::default_bar());
+        Self(ProgressBar::new(0).with_style(style))
+    }
+}
+
+impl Progress for Bar {
+    fn map(&mut self, name: &str, operations: u64) {
+        self.0.reset();
+        self.0.set_length(operations);
+        self.0.set_message(name.to_owned());
+    }
+
+    fn advance(&mut self, operations: u64) {
+        self.0.inc(operations);
+    }
+}

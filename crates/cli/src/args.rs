@@ -1,0 +1,81 @@
+//! The command line.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+/// Offload eBPF maps to a SmartNIC that is emulated in this process.
+#[derive(Debug, Parser)]
+#[command(
+    name = "offmap",
+    version,
+    max_term_width = 100,
+    arg_required_else_help = true
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What `offmap` can do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Offload the maps of a BPF object and check them against host maps
+    #[command(
+        long_about = "Offload the maps of a BPF object and check them against host maps.
+
+Brings up the emulated SmartNIC, reads the map definitions of a compiled BPF object (BTF, \
+section .maps), and creates each map twice: with map_ifindex set, so that it lives in the \
+NIC's device memory and every operation becomes a descriptor on a ring, and in host memory. \
+Both are then driven through the same seeded workload: insert, overwrite, look up, miss, \
+iterate, batch, delete, fill to the brim and try one more. Every result, errno and output \
+buffer is compared, and then lookups are timed on both in turns.",
+        after_long_help = "Exit status:
+  0  every map agreed on every result and errno
+  1  some did not, or the NIC did not come up
+  2  the command line or the object is bad; one sentence on stderr says what is wrong
+
+Limits: an object may have 64 MiB and 1,024 maps. A map is filled with at most 1,048,576 \
+entries or 128 MiB of keys and values; where that is short of max_entries, the output says so.
+
+Examples:
+  offmap demo
+  offmap demo --object /usr/lib/x86_64-linux-gnu/bpf/xdpfilt_dny_all.o
+  offmap demo --json | jq '.maps[] | {name, device_bytes}'"
+    )]
+    Demo(DemoArgs),
+}
+
+/// Arguments of `offmap demo`.
+#[derive(Clone, Debug, Args)]
+pub struct DemoArgs {
+    /// Compiled BPF object to take the maps from [default: a small XDP filter built into offmap]
+    #[arg(long, value_name = "FILE.o")]
+    pub object: Option<PathBuf>,
+
+    /// Print one JSON document instead of a table
+    #[arg(long)]
+    pub json: bool,
+
+    /// Seed of the workload; a run with the same seed makes the same calls
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub seed: u64,
+
+    /// Random operations for each map, before it is filled
+    #[arg(long, value_name = "N", default_value_t = 20_000,
+          value_parser = clap::value_parser!(u64).range(0..=1_000_000_000))]
+    pub operations: u64,
+
+    /// Where the device runs
+    #[arg(long, value_name = "KIND", value_enum, default_value_t = DeviceKind::Inline)]
+    pub device: DeviceKind,
+}
+
+/// The emulator's front ends.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum DeviceKind {
+    /// On the thread that waits for it: deterministic
+    Inline,
+    /// On a thread of its own, which polls and then parks
+    Threaded,
+}

@@ -1,0 +1,260 @@
+//! `offmap demo`: an object's maps, offloaded and on the host, under one workload.
+
+use crate::args::{DemoArgs, DeviceKind};
+use crate::object::{self, LoadError, MapDef};
+use crate::report::{MapReport, Report};
+use crate::workload::{self, Disagreement, Limits, MapAccess, Shape};
+use offmap_bpf::device::OffloadDevice;
+use offmap_bpf::uapi::{BPF_OBJ_NAME_LEN, MapType};
+use offmap_bpf::{Caller, IfIndex, MapCreateAttr, MapFile, System, SystemConfig};
+use offmap_driver::{Driver, DriverConfig, DriverError, Function};
+use offmap_emulator::{DeviceConfig, EmulatorError, Inline, Threaded};
+use offmap_offload::{OffloadNic, Profile};
+use std::sync::Arc;
+use thiserror::Error;
+
+/// The object that is used when none is named.
+const BUILT_IN: &[u8] = include_bytes!("../demo/demo.bpf.o");
+const BUILT_IN_NAME: &str = "the built-in demo.bpf.o";
+
+/// Why there is no report.
+#[derive(Debug, Error)]
+pub enum DemoError {
+    /// The object cannot be used.
+    #[error(transparent)]
+    Object(#[from] LoadError),
+    /// The emulated device could not be built.
+    #[error("the emulated SmartNIC cannot be built: {0}")]
+    Emulator(#[from] EmulatorError),
+    /// The driver did not bring it up.
+    #[error("the SmartNIC does not come up: {0}")]
+    Driver(#[from] DriverError),
+    /// The map core refused the device.
+    #[error("the SmartNIC cannot be registered: {0}")]
+    Register(offmap_bpf::Error),
+}
+
+/// What hears how the demo gets on.
+pub trait Progress {
+    /// A map's workload of about `operations` begins.
+    fn map(&mut self, name: &str, operations: u64);
+    /// That many more are done.
+    fn advance(&mut self, operations: u64);
+}
+
+/// Runs the demo.
+///
+/// # Errors
+///
+/// [`DemoError::Object`] for a bad object; the others are failures of this machine or of
+/// offmap. Differences between device and host are no error but part of the report.
+pub fn run(args: &DemoArgs, progress: &mut dyn Progress) -> Result<Report, DemoError> {
+    let maps = match &args.object {
+        Some(path) => object::load(path)?,
+        None => object::parse(BUILT_IN).map_err(|error| LoadError {
+            path: BUILT_IN_NAME.into(),
+            error,
+        })?,
+    };
+    let nic = match args.device {
+        DeviceKind::Inline => bring_up(Inline::new(DeviceConfig::default())?)?,
+        DeviceKind::Threaded => bring_up(Threaded::spawn(DeviceConfig::default())?)?,
+    };
+    let device = nic.describe();
+    let bench = Bench::new(nic)?;
+    let limits = Limits {
+        operations: args.operations,
+        ..Limits::default()
+    };
+    let maps: Vec<MapReport> = maps
+        .iter()
+        .zip(0..)
+        .map(|(map, n)| bench.drive(map, &limits, args.seed.wrapping_add(n), progress))
+        .collect();
+    Ok(Report {
+        agree: maps.iter().all(|map| map.agree),
+        maps_total: maps.len(),
+        maps_offloaded: maps.iter().filter(|map| map.offloaded).count(),
+        operations: maps.iter().map(|map| map.operations).sum(),
+        object: args.object.as_ref().map(|path| path.display().to_string()),
+        seed: args.seed,
+        device,
+        possible_cpus: bench.possible_cpus,
+        version: env!("CARGO_PKG_VERSION"),
+        maps,
+    })
+}
+
+fn bring_up<F: Function>(function: Arc<F>) -> Result<Arc<dyn OffloadDevice>, DemoError> {
+    let driver = Driver::bring_up(function, DriverConfig::default())?;
+    Ok(OffloadNic::new(driver, Profile::offmap())?)
+}
+
+/// A map core with the NIC registered.
+struct Bench {
+    system: Arc<System>,
+    nic: Arc<dyn OffloadDevice>,
+    ifindex: IfIndex,
+    possible_cpus: u32,
+}
+
+impl Bench {
+    fn new(nic: Arc<dyn OffloadDevice>) -> Result<Self, DemoError> {
+        let system = System::new(SystemConfig::default());
+        let possible_cpus = system.config().possible_cpus;
+        let ifindex = system
+            .register_netdev("offmap0", Arc::clone(&nic))
+            .map_err(DemoError::Register)?;
+        Ok(Self {
+            system,
+            nic,
+            ifindex,
+            possible_cpus,
+        })
+    }
+
+    /// What libbpf would ask for.
+    fn attr(&self, map: &MapDef) -> MapCreateAttr {
+        let mut map_name = [0; BPF_OBJ_NAME_LEN];
+        for (to, &from) in map_name
+            .iter_mut()
+            .take(BPF_OBJ_NAME_LEN - 1)
+            .zip(map.name.as_bytes())
+        {
+            *to = from;
+        }
+        // libbpf sizes perf event arrays by the possible CPUs when the object does not.
+        let by_cpus = map.map_type == MapType::PERF_EVENT_ARRAY.0 && map.max_entries == 0;
+        MapCreateAttr {
+            map_type: map.map_type,
+            key_size: map.key_size,
+            value_size: map.value_size,
+            max_entries: if by_cpus {
+                self.possible_cpus
+            } else {
+                map.max_entries
+            },
+            map_flags: map.map_flags,
+            numa_node: map.numa_node,
+            map_name,
+            map_extra: map.map_extra,
+            ..MapCreateAttr::default()
+        }
+    }
+
+    fn drive(
+        &self,
+        map: &MapDef,
+        limits: &Limits,
+        seed: u64,
+        progress: &mut dyn Progress,
+    ) -> MapReport {
+        let attr = self.attr(map);
+        let map_type = MapType(attr.map_type);
+        let mut report = MapReport {
+            name: map.name.clone(),
+            map_type: map_type
+                .name()
+                .map_or_else(|| format!("type {}", map_type.0), str::to_owned),
+            key_size: attr.key_size,
+            value_size: attr.value_size,
+            max_entries: attr.max_entries,
+            map_flags: attr.map_flags,
+            offloaded: false,
+            reason: None,
+            agree: true,
+            device_bytes: 0,
+            operations: 0,
+            filled_entries: 0,
+            filled_to_the_brim: false,
+            answers: Default::default(),
+            ns_per_operation: None,
+            disagreements: Vec::new(),
+            disagreements_total: 0,
+        };
+        let caller = Caller::root();
+        let create = |attr: &MapCreateAttr| {
+            self.system
+                .map_create(&caller, attr)
+                .and_then(|fd| Ok((fd, self.system.map_file(fd)?)))
+        };
+        let on_device = create(&MapCreateAttr {
+            map_ifindex: self.ifindex.0,
+            ..attr
+        });
+        let on_host = create(&attr);
+        match (on_host, on_device) {
+            (Ok((host_fd, host)), Ok((device_fd, device))) => {
+                report.offloaded = true;
+                report.device_bytes = device
+                    .info()
+                    .ok()
+                    .and_then(|info| info.offload)
+                    .map_or(0, |offload| offload.device_bytes);
+                self.compare(&host, &device, &attr, limits, seed, progress, &mut report);
+                drop((host, device));
+                for fd in [host_fd, device_fd] {
+                    let _ = self.system.close(fd);
+                }
+            }
+            (host, device) => {
+                let answer = |result: &Result<_, offmap_bpf::Error>| match result {
+                    Ok(_) => "ok".to_owned(),
+                    Err(error) => error.to_string(),
+                };
+                if let Err(error) = &device {
+                    report.reason = Some(format!("{error}."));
+                }
+                // A type that the device does not admit is refused there, whatever the host
+                // does with it. Any other answer has to be the host's.
+                let same = match (&host, &device) {
+                    (Err(host), Err(device)) => host.errno() == device.errno(),
+                    _ => false,
+                };
+                if !same && self.nic.rules().admits(map_type) {
+                    report.differ(&Disagreement {
+                        at: 0,
+                        operation: "create".to_owned(),
+                        key: String::new(),
+                        host: answer(&host),
+                        device: answer(&device),
+                    });
+                }
+                for (fd, _) in [host, device].into_iter().flatten() {
+                    let _ = self.system.close(fd);
+                }
+            }
+        }
+        report
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "one caller, all of them needed")]
+    fn compare(
+        &self,
+        host: &MapFile,
+        device: &MapFile,
+        attr: &MapCreateAttr,
+        limits: &Limits,
+        seed: u64,
+        progress: &mut dyn Progress,
+        report: &mut MapReport,
+    ) {
+        let shape = Shape::new(
+            MapType(attr.map_type),
+            attr.key_size,
+            attr.value_size,
+            attr.max_entries,
+            self.possible_cpus,
+        );
+        progress.map(&report.name, workload::expected_operations(&shape, limits));
+        let (host, device): (&dyn MapAccess, &dyn MapAccess) = (host, device);
+        let outcome = workload::run(host, device, &shape, limits, seed, &mut |n| {
+            progress.advance(n);
+        });
+        report.take(&outcome);
+        match workload::measure(host, device, &shape, outcome.filled_entries, seed) {
+            Ok(timings) => report.ns_per_operation = timings.map(Into::into),
+            Err(disagreement) => report.differ(&disagreement),
+        }
+    }
+}

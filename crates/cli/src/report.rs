@@ -1,0 +1,361 @@
+//! What a demo found, as JSON and for people.
+
+use crate::workload::{Disagreement, Outcome, PerSide, Timings};
+use comfy_table::presets::NOTHING;
+use comfy_table::{CellAlignment, ContentArrangement, LineStyle, Table};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+/// The document that `offmap demo --json` prints.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// No result and no errno differed, on any map.
+    pub agree: bool,
+    /// Maps of the object.
+    pub maps_total: usize,
+    /// Those that were offloaded.
+    pub maps_offloaded: usize,
+    /// Operations compared, on all maps together; an element of a batch counts as one.
+    pub operations: u64,
+    /// The object's path; absent for the built-in one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub object: Option<String>,
+    /// Seed of the workload.
+    pub seed: u64,
+    /// What the maps were offloaded to.
+    pub device: String,
+    /// Possible CPUs, and so values in each entry of a per-CPU map.
+    pub possible_cpus: u32,
+    /// Version of offmap.
+    pub version: &'static str,
+    /// The maps, in the order of the object.
+    pub maps: Vec<MapReport>,
+}
+
+/// What became of one map.
+#[derive(Clone, Debug, Serialize)]
+pub struct MapReport {
+    /// Its name in the object.
+    pub name: String,
+    /// Its type as bpftool prints it, or `type N` where it has no name.
+    #[serde(rename = "type")]
+    pub map_type: String,
+    /// Bytes of a key.
+    pub key_size: u32,
+    /// Bytes of a value, of one CPU.
+    pub value_size: u32,
+    /// Entries, as it was created.
+    pub max_entries: u32,
+    /// `BPF_F_*`.
+    pub map_flags: u32,
+    /// It was created on the device and on the host.
+    pub offloaded: bool,
+    /// Why it was not, in a sentence.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Nothing differed.
+    pub agree: bool,
+    /// Device memory that it occupies; 0 when it was not offloaded.
+    pub device_bytes: u64,
+    /// Operations compared.
+    pub operations: u64,
+    /// Entries that it held when it was filled.
+    pub filled_entries: u32,
+    /// Those are all that it can hold.
+    pub filled_to_the_brim: bool,
+    /// How often the host gave each answer.
+    pub answers: BTreeMap<String, u64>,
+    /// Nanoseconds per operation; absent when it was not offloaded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ns_per_operation: Option<Nanoseconds>,
+    /// The first of the differences.
+    pub disagreements: Vec<DisagreementReport>,
+    /// All of them.
+    pub disagreements_total: u64,
+}
+
+/// Medians, in nanoseconds.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Nanoseconds {
+    /// A lookup that finds its key.
+    pub lookup: Sides,
+    /// An overwrite.
+    pub update: Sides,
+    /// A lookup of 64 keys at once, per key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lookup_of_64: Option<Sides>,
+}
+
+/// One figure for each side.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Sides {
+    /// The host map.
+    pub host: f64,
+    /// The device's map.
+    pub device: f64,
+}
+
+/// One difference.
+#[derive(Clone, Debug, Serialize)]
+pub struct DisagreementReport {
+    /// How many operations on this map had been compared before.
+    pub at: u64,
+    /// The operation.
+    pub operation: String,
+    /// The key in hexadecimal.
+    pub key: String,
+    /// What the host answered.
+    pub host: String,
+    /// What the device answered.
+    pub device: String,
+}
+
+impl From<&Disagreement> for DisagreementReport {
+    fn from(from: &Disagreement) -> Self {
+        Self {
+            at: from.at,
+            operation: from.operation.clone(),
+            key: from.key.clone(),
+            host: from.host.clone(),
+            device: from.device.clone(),
+        }
+    }
+}
+
+impl From<Timings> for Nanoseconds {
+    fn from(timings: Timings) -> Self {
+        let sides = |side: PerSide| Sides {
+            host: (side.host * 10.0).round() / 10.0,
+            device: (side.device * 10.0).round() / 10.0,
+        };
+        Self {
+            lookup: sides(timings.lookup),
+            update: sides(timings.update),
+            lookup_of_64: timings.lookup_many.map(sides),
+        }
+    }
+}
+
+impl MapReport {
+    /// Takes in what the workload found.
+    pub fn take(&mut self, outcome: &Outcome) {
+        self.agree &= outcome.agree();
+        self.operations = outcome.operations;
+        self.filled_entries = outcome.filled_entries;
+        self.filled_to_the_brim = outcome.filled_to_the_brim;
+        self.answers = outcome.answers_by_name();
+        self.disagreements
+            .extend(outcome.disagreements.iter().map(Into::into));
+        self.disagreements_total += outcome.disagreements_total;
+    }
+
+    /// Takes in one more difference.
+    pub fn differ(&mut self, disagreement: &Disagreement) {
+        self.agree = false;
+        self.disagreements.push(disagreement.into());
+        self.disagreements_total += 1;
+    }
+}
+
+impl Report {
+    /// The document, with a newline at its end.
+    ///
+    /// # Errors
+    ///
+    /// None in practice: everything in it can be written as JSON.
+    pub fn json(&self) -> Result<String, serde_json::Error> {
+        let mut text = serde_json::to_string_pretty(self)?;
+        text.push('\n');
+        Ok(text)
+    }
+
+    /// The table, notes and the closing sentence, as wide as the terminal, if stdout is
+    /// one.
+    pub fn text(&self) -> String {
+        let mut out = String::new();
+        let source = self.object.as_deref().unwrap_or("the built-in object");
+        let _ = writeln!(
+            out,
+            "{}: {}\n{}, seed {}\n",
+            source,
+            count(self.maps_total as u64, "map"),
+            self.device,
+            self.seed
+        );
+        if self.maps.iter().any(|map| map.offloaded) {
+            let _ = writeln!(out, "{}", self.table());
+            let cpus = count(u64::from(self.possible_cpus), "CPU");
+            let _ = writeln!(
+                out,
+                "Sizes in bytes; compared: operations; lookup: median nanoseconds, alone and in a\n\
+                 batch of 64. A per-CPU entry has one value for each of {cpus}.\n"
+            );
+        }
+        for map in &self.maps {
+            notes(&mut out, map);
+        }
+        let _ = writeln!(out, "{}", self.closing());
+        out
+    }
+
+    fn table(&self) -> Table {
+        let mut table = Table::new();
+        table
+            .load_style(NOTHING.header_separator(LineStyle::none().fill('─')))
+            .set_content_arrangement(ContentArrangement::Dynamic)
+            .set_header([
+                "map",
+                "type",
+                "key",
+                "value",
+                "entries",
+                "device\nmemory",
+                "compared",
+                "lookup\nhost/NIC",
+                "batch\nhost/NIC",
+            ]);
+        for map in self.maps.iter().filter(|map| map.offloaded) {
+            let ns = |pick: fn(&Nanoseconds) -> Option<Sides>| {
+                map.ns_per_operation
+                    .as_ref()
+                    .and_then(pick)
+                    .map_or("–".to_owned(), |ns| {
+                        format!("{:.0}/{:.0}", ns.host, ns.device)
+                    })
+            };
+            table.add_row([
+                map.name.clone(),
+                map.map_type.clone(),
+                grouped(map.key_size.into()),
+                grouped(map.value_size.into()),
+                grouped(map.max_entries.into()),
+                grouped(map.device_bytes),
+                grouped(map.operations),
+                ns(|ns| Some(ns.lookup)),
+                ns(|ns| ns.lookup_of_64),
+            ]);
+        }
+        for column in 2..9 {
+            if let Some(column) = table.column_mut(column) {
+                column.set_cell_alignment(CellAlignment::Right);
+            }
+        }
+        table
+    }
+
+    fn closing(&self) -> String {
+        let refused = self.maps_total - self.maps_offloaded;
+        let offloaded = match (self.maps_total, self.maps_offloaded) {
+            (0, _) => {
+                return "The object has no maps: nothing to offload, nothing to differ.".to_owned();
+            }
+            (_, 0) => "No map was offloaded".to_owned(),
+            (1, _) => "The map was offloaded".to_owned(),
+            (_, _) if refused == 0 => format!("All {} maps were offloaded", self.maps_total),
+            (total, some) => format!("{some} of {total} maps were offloaded"),
+        };
+        let differences: u64 = self.maps.iter().map(|map| map.disagreements_total).sum();
+        if !self.agree {
+            format!(
+                "{offloaded}, and host and NIC DISAGREED {} in {} operations.",
+                times(differences),
+                grouped(self.operations)
+            )
+        } else if self.maps_offloaded == 0 {
+            format!("{offloaded}; nothing was compared.")
+        } else {
+            format!(
+                "{offloaded}; host and NIC agreed on the result and errno of all {} operations.",
+                grouped(self.operations)
+            )
+        }
+    }
+}
+
+fn notes(out: &mut String, map: &MapReport) {
+    if let Some(reason) = &map.reason {
+        let _ = writeln!(
+            out,
+            "{} ({}, key {}, value {}, {}) was not offloaded: {reason}\n",
+            map.name,
+            map.map_type,
+            map.key_size,
+            map.value_size,
+            if map.max_entries == 1 {
+                "1 entry".to_owned()
+            } else {
+                format!("{} entries", grouped(map.max_entries.into()))
+            },
+        );
+    }
+    if map.offloaded && !map.filled_to_the_brim {
+        let _ = writeln!(
+            out,
+            "{} was filled with {} of {} entries only, so its brim was not tried.\n",
+            map.name,
+            grouped(map.filled_entries.into()),
+            grouped(map.max_entries.into())
+        );
+    }
+    for difference in &map.disagreements {
+        let key = match difference.key.as_str() {
+            "" => String::new(),
+            key => format!(" of key {key}"),
+        };
+        let _ = writeln!(
+            out,
+            "{}: DISAGREEMENT after {} operations, {}{key}: the host said {}, the NIC {}",
+            map.name, difference.at, difference.operation, difference.host, difference.device
+        );
+    }
+    let more = map.disagreements_total - map.disagreements.len() as u64;
+    if more > 0 {
+        let _ = writeln!(out, "{}: and {} more.", map.name, times(more));
+    }
+    if !map.disagreements.is_empty() {
+        out.push('\n');
+    }
+}
+
+fn count(n: u64, what: &str) -> String {
+    format!("{} {what}{}", grouped(n), if n == 1 { "" } else { "s" })
+}
+
+fn times(n: u64) -> String {
+    if n == 1 {
+        "once".to_owned()
+    } else {
+        format!("{} times", grouped(n))
+    }
+}
+
+/// `n` with a comma between groups of three digits.
+fn grouped(n: u64) -> String {
+    let digits = n.to_string();
+    let mut out = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::grouped;
+
+    #[test]
+    fn digits_are_grouped() {
+        for (n, text) in [
+            (0, "0"),
+            (999, "999"),
+            (1000, "1,000"),
+            (1_234_567, "1,234,567"),
+        ] {
+            assert_eq!(grouped(n), text);
+        }
+    }
+}
