@@ -1,1 +1,10 @@
-//! stub
+//! What the tests and benches share.
+//!
+//! The integration tests in `tests/` and the benches in `benches/` are thin: the suites are
+//! written here once, generic over what they judge.
+
+pub mod differential;
+pub mod kernel;
+pub mod model;
+pub mod report;
+pub mod subject;

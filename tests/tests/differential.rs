@@ -1,0 +1,125 @@
+//! Random operation sequences on every kind of map that we have, on the running kernel's maps
+//! and on a plain model: same results, error numbers, bytes, sets and batch counts.
+//!
+//! `OFFMAP_OPS` sets the operations per map type, `OFFMAP_SEED` replays a run.
+//! `OFFMAP_REQUIRE_KERNEL=1` makes it a failure when the kernel took no part.
+
+use offmap_bpf::uapi::{MapCreateAttr, MapType};
+use offmap_tests::differential::{Sequence, Tally, check, shrink};
+use offmap_tests::kernel::{self, Availability, KernelMap};
+use offmap_tests::model::Shape;
+use offmap_tests::report::{aloud, env_number, required, seed};
+use offmap_tests::subject::Subject;
+use std::sync::OnceLock;
+use std::time::Instant;
+
+/// Operations per map type when the environment does not say.
+const OPS: u64 = 1_000_000;
+/// Operations of one sequence, that is, on one set of maps.
+const SEQUENCE_OPS: usize = 4_000;
+
+fn kernel_takes_part() -> bool {
+    static AVAILABLE: OnceLock<Availability> = OnceLock::new();
+    let available = AVAILABLE.get_or_init(|| {
+        let available = kernel::availability();
+        if let Availability::No(why) = &available {
+            aloud(&format!(
+                "differential: THE KERNEL TAKES NO PART, maps may not be created here ({why}); \
+                 comparing with the model alone"
+            ));
+        }
+        available
+    });
+    *available == Availability::Yes
+}
+
+fn attr(shape: &Shape) -> MapCreateAttr {
+    MapCreateAttr {
+        map_type: shape.map_type.0,
+        key_size: shape.key_size,
+        value_size: shape.value_size,
+        max_entries: shape.max_entries,
+        map_flags: shape.map_flags,
+        ..MapCreateAttr::default()
+    }
+}
+
+fn subjects(shape: &Shape) -> Vec<Box<dyn Subject>> {
+    let mut subjects: Vec<Box<dyn Subject>> = Vec::new();
+    if kernel_takes_part() {
+        let map = KernelMap::create(&attr(shape))
+            .unwrap_or_else(|errno| panic!("the kernel refuses {shape:?}: errno {errno}"));
+        assert_eq!(map.value_bytes(), shape.value_bytes());
+        subjects.push(Box::new(map));
+    }
+    subjects
+}
+
+fn differential(map_type: MapType) {
+    let (base, budget) = (seed(), env_number("OFFMAP_OPS").unwrap_or(OPS));
+    let cpus = kernel::possible_cpus();
+    let (started, mut tally, mut sequences) = (Instant::now(), Tally::default(), 0u64);
+    let mut names = Vec::new();
+    while tally.ops < budget {
+        let seed = base.wrapping_add(sequences);
+        let sequence = Sequence::generate(seed, map_type, SEQUENCE_OPS, cpus);
+        let mut maps = subjects(&sequence.shape);
+        names = maps.iter().map(|map| map.name()).collect();
+        if let Err(failure) = check(&sequence, &mut maps, &mut tally) {
+            drop(maps);
+            let run = |s: &Sequence| {
+                let mut maps = subjects(&s.shape);
+                check(s, &mut maps, &mut Tally::default()).err()
+            };
+            let short = shrink(sequence, |s| {
+                run(s).is_some_and(|f| f.subject == failure.subject)
+            });
+            panic!(
+                "{map_type}: operation {} of seed {seed}: {}\nreplay: OFFMAP_SEED={seed} \
+                 OFFMAP_OPS=1\ncut down to {:?} on {:?}:\n{:#?}",
+                failure.index,
+                failure.what,
+                short.ops.len(),
+                short.shape,
+                short.ops
+            );
+        }
+        sequences += 1;
+    }
+    aloud(&format!(
+        "differential: {map_type}: {} operations ({} elements in batches and walks), {sequences} \
+         sequences from seed {base}, each on the model and {}: no difference, {:.1} s",
+        tally.ops,
+        tally.elements,
+        names.join(", "),
+        started.elapsed().as_secs_f64()
+    ));
+    aloud(&format!(
+        "differential: {} bpf(2) calls so far in this process",
+        kernel::calls()
+    ));
+    assert!(
+        !required("OFFMAP_REQUIRE_KERNEL") || names.contains(&"kernel"),
+        "OFFMAP_REQUIRE_KERNEL=1, and the kernel took no part"
+    );
+}
+
+#[test]
+fn hash() {
+    differential(MapType::HASH);
+}
+
+#[test]
+fn array() {
+    differential(MapType::ARRAY);
+}
+
+#[test]
+fn percpu_hash() {
+    differential(MapType::PERCPU_HASH);
+}
+
+#[test]
+fn percpu_array() {
+    differential(MapType::PERCPU_ARRAY);
+}
