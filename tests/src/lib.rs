@@ -3,8 +3,10 @@
 //! The integration tests in `tests/` and the benches in `benches/` are thin: the suites are
 //! written here once, generic over what they judge.
 
+pub mod counting;
 pub mod differential;
 pub mod kernel;
 pub mod model;
 pub mod report;
 pub mod subject;
+pub mod tidy;
