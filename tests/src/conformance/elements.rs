@@ -213,10 +213,14 @@ impl<'q, F: Function> Table<'q, F> {
     ) -> (Status, u32, Vec<Status>) {
         assert!(keys.len() <= self.room);
         for (i, key) in keys.iter().enumerate() {
-            self.memory.buffer().write(self.keys_at() + i * self.key_bytes, key);
+            self.memory
+                .buffer()
+                .write(self.keys_at() + i * self.key_bytes, key);
         }
         for (i, value) in values.iter().enumerate() {
-            self.memory.buffer().write(self.values_at() + i * self.value_bytes, value);
+            self.memory
+                .buffer()
+                .write(self.values_at() + i * self.value_bytes, value);
         }
         let marker = vec![0xee; keys.len() * 2];
         self.memory.buffer().write(self.statuses_at(), &marker);

@@ -59,11 +59,7 @@ pub struct Host<F: Function> {
 ///
 /// When [`PATIENCE`] runs out.
 #[track_caller]
-pub fn wait_for<F: Function, T>(
-    function: &F,
-    what: &str,
-    mut f: impl FnMut() -> Option<T>,
-) -> T {
+pub fn wait_for<F: Function, T>(function: &F, what: &str, mut f: impl FnMut() -> Option<T>) -> T {
     let started = Instant::now();
     loop {
         for _ in 0..256 {
@@ -72,7 +68,10 @@ pub fn wait_for<F: Function, T>(
             }
             function.progress();
         }
-        assert!(started.elapsed() < PATIENCE, "{what}: nothing for {PATIENCE:?}");
+        assert!(
+            started.elapsed() < PATIENCE,
+            "{what}: nothing for {PATIENCE:?}"
+        );
         std::thread::yield_now();
     }
 }
@@ -97,7 +96,9 @@ fn enable_pci(function: &impl Function) {
     const COMMAND: u16 = 0x04;
     const MEMORY_AND_MASTER: u16 = 0b110;
     let mut word = [0; 2];
-    function.config_read(COMMAND, &mut word).expect("config read");
+    function
+        .config_read(COMMAND, &mut word)
+        .expect("config read");
     let command = u16::from_le_bytes(word) | MEMORY_AND_MASTER;
     let done = function.config_write(COMMAND, &command.to_le_bytes());
     done.expect("config write");
@@ -149,7 +150,9 @@ impl<F: Function> Host<F> {
     pub fn reset(self) -> Self {
         self.function.reset().expect("reset");
         assert_eq!(self.status(), DeviceStatus::empty());
-        let Self { function, iovas, .. } = self;
+        let Self {
+            function, iovas, ..
+        } = self;
         Self::with_iovas(function, iovas)
     }
 
@@ -200,7 +203,9 @@ impl<F: Function> Host<F> {
         let room = size_of::<IdentifyData>() as u32;
         assert_eq!(self.identify_at(region.iova(0).0, room), Status::Success);
         let mut data = IdentifyData::new_zeroed();
-        region.buffer().read(0, zerocopy::IntoBytes::as_mut_bytes(&mut data));
+        region
+            .buffer()
+            .read(0, zerocopy::IntoBytes::as_mut_bytes(&mut data));
         data
     }
 
@@ -274,7 +279,8 @@ impl<F: Function> Host<F> {
     pub fn queue_delete(&self, queue: QueueId) -> Status {
         let mut body = QueueDeleteBody::new_zeroed();
         body.queue = U16::new(queue.0);
-        self.admin(command(AdminOpcode::QueueDelete, &body)).status()
+        self.admin(command(AdminOpcode::QueueDelete, &body))
+            .status()
     }
 
     /// Memory for a queue, and the body that creates it.
@@ -286,7 +292,14 @@ impl<F: Function> Host<F> {
     ) -> (Queue<F>, QueueCreateBody) {
         let notify = (options.notify == Notify::Shadow).then(|| self.dma(NOTIFY_BYTES));
         let (id, wire) = (QueueId(id), U16::new(id));
-        let queue = Queue::memory(&self.function, &self.iovas, &self.doorbells, id, depth, notify);
+        let queue = Queue::memory(
+            &self.function,
+            &self.iovas,
+            &self.doorbells,
+            id,
+            depth,
+            notify,
+        );
         let mut body = QueueCreateBody::new_zeroed();
         body.queue = wire;
         body.depth = U32::new(depth);
@@ -453,7 +466,9 @@ impl<F: Function> Queue<F> {
             None => self.doorbell(cq_doorbell(self.id), self.head.into()),
             Some(block) => {
                 let head = self.head.into();
-                block.buffer().store_u64(NOTIFY_CQ_HEAD, head, Ordering::Release);
+                block
+                    .buffer()
+                    .store_u64(NOTIFY_CQ_HEAD, head, Ordering::Release);
             }
         }
         Some(Completion::from_words(words))
@@ -464,7 +479,9 @@ impl<F: Function> Queue<F> {
     pub fn arm(&self) -> bool {
         if let Some(block) = &self.notify {
             let event = EventWord::armed_at(self.head).to_word();
-            block.buffer().store_u64(NOTIFY_CQ_EVENT, event, Ordering::Release);
+            block
+                .buffer()
+                .store_u64(NOTIFY_CQ_EVENT, event, Ordering::Release);
             fence(Ordering::SeqCst);
         }
         let at = (self.head % self.depth) as usize * COMPLETION_BYTES;
@@ -476,7 +493,9 @@ impl<F: Function> Queue<F> {
     pub fn disarm(&self) {
         if let Some(block) = &self.notify {
             let event = EventWord::DISARMED.to_word();
-            block.buffer().store_u64(NOTIFY_CQ_EVENT, event, Ordering::Release);
+            block
+                .buffer()
+                .store_u64(NOTIFY_CQ_EVENT, event, Ordering::Release);
         }
     }
 
@@ -493,7 +512,11 @@ impl<F: Function> Queue<F> {
         assert_eq!(self.in_flight(), 0);
         self.submit(entry);
         let done = self.wait();
-        assert_eq!(done.request(), entry.request(), "another command's completion");
+        assert_eq!(
+            done.request(),
+            entry.request(),
+            "another command's completion"
+        );
         done
     }
 }
