@@ -9,5 +9,6 @@ pub mod differential;
 pub mod kernel;
 pub mod model;
 pub mod report;
+pub mod stack;
 pub mod subject;
 pub mod tidy;

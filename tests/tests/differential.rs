@@ -4,11 +4,13 @@
 //! `OFFMAP_OPS` sets the operations per map type, `OFFMAP_SEED` replays a run.
 //! `OFFMAP_REQUIRE_KERNEL=1` makes it a failure when the kernel took no part.
 
-use offmap_bpf::uapi::{MapCreateAttr, MapType};
+use offmap_bpf::MapType;
+use offmap_emulator::{DeviceConfig, Inline, Threaded};
 use offmap_tests::differential::{Sequence, Tally, check, shrink};
 use offmap_tests::kernel::{self, Availability, KernelMap};
 use offmap_tests::model::Shape;
 use offmap_tests::report::{aloud, env_number, required, seed};
+use offmap_tests::stack::{Stack, StackMap, attr};
 use offmap_tests::subject::Subject;
 use std::sync::OnceLock;
 use std::time::Instant;
@@ -33,18 +35,22 @@ fn kernel_takes_part() -> bool {
     *available == Availability::Yes
 }
 
-fn attr(shape: &Shape) -> MapCreateAttr {
-    MapCreateAttr {
-        map_type: shape.map_type.0,
-        key_size: shape.key_size,
-        value_size: shape.value_size,
-        max_entries: shape.max_entries,
-        map_flags: shape.map_flags,
-        ..MapCreateAttr::default()
+/// Our stack with each kind of device: every sequence creates its maps on the same ones.
+struct Stacks {
+    inline: Stack<Inline>,
+    threaded: Stack<Threaded>,
+}
+
+impl Stacks {
+    fn new() -> Self {
+        Self {
+            inline: Stack::inline(DeviceConfig::default()),
+            threaded: Stack::threaded(DeviceConfig::default()),
+        }
     }
 }
 
-fn subjects(shape: &Shape) -> Vec<Box<dyn Subject>> {
+fn subjects(stacks: &Stacks, shape: &Shape) -> Vec<Box<dyn Subject>> {
     let mut subjects: Vec<Box<dyn Subject>> = Vec::new();
     if kernel_takes_part() {
         let map = KernelMap::create(&attr(shape))
@@ -52,23 +58,35 @@ fn subjects(shape: &Shape) -> Vec<Box<dyn Subject>> {
         assert_eq!(map.value_bytes(), shape.value_bytes());
         subjects.push(Box::new(map));
     }
+    for (name, file) in [
+        ("host map", stacks.inline.map(&attr(shape), false)),
+        ("offloaded inline", stacks.inline.map(&attr(shape), true)),
+        (
+            "offloaded threaded",
+            stacks.threaded.map(&attr(shape), true),
+        ),
+    ] {
+        assert_eq!(file.value_bytes(), shape.value_bytes());
+        subjects.push(Box::new(StackMap { name, file }));
+    }
     subjects
 }
 
 fn differential(map_type: MapType) {
     let (base, budget) = (seed(), env_number("OFFMAP_OPS").unwrap_or(OPS));
     let cpus = kernel::possible_cpus();
+    let stacks = Stacks::new();
     let (started, mut tally, mut sequences) = (Instant::now(), Tally::default(), 0u64);
     let mut names = Vec::new();
     while tally.ops < budget {
         let seed = base.wrapping_add(sequences);
         let sequence = Sequence::generate(seed, map_type, SEQUENCE_OPS, cpus);
-        let mut maps = subjects(&sequence.shape);
+        let mut maps = subjects(&stacks, &sequence.shape);
         names = maps.iter().map(|map| map.name()).collect();
         if let Err(failure) = check(&sequence, &mut maps, &mut tally) {
             drop(maps);
             let run = |s: &Sequence| {
-                let mut maps = subjects(&s.shape);
+                let mut maps = subjects(&stacks, &s.shape);
                 check(s, &mut maps, &mut Tally::default()).err()
             };
             let short = shrink(sequence, |s| {
