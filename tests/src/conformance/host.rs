@@ -70,7 +70,9 @@ pub fn wait_for<F: Function, T>(function: &F, what: &str, mut f: impl FnMut() ->
         }
         assert!(
             started.elapsed() < PATIENCE,
-            "{what}: nothing for {PATIENCE:?}"
+            "{what}: nothing for {PATIENCE:?}; STATUS {:#x}, {:?}",
+            read32(function, regs::STATUS),
+            FatalCause(read32(function, regs::FATAL_CAUSE))
         );
         std::thread::yield_now();
     }
@@ -92,7 +94,7 @@ fn write64(function: &impl Function, register: u64, value: u64) {
 }
 
 /// Lets the function decode memory accesses and be a bus master.
-fn enable_pci(function: &impl Function) {
+pub fn enable_pci(function: &impl Function) {
     const COMMAND: u16 = 0x04;
     const MEMORY_AND_MASTER: u16 = 0b110;
     let mut word = [0; 2];
@@ -149,6 +151,8 @@ impl<F: Function> Host<F> {
     /// Resets the function and brings it up again. Queues and maps of before are gone.
     pub fn reset(self) -> Self {
         self.function.reset().expect("reset");
+        // Config space was reset too: the function does not decode memory accesses.
+        enable_pci(&*self.function);
         assert_eq!(self.status(), DeviceStatus::empty());
         let Self {
             function, iovas, ..

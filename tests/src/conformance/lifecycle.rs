@@ -2,7 +2,7 @@
 
 use super::Bench;
 use super::elements::Table;
-use super::host::{Host, command, next_request, wait_for};
+use super::host::{Host, command, enable_pci, next_request, wait_for};
 use offmap_abi::admin::{EmptyBody, IdentifyData};
 use offmap_abi::regs::{self, Control, DeviceStatus, FatalCause};
 use offmap_abi::{ABI_MAJOR, AdminOpcode, IoOpcode, Status, Submission};
@@ -14,6 +14,10 @@ const HASH: u32 = 1;
 /// What identifies the device, and what its registers answer where there is none.
 pub fn registers_are_as_the_abi_says<F: Function>(bench: &Bench<F>) {
     let function = (bench.make)(Bench::<F>::config());
+    // Until memory decoding is on, nothing answers.
+    let dark = function.read64(0, BarOffset(regs::MAGIC)).unwrap();
+    assert_eq!(dark, u64::MAX);
+    enable_pci(&*function);
     let read32 = |at| function.read32(0, BarOffset(at)).unwrap();
     let read64 = |at| function.read64(0, BarOffset(at)).unwrap();
     assert_eq!(read64(regs::MAGIC), regs::MAGIC_VALUE);
@@ -132,7 +136,7 @@ pub fn unusable_admin_queue_is_fatal_until_reset<F: Function>(bench: &Bench<F>) 
     ] {
         function.reset().unwrap();
         // Config space is reset as well: the function is enabled again.
-        function.config_write(0x04, &6u16.to_le_bytes()).unwrap();
+        enable_pci(&**function);
         let write64 = |at, value| function.write64(0, BarOffset(at), value).unwrap();
         let write32 = |at, value| function.write32(0, BarOffset(at), value).unwrap();
         write64(regs::ADMIN_SQ, sq);
@@ -199,13 +203,13 @@ pub fn reset_with_work_under_way<F: Function>(bench: &Bench<F>) {
 pub fn disable_forgets_everything<F: Function>(bench: &Bench<F>) {
     let host = bench.host();
     let map = host.map(&Host::<F>::map_body(HASH, 4, 8, 10));
-    let _queue = bench.queue(&host, 1, 16);
+    let queue = bench.queue(&host, 1, 16);
     let function = Arc::clone(host.function());
     function.write32(0, BarOffset(regs::CONTROL), 0).unwrap();
     wait_for(&*function, "not READY", || {
         (!host.status().contains(DeviceStatus::READY)).then_some(())
     });
-    drop(host);
+    drop((host, queue));
     let host = Host::bring_up(function);
     assert_eq!(host.query(map), Err(Status::InvalidMap));
     let mut queue = bench.queue(&host, 1, 16);

@@ -127,6 +127,8 @@ pub fn interrupts_arrive<F: Function>(bench: &Bench<F>) {
         queue.submit(nop());
         queue.wait();
         assert!(!irq.take().unwrap(), "a silenced vector");
+        // The device may look at the ring until its queue is gone.
+        assert_eq!(host.queue_delete(queue.id()), Status::Success);
     }
     assert!(
         host.function()
@@ -256,6 +258,8 @@ pub fn several_queues_from_several_threads<F: Function>(bench: &Bench<F>) {
                         assert_eq!(table.lookup(&key(i)).as_deref(), Ok(&value[..]));
                     }
                 }
+                drop(table);
+                assert_eq!(host.queue_delete(queue.id()), Status::Success);
             });
         }
     });
