@@ -9,6 +9,7 @@ pub mod differential;
 pub mod kernel;
 pub mod model;
 pub mod report;
+pub mod speed;
 pub mod stack;
 pub mod subject;
 pub mod tidy;
