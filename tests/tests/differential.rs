@@ -62,14 +62,17 @@ fn subjects(stacks: &Stacks, shape: &Shape, threaded: bool) -> Vec<Box<dyn Subje
         assert_eq!(map.value_bytes(), shape.value_bytes());
         subjects.push(Box::new(map));
     }
-    for (name, file) in [
+    let mut files = vec![
         ("host map", stacks.inline.map(&attr(shape), false)),
         ("offloaded inline", stacks.inline.map(&attr(shape), true)),
-        (
+    ];
+    if threaded {
+        files.push((
             "offloaded threaded",
             stacks.threaded.map(&attr(shape), true),
-        ),
-    ] {
+        ));
+    }
+    for (name, file) in files {
         assert_eq!(file.value_bytes(), shape.value_bytes());
         subjects.push(Box::new(StackMap { name, file }));
     }
