@@ -411,7 +411,7 @@ impl<F: Function> Queue<F> {
         assert!(self.in_flight() < self.depth, "the queue is full");
         let at = (self.tail % self.depth) as usize * SUBMISSION_BYTES;
         // One in the first pass over the ring, and the other way round in each pass after.
-        let phase = (self.tail / self.depth) % 2 == 0;
+        let phase = (self.tail / self.depth).is_multiple_of(2);
         let words: [u64; SUBMISSION_WORDS] = entry.to_words(phase);
         for (i, word) in words.iter().enumerate().skip(1) {
             self.ring().store_u64(at + i * 8, *word, Ordering::Relaxed);
@@ -458,7 +458,7 @@ impl<F: Function> Queue<F> {
     pub fn poll(&mut self) -> Option<Completion> {
         let at = (self.head % self.depth) as usize * COMPLETION_BYTES;
         let word0 = self.cq.buffer().load_u64(at, Ordering::Acquire);
-        if phase_of(word0) != ((self.head / self.depth) % 2 == 0) {
+        if phase_of(word0) != (self.head / self.depth).is_multiple_of(2) {
             return None;
         }
         let mut words = [word0; COMPLETION_WORDS];
@@ -490,7 +490,7 @@ impl<F: Function> Queue<F> {
         }
         let at = (self.head % self.depth) as usize * COMPLETION_BYTES;
         let word0 = self.cq.buffer().load_u64(at, Ordering::Acquire);
-        phase_of(word0) != ((self.head / self.depth) % 2 == 0)
+        phase_of(word0) != (self.head / self.depth).is_multiple_of(2)
     }
 
     /// Asks for no interrupt.

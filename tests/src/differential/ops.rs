@@ -189,7 +189,7 @@ impl Sequence {
         let mut bytes = vec![0xa5; size];
         let le = key.to_le_bytes();
         let n = size.min(4);
-        if key % 2 == 0 {
+        if key.is_multiple_of(2) {
             bytes[..n].copy_from_slice(&le[..n]);
         } else {
             bytes[size - n..].copy_from_slice(&le[..n]);
