@@ -107,7 +107,7 @@ impl Sides {
         }
     }
 
-    fn each<'k>(&'k self, from: usize, n: usize) -> impl Iterator<Item = &'k Key> {
+    fn each(&self, from: usize, n: usize) -> impl Iterator<Item = &Key> {
         let at = from % self.order.len();
         self.order[at..]
             .iter()
