@@ -157,7 +157,9 @@ fn bad_objects_are_refused_in_a_sentence() {
         ("magic-only.o".into(), b"\x7fELF".to_vec()),
         (
             "noise.o".into(),
-            (0..4096u32).map(|i| (i * 2654435761 >> 13) as u8).collect(),
+            (0..4096u32)
+                .map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8)
+                .collect(),
         ),
     ];
     // The header of a 64-bit big-endian relocatable BPF object.
