@@ -1,1 +1,15 @@
-//! stub
+//! What the tests and benches share.
+//!
+//! The integration tests in `tests/` and the benches in `benches/` are thin: the suites are
+//! written here once, generic over what they judge.
+
+pub mod conformance;
+pub mod counting;
+pub mod differential;
+pub mod kernel;
+pub mod model;
+pub mod report;
+pub mod speed;
+pub mod stack;
+pub mod subject;
+pub mod tidy;
