@@ -35,8 +35,8 @@ open_enum! {
         DmaFault = 13,
         /// The command was aborted, or its queue deleted, before it had any effect.
         Aborted = 14,
-        /// A dump's first bucket does not fit the arrays; the completion's count says how many
-        /// elements it holds.
+        /// The first bucket of a dump that holds anything does not fit the arrays. The result's
+        /// cursor is that bucket, and its `needed` says how many elements there are in it.
         NoSpace = 15,
         /// Device memory returned data that its check code shows to be wrong.
         MediaError = 16,

@@ -81,7 +81,8 @@ pub struct BatchOutcome {
     /// For the walking operations: where the next call goes on.
     pub cursor: u32,
     /// The kernel's result: for a walk, ENOENT with a valid count at the end of the map, and
-    /// ENOSPC with count 0 and an unchanged cursor when the next bucket does not fit.
+    /// ENOSPC with count 0 and the bucket as cursor when the next one that holds anything
+    /// does not fit.
     pub result: Result<()>,
 }
 

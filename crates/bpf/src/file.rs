@@ -459,7 +459,7 @@ impl MapFile {
     }
 
     fn check_batch(&self, command: BatchOps, elem_flags: u64, flags: u64) -> Result<()> {
-        if !self.ops().batch_ops().contains(command) {
+        if !self.map.read_mostly.batch_ops.contains(command) {
             return Err(NO_SUCH_OPERATION);
         }
         if elem_flags & !BPF_F_LOCK != 0 {

@@ -257,8 +257,10 @@ impl<F: Function> NicMap<F> {
                 Status::Success | Status::NotFound => {
                     done += dumped.count;
                     position = dumped.cursor;
+                    // `generic_map_lookup_batch`, which walks arrays, looks for the end only
+                    // while there is room.
                     let at_end = dumped.status == Status::NotFound
-                        || self.is_array && position >= self.max_entries;
+                        || self.is_array && position >= self.max_entries && done < room;
                     if at_end {
                         break Err(errno::of_status(Status::NotFound, During::Walk));
                     }

@@ -78,6 +78,10 @@ impl<A: Access, H: HostMemory> Io<'_, A, H> {
         opcode: IoOpcode,
     ) -> Result<Completion, Status> {
         let body: BatchBody = command.body();
+        // Before the map: an opcode that is none has no operands to judge.
+        if opcode.name().is_none() {
+            return Err(Status::InvalidOpcode);
+        }
         let map = self.maps.get(command.map())?;
         let flags = match opcode {
             IoOpcode::BatchUpdate => update_flags(body.map_flags.get())?,

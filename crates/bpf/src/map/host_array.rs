@@ -6,7 +6,7 @@
 
 use super::host_hash::BATCH_END;
 use super::lazy::LazyTable;
-use super::ops::{BatchOps, MapOps};
+use super::ops::MapOps;
 use super::words::{Backoff, copy_in, copy_out, words_for};
 use crate::device::BatchOutcome;
 use crate::errno::Errno;
@@ -154,10 +154,6 @@ impl MapOps for HostArray {
         };
         next.copy_from_slice(&following.to_ne_bytes());
         Ok(())
-    }
-
-    fn batch_ops(&self) -> BatchOps {
-        BatchOps::LOOKUP | BatchOps::UPDATE
     }
 
     fn walk_batch(

@@ -16,7 +16,7 @@
 //! multiple of 2^31 changes of one bucket, or a pop for 2^32 stack operations, to be misled.
 
 use super::lazy::LazyTable;
-use super::ops::{BatchOps, MapOps};
+use super::ops::MapOps;
 use super::words::{Backoff, copy_in, copy_out, equal, words_for};
 use crate::device::BatchOutcome;
 use crate::errno::Errno;
@@ -448,10 +448,6 @@ impl MapOps for HostHash {
 
     fn lookup_and_delete(&self, key: &[u8], value: &mut [u8], _flags: u64) -> Result<()> {
         self.remove(key, Some(value))
-    }
-
-    fn batch_ops(&self) -> BatchOps {
-        BatchOps::all()
     }
 
     fn checks_batch_flags(&self) -> bool {

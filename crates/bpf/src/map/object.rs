@@ -1,7 +1,7 @@
 //! `struct bpf_map`.
 
 use super::offload::OffloadMap;
-use super::ops::MapOps;
+use super::ops::{BatchOps, MapOps};
 use crate::errno::Errno;
 use crate::error::{Error, Result};
 use crate::system::Shared;
@@ -28,6 +28,8 @@ pub(crate) struct ReadMostly {
     /// Bytes of a value as user space passes it.
     pub(crate) user_value_bytes: usize,
     pub(crate) map_type: MapType,
+    /// The batch commands that reach `ops`; the others fail with 524.
+    pub(crate) batch_ops: BatchOps,
     pub(crate) key_size: u32,
     pub(crate) value_size: u32,
     pub(crate) max_entries: u32,

@@ -38,6 +38,17 @@ impl OffloadMap {
         }
     }
 
+    /// The batch commands of an offloaded map of a type that has `native` on the host: none in
+    /// the kernel, whose offload ops have no batch entries; those of the type where the
+    /// device's profile lifts that.
+    pub(crate) fn batch_ops(&self, native: BatchOps) -> BatchOps {
+        if self.rules.batch {
+            native
+        } else {
+            BatchOps::empty()
+        }
+    }
+
     /// Ties the storage to its map, so that removal of the device can free the map's id.
     pub(crate) fn set_map(&self, map: Weak<Map>) {
         // Set once, when the map is made.
@@ -121,14 +132,6 @@ impl MapOps for OffloadMap {
         match &*self.device() {
             Some(attached) => attached.on_device.lookup_and_delete(key, value, flags),
             None => Err(GONE),
-        }
-    }
-
-    fn batch_ops(&self) -> BatchOps {
-        if self.rules.batch {
-            BatchOps::all()
-        } else {
-            BatchOps::empty()
         }
     }
 

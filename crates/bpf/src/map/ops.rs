@@ -39,8 +39,6 @@ pub(crate) trait MapOps: Send + Sync {
         Err(NO_SUCH_OPERATION)
     }
 
-    fn batch_ops(&self) -> BatchOps;
-
     /// Whether lookup batches refuse `batch.flags`, which the generic ones ignore.
     fn checks_batch_flags(&self) -> bool {
         false
@@ -131,6 +129,8 @@ pub(crate) struct MapTypeOps {
     pub(crate) alloc: fn(&MapCreateAttr, &AllocContext) -> Result<Arc<dyn MapOps>>,
     /// Whether creating one needs `bpf_capable()` whatever the sysctl says.
     pub(crate) needs_cap_bpf: bool,
+    /// The batch commands that the type has; on a device none are added to them.
+    pub(crate) batch_ops: BatchOps,
 }
 
 /// The row of a type, or `None` where this kernel is built without the type.
@@ -139,11 +139,13 @@ pub(crate) fn map_type_ops(map_type: MapType) -> Option<&'static MapTypeOps> {
         alloc_check: hash_alloc_check,
         alloc: hash_alloc,
         needs_cap_bpf: false,
+        batch_ops: BatchOps::all(),
     };
     static ARRAY: MapTypeOps = MapTypeOps {
         alloc_check: array_alloc_check,
         alloc: array_alloc,
         needs_cap_bpf: false,
+        batch_ops: BatchOps::LOOKUP.union(BatchOps::UPDATE),
     };
     match map_type {
         MapType::HASH | MapType::PERCPU_HASH => Some(&HASH),
