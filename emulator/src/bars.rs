@@ -131,9 +131,9 @@ fn target(bar: u8, offset: BarOffset, width: Width) -> Result<Target, IoError> {
     if bar == regs::BAR_WINDOW {
         return Ok(Target::Window(offset.0));
     }
-    const DOORBELLS_END: u64 = regs::DOORBELL_PAGE + regs::DOORBELL_PAGE_BYTES;
+    const DOORBELLS_END: u64 = regs::DOORBELLS + regs::DOORBELLS_BYTES;
     Ok(match offset.0 {
-        at @ regs::DOORBELL_PAGE..DOORBELLS_END => Target::Doorbells(at - regs::DOORBELL_PAGE),
+        at @ regs::DOORBELLS..DOORBELLS_END => Target::Doorbells(at - regs::DOORBELLS),
         at @ regs::MSIX_TABLE..regs::MSIX_PBA => Target::MsixTable(at - regs::MSIX_TABLE),
         at @ regs::MSIX_PBA.. => Target::MsixPending(at - regs::MSIX_PBA),
         at => Target::Registers(at),

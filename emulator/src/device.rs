@@ -80,7 +80,7 @@ impl Device {
         registers.describe(regs::QUEUE_PAIRS, config.queue_pairs.into());
         registers.describe(regs::QUEUE_DEPTH_MAX, config.queue_depth_max.into());
         registers.describe(regs::READY_TIMEOUT_MS, READY_TIMEOUT_MS);
-        let page = regs::DOORBELL_PAGE_BYTES as usize;
+        let page = regs::DOORBELLS_BYTES as usize;
         Ok(Self {
             config: ConfigSpace::new(config.vectors),
             registers,
@@ -426,8 +426,8 @@ impl Device {
         if len == 0 || !inside {
             return Err(IoError::BarAccess { bar, offset, len });
         }
-        let page = (regs::BAR_REGISTERS, regs::DOORBELL_PAGE);
-        if (bar, offset.0) == page && len as u64 == regs::DOORBELL_PAGE_BYTES {
+        let page = (regs::BAR_REGISTERS, regs::DOORBELLS);
+        if (bar, offset.0) == page && len as u64 == regs::DOORBELLS_BYTES {
             BarMapping::new(self.doorbells.fd(), 0, len).map(Some)
         } else {
             Ok(None)

@@ -53,18 +53,21 @@ fn median(mut of: Vec<f64>) -> f64 {
 }
 
 fn compare(blocks: usize, unit: usize, a: Side<'_>, b: Side<'_>) -> Ratio {
-    let (na, nb) = (block_of(a, unit), block_of(b, unit));
+    // The same operations on the same keys, as many as the slower side does in a block: were
+    // each to fill its block, the faster one would visit its whole table in every block and
+    // find it in the caches, and the slower one would find its own evicted.
+    let n = block_of(a, unit).min(block_of(b, unit));
     let (mut ratios, mut at, mut bt) = (Vec::new(), Vec::new(), Vec::new());
     for i in 0..blocks {
         // Both sides see the same keys; who goes first takes turns.
-        let from = i * na.max(nb);
+        let from = i * n;
         let (ta, tb);
         if i % 2 == 0 {
-            ta = time(a, from, na);
-            tb = time(b, from, nb);
+            ta = time(a, from, n);
+            tb = time(b, from, n);
         } else {
-            tb = time(b, from, nb);
-            ta = time(a, from, na);
+            tb = time(b, from, n);
+            ta = time(a, from, n);
         }
         ratios.push(ta / tb);
         at.push(ta);

@@ -105,6 +105,9 @@ pub struct QueueDeleteBody {
 assert_layout!(QueueDeleteBody, 48, { queue: 0, reserved: 2 });
 
 /// Operands of MAP_CREATE (abi §6.3). The completion's payload is a [`MapCreated`].
+///
+/// What every map has is here; what some maps have, or will have, is in a [`MapAttr`] that the
+/// body refers to, which can grow.
 #[derive(
     Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
 )]
@@ -124,14 +127,46 @@ pub struct MapCreateBody {
     pub flags: U32,
     /// Seed of the key hash.
     pub seed: U64,
-    /// Name for people, NUL-padded.
-    pub name: [u8; 16],
+    /// IOVA of a [`MapAttr`].
+    pub attr: U64,
+    /// Its length in bytes; 0: there is none, and all of it counts as zero.
+    pub attr_len: U32,
+    /// Zero.
+    pub reserved: U32,
 }
 
 assert_layout!(MapCreateBody, 48, {
     map_type: 0, key_size: 4, value_size: 8, max_entries: 12, cpu_slots: 16, flags: 20,
-    seed: 24, name: 32,
+    seed: 24, attr: 32, attr_len: 40, reserved: 44,
 });
+
+/// The longest [`MapAttr`] that a device has to accept, in bytes.
+pub const MAP_ATTR_BYTES_MAX: usize = 4096;
+
+/// Further attributes of a new map (abi §6.3).
+///
+/// The structure grows at its end. A shorter one counts as zero-extended; what a device does
+/// not know at the end of a longer one must be zero, or the command is refused.
+#[derive(
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Debug,
+    Default,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+    Unaligned,
+)]
+#[repr(C)]
+pub struct MapAttr {
+    /// Name for people, NUL-padded.
+    pub name: [u8; 16],
+}
+
+assert_layout!(MapAttr, 16, { name: 0 });
 
 /// Result of MAP_CREATE.
 #[derive(

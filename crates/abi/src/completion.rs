@@ -26,8 +26,9 @@ pub struct Completion {
     pub status: U16,
     /// Bit 0: phase, as in a submission.
     pub phase: U16,
-    /// Bytes of `payload` that are valid, for element and admin commands; the number of
-    /// elements done, for batch commands, whose payload is always a [`BatchResult`].
+    /// For element and admin commands the bytes that were returned, in the payload or at the
+    /// IOVA that the command named; for batch commands, whose payload is always a
+    /// [`BatchResult`], the number of elements done.
     pub count: U32,
     /// The id of the submission that this completes.
     pub request: U64,
@@ -105,7 +106,8 @@ impl Completion {
 )]
 #[repr(C)]
 pub struct BatchResult {
-    /// Where the next dump continues. Opaque to the host, except that it fits 32 bits.
+    /// Where the next dump continues. Opaque to the host, except that it fits 32 bits and
+    /// grows from command to command of a dump.
     pub cursor: U64,
     /// For [`Status::NoSpace`]: how many elements the next bucket holds.
     pub needed: U32,

@@ -26,6 +26,7 @@ pub mod ids;
 pub mod notify;
 pub mod opcode;
 pub mod regs;
+pub mod ring;
 pub mod status;
 pub mod submission;
 

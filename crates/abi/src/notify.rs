@@ -2,7 +2,7 @@
 
 use crate::ids::QueueId;
 
-/// Bytes of the doorbell page that belong to one queue pair: a cache line, so that queues of
+/// Bytes of the doorbells that belong to one queue pair: a cache line, so that queues of
 /// different threads share none.
 pub const DOORBELL_STRIDE: u64 = 64;
 /// Offset within a queue's doorbells of the submission tail (a 64-bit register).
@@ -12,17 +12,19 @@ pub const DOORBELL_CQ_HEAD: u64 = 8;
 
 /// Offset from the start of BAR0 of a queue's submission-tail doorbell.
 pub const fn sq_doorbell(queue: QueueId) -> u64 {
-    crate::regs::DOORBELL_PAGE + queue.0 as u64 * DOORBELL_STRIDE + DOORBELL_SQ_TAIL
+    crate::regs::DOORBELLS + queue.0 as u64 * DOORBELL_STRIDE + DOORBELL_SQ_TAIL
 }
 
 /// Offset from the start of BAR0 of a queue's completion-head doorbell.
 pub const fn cq_doorbell(queue: QueueId) -> u64 {
-    crate::regs::DOORBELL_PAGE + queue.0 as u64 * DOORBELL_STRIDE + DOORBELL_CQ_HEAD
+    crate::regs::DOORBELLS + queue.0 as u64 * DOORBELL_STRIDE + DOORBELL_CQ_HEAD
 }
 
 /// Size of a notify block in bytes: one cache line that the host writes and one that the
-/// device writes. It is aligned to 64 bytes.
+/// device writes. It is aligned to [`NOTIFY_ALIGN`].
 pub const NOTIFY_BYTES: usize = 128;
+/// Alignment of a notify block, in bytes.
+pub const NOTIFY_ALIGN: u64 = 64;
 /// Offset of the shadow submission tail: a free-running 32-bit count of submissions in a
 /// 64-bit word. Written by the host.
 pub const NOTIFY_SQ_TAIL: usize = 0x00;

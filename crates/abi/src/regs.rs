@@ -2,7 +2,7 @@
 //!
 //! | BAR | what | size |
 //! |---|---|---|
-//! | 0 | registers, doorbell page, MSI-X table and PBA | [`BAR0_BYTES`] |
+//! | 0 | registers, doorbells, MSI-X table and PBA | [`BAR0_BYTES`] |
 //! | 2 | window into device memory, at [`WINDOW_BASE`] | [`WINDOW_BYTES`] |
 //!
 //! Registers are 4 or 8 bytes wide and naturally aligned. An 8-byte register may be accessed
@@ -23,20 +23,22 @@ pub const BAR_REGISTERS: u8 = 0;
 pub const BAR_WINDOW: u8 = 2;
 
 /// Size of BAR0 in bytes.
-pub const BAR0_BYTES: u64 = 0x8000;
+pub const BAR0_BYTES: u64 = 0x4_0000;
 /// Size of BAR2 in bytes.
 pub const WINDOW_BYTES: u64 = 0x10_0000;
-/// Offset in BAR0 of the doorbell page: the one page that a transport may let the host map.
-pub const DOORBELL_PAGE: u64 = 0x1000;
-/// Size of the doorbell page in bytes.
-pub const DOORBELL_PAGE_BYTES: u64 = 0x1000;
+/// Offset in BAR0 of the doorbells: the one part that a transport may let the host map. Offset
+/// and size are multiples of 64 KiB, the largest page size in use.
+pub const DOORBELLS: u64 = 0x1_0000;
+/// Size of the doorbells in bytes.
+pub const DOORBELLS_BYTES: u64 = 0x1_0000;
 /// Offset in BAR0 of the MSI-X table.
-pub const MSIX_TABLE: u64 = 0x4000;
+pub const MSIX_TABLE: u64 = 0x2_0000;
 /// Offset in BAR0 of the MSI-X pending bit array.
-pub const MSIX_PBA: u64 = 0x6000;
-/// Highest number of queue pairs, the admin queue included, that the doorbell page has room
-/// for.
-pub const MAX_QUEUE_PAIRS: u16 = (DOORBELL_PAGE_BYTES / crate::notify::DOORBELL_STRIDE) as u16;
+pub const MSIX_PBA: u64 = 0x3_0000;
+/// Highest number of queue pairs, the admin queue included, that there are doorbells for.
+pub const MAX_QUEUE_PAIRS: u16 = (DOORBELLS_BYTES / crate::notify::DOORBELL_STRIDE) as u16;
+/// Greatest depth that a queue can have on any device, in entries: the ABI's limit.
+pub const QUEUE_DEPTH_LIMIT: u32 = 1 << 15;
 
 /// RO, 8 bytes: the bytes `OFFMAP`, 0, 0.
 pub const MAGIC: u64 = 0x000;
@@ -52,11 +54,12 @@ pub const FEATURES: u64 = 0x010;
 pub const QUEUE_PAIRS: u64 = 0x018;
 /// RO, 4 bytes: greatest depth of a queue, in entries; depths are powers of two from 2 on.
 pub const QUEUE_DEPTH_MAX: u64 = 0x01c;
-/// RO, 4 bytes: the longest that the device takes from reset or enable to the state asked
-/// for, in milliseconds.
+/// RO, 4 bytes: the longest that the device takes from reset, enable or disable to the state
+/// asked for, in milliseconds.
 pub const READY_TIMEOUT_MS: u64 = 0x020;
-/// RO, 4 bytes: counts resets since the device was built, so that a host notices a reset
-/// that it did not ask for.
+/// RO, 4 bytes: counts how often the device has forgotten its queues and maps since it was
+/// built (function-level reset, or ENABLE cleared while it was set), so that a host notices
+/// one that it did not ask for.
 pub const RESET_COUNT: u64 = 0x024;
 /// RW, 4 bytes: [`Control`].
 pub const CONTROL: u64 = 0x040;
@@ -88,8 +91,8 @@ bitflags! {
     pub struct Features: u64 {
         /// Queues may be created with a notify block (§4.2).
         const NOTIFY_BLOCK = 1 << 0;
-        /// A write to a doorbell wakes the device even where the doorbell page is mapped. A
-        /// device without it (an emulated one) looks at mapped doorbells at least once a
+        /// A write to a doorbell wakes the device even where the doorbells are mapped. A device
+        /// without it (an emulated one) looks at mapped doorbells at least once a
         /// millisecond.
         const DOORBELL_WAKES = 1 << 1;
         /// The batch opcodes are there.
@@ -103,7 +106,7 @@ bitflags! {
     #[derive(Clone, Copy, PartialEq, Eq, Debug)]
     pub struct Control: u32 {
         /// Set: the device takes up its admin queue and sets READY. Cleared: it stops all
-        /// queues, forgets them, frees all maps and clears READY.
+        /// queues, forgets them, frees all maps and clears READY and FATAL.
         const ENABLE = 1 << 0;
         const _ = !0;
     }
@@ -113,7 +116,8 @@ bitflags! {
     pub struct DeviceStatus: u32 {
         /// The admin queue is served.
         const READY = 1 << 0;
-        /// The device stopped itself; only a reset helps. FATAL_CAUSE says why.
+        /// The device stopped itself; a reset helps, or ENABLE cleared. FATAL_CAUSE says why.
+        /// A fault on an I/O queue stops that queue alone and is not FATAL.
         const FATAL = 1 << 1;
         const _ = !0;
     }
@@ -126,10 +130,10 @@ crate::open_enum! {
         None = 0,
         /// The admin queue's registers are not usable: alignment, depth or vector.
         AdminQueueConfig = 1,
-        /// A ring, or a notify block, could not be read or written.
+        /// A ring of the admin queue could not be read or written.
         RingDma = 2,
-        /// A tail moved further than the ring is deep, or a published entry had the wrong
-        /// phase.
+        /// The admin queue's tail moved further than the ring is deep, its head past what was
+        /// posted, or a published entry had the wrong phase.
         RingProtocol = 3,
         /// The firmware found its own state inconsistent.
         Firmware = 4,

@@ -33,15 +33,20 @@ open_enum! {
         Unsupported = 12,
         /// Host memory at an address in the command could not be read or written.
         DmaFault = 13,
-        /// The command was aborted, or its queue deleted, before it had any effect.
+        /// The command was aborted, or its queue deleted, before it had begun.
         Aborted = 14,
         /// The first bucket of a dump that holds anything does not fit the arrays. The result's
         /// cursor is that bucket, and its `needed` says how many elements there are in it.
         NoSpace = 15,
         /// Device memory returned data that its check code shows to be wrong.
         MediaError = 16,
-        /// The device found its own state inconsistent.
+        /// The device found the map's state inconsistent.
         Internal = 17,
+        /// The queue has stopped after a protocol error or a DMA fault on its rings; only its
+        /// deletion helps.
+        QueueStopped = 18,
+        /// The command was ended after it had begun; whether it had its effect is unknown.
+        Interrupted = 19,
     }
 }
 

@@ -17,6 +17,13 @@ pub const INLINE_VALUE_BYTES: usize = 16;
 /// The phase bit within word 0 of a submission, and within word 0 of a completion.
 pub const PHASE_BIT: u64 = 1 << 16;
 
+/// `map_flags` of an update: create the element or replace it (the UAPI's `BPF_ANY`).
+pub const UPDATE_ANY: u32 = 0;
+/// `map_flags` of an update: only if the key is not there (`BPF_NOEXIST`).
+pub const UPDATE_NOEXIST: u32 = 1;
+/// `map_flags` of an update: only if the key is there (`BPF_EXIST`).
+pub const UPDATE_EXIST: u32 = 2;
+
 bitflags! {
     /// How a submission carries its operands (abi §5.1). Unknown bits are kept.
     #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -137,7 +144,7 @@ pub const fn phase_of(word0: u64) -> bool {
 )]
 #[repr(C)]
 pub struct ElementBody {
-    /// BPF_ANY (0), BPF_NOEXIST (1) or BPF_EXIST (2) for an update; 0 otherwise.
+    /// [`UPDATE_ANY`], [`UPDATE_NOEXIST`] or [`UPDATE_EXIST`] for an update; 0 otherwise.
     pub map_flags: U32,
     /// Length of the key in bytes; must equal the map's key size where the command has a key.
     pub key_len: U32,

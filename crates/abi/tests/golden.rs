@@ -4,6 +4,7 @@ use offmap_abi::admin::{IdentifyBody, MapCreateBody, QueueCreateBody};
 use offmap_abi::completion::BatchResult;
 use offmap_abi::hash::KeyHash;
 use offmap_abi::notify::{EventWord, cq_doorbell, sq_doorbell};
+use offmap_abi::ring::RingDepth;
 use offmap_abi::submission::{BatchBody, ElementBody, IovaRef, phase_of};
 use offmap_abi::{
     AdminOpcode, Completion, IoOpcode, MapHandle, QueueId, RequestId, Status, Submission,
@@ -86,13 +87,15 @@ fn admin_bodies() {
         cpu_slots: U32::ZERO,
         flags: U32::ZERO,
         seed: U64::new(0x0807_0605_0403_0201),
-        name: *b"flows\0\0\0\0\0\0\0\0\0\0\0",
+        attr: U64::new(0x5000),
+        attr_len: U32::new(16),
+        reserved: U32::ZERO,
     };
     assert_eq!(
         create.as_bytes(),
         hex(
             "01000000 08000000 40000000 00000100 00000000 00000000 0102030405060708
-             666c6f77730000000000000000000000"
+             0050000000000000 10000000 00000000"
         )
     );
     let queue = QueueCreateBody {
@@ -159,6 +162,26 @@ fn codes_of_the_peer_are_kept() {
 }
 
 #[test]
+fn phases_flip_with_each_pass_and_past_the_wrap() {
+    for bad in [0, 1, 3, 48, (1 << 15) + 1, 1 << 16, u32::MAX] {
+        assert_eq!(RingDepth::new(bad), None, "{bad}");
+    }
+    for depth in [2, 4, 1 << 15] {
+        let ring = RingDepth::new(depth).unwrap();
+        let mut entry = 0u32.wrapping_sub(4 * depth);
+        let (mut position, mut phase) = (0, true);
+        for _ in 0..8 * depth {
+            assert_eq!((ring.position(entry), ring.phase(entry)), (position, phase));
+            entry = entry.wrapping_add(1);
+            position += 1;
+            if position == depth {
+                (position, phase) = (0, !phase);
+            }
+        }
+    }
+}
+
+#[test]
 fn event_words_count_past_the_wrap() {
     assert_eq!(EventWord::armed_at(5).to_word(), 0x1_0000_0005);
     assert_eq!(
@@ -180,11 +203,11 @@ fn event_words_count_past_the_wrap() {
 
 #[test]
 fn doorbells_of_the_last_queue_stay_in_their_page() {
-    assert_eq!(sq_doorbell(QueueId(1)), 0x1040);
-    assert_eq!(cq_doorbell(QueueId(1)), 0x1048);
+    assert_eq!(sq_doorbell(QueueId(1)), 0x1_0040);
+    assert_eq!(cq_doorbell(QueueId(1)), 0x1_0048);
     let last = QueueId(regs::MAX_QUEUE_PAIRS - 1);
-    assert!(cq_doorbell(last) + 8 <= regs::DOORBELL_PAGE + regs::DOORBELL_PAGE_BYTES);
-    assert_eq!(regs::MAX_QUEUE_PAIRS, 64);
+    assert!(cq_doorbell(last) + 8 <= regs::DOORBELLS + regs::DOORBELLS_BYTES);
+    assert_eq!(regs::MAX_QUEUE_PAIRS, 1024);
 }
 
 /// The function of `docs/abi.md` §9, written from that page.

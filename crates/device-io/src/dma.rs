@@ -5,7 +5,7 @@
 
 use crate::{Function, IoError, Iova, IovaAllocator, numa};
 use memmap2::{MmapOptions, MmapRaw};
-use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -42,9 +42,16 @@ impl DmaBuffer {
     /// memory or no file descriptor left.
     pub fn new(len: usize, placement: DmaPlacement) -> Result<Self, IoError> {
         let len = len.max(1).next_multiple_of(PAGE_BYTES);
-        let fd = memfd_create(c"offmap-dma", MemfdFlags::CLOEXEC)
-            .map_err(|e| IoError::os("cannot create a memfd for DMA", e))?;
+        let fd = memfd_create(
+            c"offmap-dma",
+            MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING,
+        )
+        .map_err(|e| IoError::os("cannot create a memfd for DMA", e))?;
         ftruncate(&fd, len as u64).map_err(|e| IoError::os("cannot size the DMA memfd", e))?;
+        // The other side gets this descriptor. Were it to shorten the file, our next access
+        // would be a SIGBUS.
+        let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
+        fcntl_add_seals(&fd, seals).map_err(|e| IoError::os("cannot seal the DMA memfd", e))?;
         let map = MmapOptions::new()
             .len(len)
             .map_raw(fd.as_raw_fd())
@@ -239,6 +246,15 @@ mod tests {
                 .unwrap();
             DmaBuffer { fd, map }
         }
+    }
+
+    #[test]
+    fn the_peer_cannot_change_the_size() {
+        let b = DmaBuffer::new(8192, DmaPlacement::default()).unwrap();
+        let peer = b.fd().try_clone_to_owned().unwrap();
+        assert!(ftruncate(&peer, 0).is_err());
+        assert!(ftruncate(&peer, 1 << 20).is_err());
+        b.store_u64(8184, 1, Ordering::Relaxed);
     }
 
     #[test]

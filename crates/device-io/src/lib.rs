@@ -22,7 +22,8 @@ pub use error::IoError;
 pub use interrupt::Interrupt;
 pub use iova::{Iova, IovaAllocator, IovaRange};
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 /// A PCI function as its driver sees it.
 ///
@@ -90,6 +91,24 @@ pub trait Function: Send + Sync + 'static {
     /// a bounded piece of its work here, on the caller's thread; every other transport gives
     /// the processor a spin-loop hint. Never blocks.
     fn progress(&self);
+
+    /// Whether the device only advances inside [`Function::progress`], so that a waiter must
+    /// not sleep.
+    fn runs_on_caller(&self) -> bool {
+        false
+    }
+
+    /// Time since a fixed moment, for deadlines. A simulated function has a clock of its own.
+    fn now(&self) -> Duration {
+        static START: OnceLock<Instant> = OnceLock::new();
+        START.get_or_init(Instant::now).elapsed()
+    }
+
+    /// Called between two looks of a long wait instead of giving the processor away directly,
+    /// so that a simulated function can let its time pass.
+    fn relax(&self) {
+        std::thread::yield_now();
+    }
 }
 
 impl<F: Function + ?Sized> Function for Arc<F> {
@@ -149,5 +168,14 @@ impl<F: Function + ?Sized> Function for Arc<F> {
     #[inline]
     fn progress(&self) {
         (**self).progress();
+    }
+    fn runs_on_caller(&self) -> bool {
+        (**self).runs_on_caller()
+    }
+    fn now(&self) -> Duration {
+        (**self).now()
+    }
+    fn relax(&self) {
+        (**self).relax();
     }
 }

@@ -7,7 +7,7 @@ use crate::{DeviceMap, DriverConfig, DriverError, MapParams, QueuePair};
 use offmap_abi::admin::{
     AbortBody, EmptyBody, MapCreateBody, MapCreated, MapInfo, QueueCreateBody, QueueDeleteBody,
 };
-use offmap_abi::regs::{BAR_REGISTERS, DOORBELL_PAGE, DOORBELL_PAGE_BYTES, NO_VECTOR};
+use offmap_abi::regs::{BAR_REGISTERS, DOORBELLS, DOORBELLS_BYTES, NO_VECTOR};
 use offmap_abi::{AdminOpcode, MapHandle, QueueId, RequestId, Status};
 use offmap_device_io::{
     BarMapping, BarOffset, DmaPlacement, DmaRegion, Function, IoError, IovaAllocator,
@@ -66,11 +66,11 @@ impl<F: Function> Driver<F> {
         let doorbells = function
             .map_bar(
                 BAR_REGISTERS,
-                BarOffset(DOORBELL_PAGE),
-                DOORBELL_PAGE_BYTES as usize,
+                BarOffset(DOORBELLS),
+                DOORBELLS_BYTES as usize,
             )
             .map_err(DriverError::io("map the doorbell page"))?
-            .filter(|page| page.len() as u64 >= DOORBELL_PAGE_BYTES);
+            .filter(|page| page.len() as u64 >= DOORBELLS_BYTES);
         Ok(Arc::new(Self {
             function,
             config,
@@ -174,7 +174,9 @@ impl<F: Function> Driver<F> {
             cpu_slots: params.cpu_slots.into(),
             flags: 0.into(),
             seed: params.seed.into(),
-            name: params.name,
+            attr: 0.into(),
+            attr_len: 0.into(),
+            reserved: 0.into(),
         };
         let mut admin = self.lock();
         let epoch = self.epoch();

@@ -229,7 +229,9 @@ impl<F: Function> Host<F> {
             cpu_slots: 0.into(),
             flags: 0.into(),
             seed: 42.into(),
-            name: *b"test\0\0\0\0\0\0\0\0\0\0\0\0",
+            attr: 0.into(),
+            attr_len: 0.into(),
+            reserved: 0.into(),
         };
         let c = self.run(
             admin,

@@ -1,7 +1,7 @@
 //! The whole device, from bring-up to lookup, on both front ends and in every notify mode.
 
 use crate::host::*;
-use offmap_abi::regs::{self, DOORBELL_PAGE};
+use offmap_abi::regs::{self, DOORBELLS};
 use offmap_abi::{IoOpcode, RequestId, Status, Submission, SubmissionFlags};
 use offmap_device_io::{BarOffset, Function, Iova};
 use offmap_emulator::{DeviceConfig, EmulatorError, Inline, Threaded};
@@ -29,7 +29,10 @@ fn works<F: Function>(f: Arc<F>) {
         let notify = matches!(mode, Mode::NotifyBlock);
         let mut q = host.create_queue(&mut admin, 2, 8, NONE, notify);
         if matches!(mode, Mode::MappedDoorbells) {
-            q.doorbells = host.f.map_bar(BAR, BarOffset(DOORBELL_PAGE), 4096).unwrap();
+            q.doorbells = host
+                .f
+                .map_bar(BAR, BarOffset(DOORBELLS), regs::DOORBELLS_BYTES as usize)
+                .unwrap();
         }
         for i in 0..500u64 {
             let value = [i.to_le_bytes(), (!i).to_le_bytes()].concat();

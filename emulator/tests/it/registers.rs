@@ -203,20 +203,20 @@ fn the_doorbell_page_is_the_one_part_that_can_be_mapped() {
     let host = Host::new(inline());
     host.command(0x6);
     let page = |offset, len| host.f.map_bar(BAR, BarOffset(offset), len);
-    let mapped = page(regs::DOORBELL_PAGE, 4096).unwrap().unwrap();
+    let mapped = page(regs::DOORBELLS, 65536).unwrap().unwrap();
     assert_eq!(mapped.len(), 4096);
     assert!(page(0, 4096).unwrap().is_none());
-    assert!(page(regs::DOORBELL_PAGE, 8192).unwrap().is_none());
-    assert!(page(regs::DOORBELL_PAGE, 64).unwrap().is_none());
+    assert!(page(regs::DOORBELLS, 131072).unwrap().is_none());
+    assert!(page(regs::DOORBELLS, 64).unwrap().is_none());
     assert!(page(0x7000, 0x1001).is_err());
     assert!(page(u64::MAX, 2).is_err());
-    assert!(page(regs::DOORBELL_PAGE, 0).is_err());
+    assert!(page(regs::DOORBELLS, 0).is_err());
     assert!(host.f.map_bar(2, BarOffset(0), 4096).unwrap().is_none());
     assert!(host.f.map_bar(4, BarOffset(0), 4096).is_err());
 
     // The mapped page and the trapped registers are the same words.
     let at = sq_doorbell(QueueId(3));
-    let within = (at - regs::DOORBELL_PAGE) as usize;
+    let within = (at - regs::DOORBELLS) as usize;
     mapped.store_u64(within, 0x1_0000_0005);
     assert_eq!(host.read64(at), 0x1_0000_0005);
     host.write32(at + 4, 7);

@@ -2,7 +2,7 @@
 
 use crate::host::*;
 use offmap_abi::notify::{EventWord, NOTIFY_SQ_EVENT};
-use offmap_abi::regs::{self, DOORBELL_PAGE};
+use offmap_abi::regs::{self, DOORBELLS};
 use offmap_device_io::{BarOffset, Function};
 use offmap_emulator::{DeviceConfig, Threaded};
 use rand::{RngExt, SeedableRng};
@@ -34,7 +34,10 @@ fn mapped_doorbells_are_found_without_a_kick() {
     let host = Host::new(threaded());
     let mut admin = host.bring_up(16, NONE);
     let mut q = host.create_queue(&mut admin, 1, 16, NONE, false);
-    q.doorbells = host.f.map_bar(BAR, BarOffset(DOORBELL_PAGE), 4096).unwrap();
+    q.doorbells = host
+        .f
+        .map_bar(BAR, BarOffset(DOORBELLS), regs::DOORBELLS_BYTES as usize)
+        .unwrap();
     let mut waits = Vec::new();
     for i in 0..20 {
         std::thread::sleep(Duration::from_millis(10));

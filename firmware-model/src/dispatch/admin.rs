@@ -6,7 +6,8 @@ use crate::table::hash::ChainScan;
 use crate::table::layout::{Geometry, MapKind, MapSpec};
 use crate::{Firmware, HostMemory, Progress, Storage};
 use offmap_abi::admin::{
-    IdentifyBody, IdentifyData, Limit, LimitDetail, MapCreateBody, MapCreated, MapInfo,
+    IdentifyBody, IdentifyData, Limit, LimitDetail, MAP_ATTR_BYTES_MAX, MapAttr, MapCreateBody,
+    MapCreated, MapInfo,
 };
 use offmap_abi::{AdminOpcode, Completion, MapHandle, RequestId, Status, Submission};
 use zerocopy::IntoBytes;
@@ -87,6 +88,33 @@ fn within(limit: Limit, asked: u32, allowed: u32) -> Result<(), Refusal> {
     Ok(())
 }
 
+/// The further attributes that a MAP_CREATE refers to (abi §6.3).
+fn read_attr(body: &MapCreateBody, host: &mut impl HostMemory) -> Result<MapAttr, Refusal> {
+    let len = body.attr_len.get() as usize;
+    if len > MAP_ATTR_BYTES_MAX {
+        return Err(Status::InvalidField.into());
+    }
+    let mut attr = MapAttr::default();
+    let known = attr.as_mut_bytes();
+    let (head, tail) = (len.min(known.len()), len.saturating_sub(known.len()));
+    host.read(body.attr.get(), &mut known[..head])
+        .map_err(|_| Refusal::from(Status::DmaFault))?;
+    let mut at = body.attr.get().wrapping_add(head as u64);
+    let mut left = tail;
+    while left > 0 {
+        let mut piece = [0; 64];
+        let piece = &mut piece[..left.min(64)];
+        host.read(at, piece)
+            .map_err(|_| Refusal::from(Status::DmaFault))?;
+        if piece.iter().any(|byte| *byte != 0) {
+            return Err(Status::InvalidField.into());
+        }
+        at = at.wrapping_add(piece.len() as u64);
+        left -= piece.len();
+    }
+    Ok(attr)
+}
+
 impl<S: Storage> Firmware<S> {
     /// What IDENTIFY reports.
     pub fn identify(&self) -> IdentifyData {
@@ -121,7 +149,7 @@ impl<S: Storage> Firmware<S> {
         }
         let result = match AdminOpcode(command.opcode) {
             AdminOpcode::Identify => self.identify_to(command, host).map_err(Refusal::from),
-            AdminOpcode::MapCreate => self.map_create(command),
+            AdminOpcode::MapCreate => self.map_create(command, host),
             AdminOpcode::MapFree => self.free_map(command.map()).map_err(Refusal::from),
             AdminOpcode::MapQuery => self.map_query(command).map_err(Refusal::from),
             _ => Err(Refusal::from(Status::InvalidOpcode)),
@@ -173,9 +201,14 @@ impl<S: Storage> Firmware<S> {
         Ok(())
     }
 
-    fn map_create(&mut self, command: &Submission) -> Result<(), Refusal> {
+    fn map_create(
+        &mut self,
+        command: &Submission,
+        host: &mut impl HostMemory,
+    ) -> Result<(), Refusal> {
         let body: MapCreateBody = command.body();
-        let spec = self.check_create(&body)?;
+        let attr = read_attr(&body, host)?;
+        let spec = self.check_create(&body, &attr)?;
         let free = self.allocator.largest_free();
         let used = self.allocator.size_bytes() - self.allocator.free_bytes();
         let refused = |asked| Refusal::limit(Status::NoMemory, Limit::Memory, asked, free, used);
@@ -199,7 +232,7 @@ impl<S: Storage> Firmware<S> {
     }
 
     /// Checks a map's description against the limits.
-    fn check_create(&self, body: &MapCreateBody) -> Result<MapSpec, Refusal> {
+    fn check_create(&self, body: &MapCreateBody, attr: &MapAttr) -> Result<MapSpec, Refusal> {
         let config = &self.config;
         let exceeded = Status::LimitExceeded;
         let invalid = || Refusal::from(Status::InvalidField);
@@ -217,7 +250,7 @@ impl<S: Storage> Firmware<S> {
                 0,
             ));
         };
-        let spec = MapSpec::new(kind, body);
+        let spec = MapSpec::new(kind, body, attr);
         if spec.key_size == 0 || spec.value_size == 0 || spec.max_entries == 0 {
             return Err(invalid());
         }

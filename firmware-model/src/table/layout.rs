@@ -10,7 +10,7 @@
 //! The geometry itself stays with the firmware, out of the window's reach.
 
 use super::bucket::BUCKET_BYTES;
-use offmap_abi::admin::MapCreateBody;
+use offmap_abi::admin::{MapAttr, MapCreateBody};
 
 /// Bytes of the description at the start of a map.
 pub const DESCRIPTION_BYTES: u64 = 64;
@@ -88,7 +88,7 @@ pub struct MapSpec {
 
 impl MapSpec {
     /// The map that the command asks for; `kind` is its type.
-    pub(crate) fn new(kind: MapKind, body: &MapCreateBody) -> Self {
+    pub(crate) fn new(kind: MapKind, body: &MapCreateBody, attr: &MapAttr) -> Self {
         Self {
             kind,
             key_size: body.key_size.get(),
@@ -96,7 +96,7 @@ impl MapSpec {
             max_entries: body.max_entries.get(),
             cpu_slots: body.cpu_slots.get(),
             seed: body.seed.get(),
-            name: body.name,
+            name: attr.name,
         }
     }
 

@@ -115,7 +115,9 @@ impl Shape {
             cpu_slots: self.cpu_slots.into(),
             flags: 0.into(),
             seed: self.seed.into(),
-            name: *b"under_test\0\0\0\0\0\0",
+            attr: 0.into(),
+            attr_len: 0.into(),
+            reserved: 0.into(),
         }
     }
 }

@@ -125,8 +125,8 @@ impl<F: Function> Host<F> {
         });
         let doorbells = function.map_bar(
             regs::BAR_REGISTERS,
-            BarOffset(regs::DOORBELL_PAGE),
-            regs::DOORBELL_PAGE_BYTES as usize,
+            BarOffset(regs::DOORBELLS),
+            regs::DOORBELLS_BYTES as usize,
         );
         let doorbells = Arc::new(doorbells.expect("the doorbell page is mapped or trapped"));
         let admin = Queue::memory(&function, &iovas, &doorbells, QueueId::ADMIN, DEPTH, None);
@@ -221,7 +221,6 @@ impl<F: Function> Host<F> {
         body.value_size = U32::new(value);
         body.max_entries = U32::new(entries);
         body.seed = U64::new(0x5eed);
-        body.name[..4].copy_from_slice(b"test");
         body
     }
 
@@ -443,7 +442,7 @@ impl<F: Function> Queue<F> {
 
     fn doorbell(&self, offset: u64, value: u64) {
         match &*self.doorbells {
-            Some(page) => page.store_u64((offset - regs::DOORBELL_PAGE) as usize, value),
+            Some(page) => page.store_u64((offset - regs::DOORBELLS) as usize, value),
             None => write64(&*self.function, offset, value),
         }
     }

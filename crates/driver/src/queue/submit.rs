@@ -8,7 +8,7 @@ use offmap_abi::completion::INLINE_RESULT_BYTES;
 use offmap_abi::notify::{
     EventWord, NOTIFY_CQ_HEAD, NOTIFY_SQ_EVENT, NOTIFY_SQ_TAIL, cq_doorbell, sq_doorbell,
 };
-use offmap_abi::regs::{DOORBELL_PAGE, KICK};
+use offmap_abi::regs::{DOORBELLS, KICK};
 use offmap_abi::submission::{ElementBody, INLINE_KEY_BYTES, INLINE_VALUE_BYTES, IovaRef};
 use offmap_abi::{IoOpcode, Submission, SubmissionFlags};
 use offmap_device_io::{DmaRegion, Function};
@@ -267,7 +267,7 @@ impl<F: Function> QueuePair<F> {
     fn ring_doorbell(&mut self, offset: u64, count: u32) -> Result<(), DriverError> {
         let written = match self.driver.doorbells() {
             Some(page) => {
-                page.store_u64((offset - DOORBELL_PAGE) as usize, count.into());
+                page.store_u64((offset - DOORBELLS) as usize, count.into());
                 Ok(())
             }
             None => Registers(&**self.driver.function()).write64(offset, count.into()),

@@ -350,8 +350,8 @@ impl State {
                 self.queues.insert(0, queue);
             }
             regs::KICK => self.kicks.push(value as u32),
-            _ if offset >= regs::DOORBELL_PAGE => {
-                let id = ((offset - regs::DOORBELL_PAGE) / 64) as u16;
+            _ if offset >= regs::DOORBELLS => {
+                let id = ((offset - regs::DOORBELLS) / 64) as u16;
                 self.doorbells += 1;
                 if offset % 64 == 8
                     && let Some(queue) = self.queues.get_mut(&id)
