@@ -154,7 +154,9 @@ fn a_map_that_takes_many_steps_leaves_the_io_queues_running() {
         cpu_slots: 0.into(),
         flags: 0.into(),
         seed: 1.into(),
-        name: [0; 16],
+        attr: 0.into(),
+        attr_len: 0.into(),
+        reserved: 0.into(),
     };
     admin.push(&Submission::new(0x10, RequestId(77), &body));
     admin.publish(&*host.f);
