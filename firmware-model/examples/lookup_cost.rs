@@ -37,7 +37,9 @@ fn create(firmware: &mut Firmware<Vec<u8>>, entries: u32) -> MapHandle {
         cpu_slots: 0.into(),
         flags: 0.into(),
         seed: SEED.into(),
-        name: [0; 16],
+        attr: 0.into(),
+        attr_len: 0.into(),
+        reserved: 0.into(),
     };
     let command = Submission::new(AdminOpcode::MapCreate.0, RequestId(1), &body);
     let mut progress = firmware.admin(&command, &mut NoHost);
