@@ -14,6 +14,13 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 const ENTRIES: usize = 65_536;
+/// The keys are known beforehand, so that the processor may overlap the cache misses of
+/// several lookups: what a loop over independent keys costs.
+const FREE: bool = false;
+/// The next key is known only when the value is there: what one lookup takes by itself. (Only
+/// a table called directly can be anything but this; a round trip through a ring never
+/// overlaps with the next.)
+const CHAINED: bool = true;
 /// Longest that one side runs before the other one's turn.
 const BLOCK: Duration = Duration::from_millis(1);
 
@@ -86,7 +93,7 @@ fn line(what: &str, value: f64, bar: Option<f64>, detail: &str) {
         Some(bar) => format!("at most {bar:.1}: SHORT"),
         None => "for information".into(),
     };
-    println!("{what:<44} {value:>6.2}x  {verdict:<20} {detail}");
+    println!("{what:<46} {value:>6.2}x  {verdict:<20} {detail}");
 }
 
 fn ns(ratio: &Ratio) -> String {
@@ -110,44 +117,69 @@ impl Sides {
         }
     }
 
-    fn each(&self, from: usize, n: usize) -> impl Iterator<Item = &Key> {
-        let at = from % self.order.len();
-        self.order[at..]
-            .iter()
-            .chain(self.order.iter().cycle())
-            .take(n)
-    }
-
-    fn plain(&self, from: usize, n: usize) {
+    /// Calls `lookup` with `n` keys from the `from`-th on.
+    #[inline(always)]
+    fn each<const CHAINED: bool>(
+        &self,
+        from: usize,
+        n: usize,
+        mut lookup: impl FnMut(&Key, &mut Value),
+    ) {
+        let nothing = black_box(0usize);
         let mut out: Value = [0; VALUE_BYTES];
-        for key in self.each(from, n) {
-            assert!(self.plain.lookup(key, &mut out));
+        let mut at = from % self.order.len();
+        for _ in 0..n {
+            // Adds 0, which the processor cannot know before it has the value.
+            let more = if CHAINED {
+                usize::from(out[0]) & nothing
+            } else {
+                0
+            };
+            let key = &self.order[at + more];
+            lookup(key, &mut out);
             black_box(&out);
+            at += 1;
+            if at == self.order.len() {
+                at = 0;
+            }
         }
     }
 
-    fn direct(&self, from: usize, n: usize) {
-        let mut out: Value = [0; VALUE_BYTES];
+    fn plain<const CHAINED: bool>(&self, from: usize, n: usize) {
+        self.each::<CHAINED>(from, n, |key, out| {
+            assert!(self.plain.lookup(key, out));
+        });
+    }
+
+    fn direct<const CHAINED: bool>(&self, from: usize, n: usize) {
         let ran = self.maps.stack.function.with_firmware(|firmware| {
-            for key in self.each(from, n) {
-                assert!(
-                    firmware
-                        .lookup(self.maps.direct, key, &mut out)
-                        .is_success()
-                );
-                black_box(&out);
-            }
+            self.each::<CHAINED>(from, n, |key, out| {
+                assert!(firmware.lookup(self.maps.direct, key, out).is_success());
+            });
         });
         ran.expect("the device lives");
     }
 
-    fn inline(&self, from: usize, n: usize) {
-        let mut out: Value = [0; VALUE_BYTES];
-        for key in self.each(from, n) {
-            self.maps.file.lookup(key, &mut out, 0).expect("a hit");
-            black_box(&out);
-        }
+    fn inline<const CHAINED: bool>(&self, from: usize, n: usize) {
+        self.each::<CHAINED>(from, n, |key, out| {
+            self.maps.file.lookup(key, out, 0).expect("a hit");
+        });
     }
+}
+
+/// The two ratios of single lookups.
+fn lookups<const CHAINED: bool>(blocks: usize, sides: &Sides, how: &str) {
+    let (plain, direct, inline) = (
+        &mut |from, n| sides.plain::<CHAINED>(from, n),
+        &mut |from, n| sides.direct::<CHAINED>(from, n),
+        &mut |from, n| sides.inline::<CHAINED>(from, n),
+    );
+    let r = compare(blocks, 1, direct, plain);
+    let what = format!("direct table lookup / hashbrown{how}");
+    line(&what, r.ratio, Some(2.0), &ns(&r));
+    let r = compare(blocks, 1, inline, direct);
+    let what = format!("inline lookup / direct{how}");
+    line(&what, r.ratio, Some(3.0), &ns(&r));
 }
 
 fn main() {
@@ -159,20 +191,12 @@ fn main() {
     );
     let sides = Sides::new(ENTRIES);
     {
-        let (plain, direct, inline) = (
-            &mut |from, n| sides.plain(from, n),
-            &mut |from, n| sides.direct(from, n),
-            &mut |from, n| sides.inline(from, n),
+        lookups::<FREE>(blocks, &sides, "");
+        lookups::<CHAINED>(blocks, &sides, ", one by one");
+        let (direct, inline) = (
+            &mut |from, n| sides.direct::<FREE>(from, n),
+            &mut |from, n| sides.inline::<FREE>(from, n),
         );
-        let r = compare(blocks, 1, direct, plain);
-        line(
-            "direct table lookup / hashbrown",
-            r.ratio,
-            Some(2.0),
-            &ns(&r),
-        );
-        let r = compare(blocks, 1, inline, direct);
-        line("inline lookup / direct", r.ratio, Some(3.0), &ns(&r));
 
         const BATCH: usize = 64;
         let mut values = vec![0; BATCH * VALUE_BYTES];
@@ -200,11 +224,10 @@ fn main() {
             Ok(map) => {
                 let map = std::cell::RefCell::new(map);
                 let kernel = &mut |from: usize, n: usize| {
-                    let (mut map, mut out) = (map.borrow_mut(), [0; VALUE_BYTES]);
-                    for key in sides.each(from, n) {
-                        map.lookup(key, &mut out, 0).expect("a hit");
-                        black_box(&out);
-                    }
+                    let mut map = map.borrow_mut();
+                    sides.each::<FREE>(from, n, |key, out| {
+                        map.lookup(key, out, 0).expect("a hit");
+                    });
                 };
                 let r = compare(blocks, 1, inline, kernel);
                 line(
@@ -232,9 +255,19 @@ fn growth(blocks: usize, quick: bool) {
     let mut first = None;
     for &entries in sizes {
         let sides = Sides::new(entries);
-        let plain = &mut |from, n| sides.plain(from, n);
-        let direct = compare(blocks, 1, &mut |from, n| sides.direct(from, n), plain);
-        let inline = compare(blocks, 1, &mut |from, n| sides.inline(from, n), plain);
+        let plain = &mut |from, n| sides.plain::<FREE>(from, n);
+        let direct = compare(
+            blocks,
+            1,
+            &mut |from, n| sides.direct::<FREE>(from, n),
+            plain,
+        );
+        let inline = compare(
+            blocks,
+            1,
+            &mut |from, n| sides.inline::<FREE>(from, n),
+            plain,
+        );
         // ours(n)/ours(1k) ÷ plain(n)/plain(1k) = ratio(n) / ratio(1k).
         let (d, i) = *first.get_or_insert((direct.ratio, inline.ratio));
         for (what, ratio, base) in [("direct", &direct, d), ("inline", &inline, i)] {
