@@ -13,3 +13,8 @@ pub mod speed;
 pub mod stack;
 pub mod subject;
 pub mod tidy;
+
+/// The program in the README, so that it keeps compiling and running.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+pub struct Readme;
