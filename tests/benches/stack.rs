@@ -72,6 +72,41 @@ fn file(group: &mut BenchmarkGroup<'_, WallTime>, name: &str, map: &MapFile, ord
     }
 }
 
+/// The same batches over something that has none, by `lookup` and `update` of one key.
+fn one_by_one<T>(
+    group: &mut BenchmarkGroup<'_, WallTime>,
+    name: &str,
+    on: &mut T,
+    order: &[Key],
+    lookup: impl Fn(&mut T, &Key, &mut Value),
+    update: impl Fn(&mut T, &Key, &Value),
+) {
+    for count in [1, 64, 1024] {
+        let what = |op: &str| match count {
+            1 => format!("{op}/{name}"),
+            _ => format!("batch_{op}_{count}/{name}"),
+        };
+        let mut values: Vec<Value> = vec![[0; VALUE_BYTES]; count];
+        let mut next = Next::new(order);
+        group.throughput(Throughput::Elements(count as u64));
+        group.bench_function(what("lookup"), |b| {
+            b.iter(|| {
+                for (key, value) in next.many(count).iter().zip(&mut values) {
+                    lookup(on, key, value);
+                }
+                black_box(&values);
+            });
+        });
+        group.bench_function(what("update"), |b| {
+            b.iter(|| {
+                for (key, value) in next.many(count).iter().zip(&values) {
+                    update(on, key, value);
+                }
+            });
+        });
+    }
+}
+
 /// `depth` lookups in flight all the time.
 fn pipelined<F: Function>(
     group: &mut BenchmarkGroup<'_, WallTime>,
@@ -110,30 +145,21 @@ fn stack(c: &mut Criterion) {
     file(group, "inline", &maps.file, &order);
     let mut queue = maps.stack.driver.create_queue().expect("a queue");
     pipelined(group, "inline", &mut queue, &maps.device_map, &order);
-    let (mut next, mut out): (_, Value) = (Next::new(&order), [0; VALUE_BYTES]);
-    group.throughput(Throughput::Elements(1));
-    group.bench_function("lookup/direct", |b| {
-        let ran = maps.stack.function.with_firmware(|firmware| {
-            b.iter(|| {
-                let status = firmware.lookup(maps.direct, next.one(), &mut out);
-                assert!(status.is_success());
-                black_box(&out);
-            });
-        });
-        ran.expect("the device lives");
+    let ran = maps.stack.function.with_firmware(|firmware| {
+        one_by_one(
+            group,
+            "direct",
+            firmware,
+            &order,
+            |firmware, key, value| {
+                assert!(firmware.lookup(maps.direct, key, value).is_success());
+            },
+            |firmware, key, value| {
+                assert!(firmware.update(maps.direct, key, value, 0).is_success());
+            },
+        );
     });
-    group.bench_function("update/direct", |b| {
-        let ran = maps.stack.function.with_firmware(|firmware| {
-            b.iter(|| {
-                assert!(
-                    firmware
-                        .update(maps.direct, next.one(), &out, 0)
-                        .is_success()
-                )
-            });
-        });
-        ran.expect("the device lives");
-    });
+    ran.expect("the device lives");
     drop((queue, maps));
 
     let threaded = Stack::threaded(device_config(ENTRIES * 2));
@@ -161,29 +187,25 @@ fn stack(c: &mut Criterion) {
     drop(queue);
 
     let mut plain = Plain::new(&all);
-    group.throughput(Throughput::Elements(1));
-    group.bench_function("lookup/hashbrown", |b| {
-        b.iter(|| {
-            assert!(plain.lookup(next.one(), &mut out));
-            black_box(&out);
-        });
-    });
-    group.bench_function("update/hashbrown", |b| {
-        b.iter(|| assert!(plain.update(next.one(), &out)));
-    });
+    one_by_one(
+        group,
+        "hashbrown",
+        &mut plain,
+        &order,
+        |plain, key, value| assert!(plain.lookup(key, value)),
+        |plain, key, value| assert!(plain.update(key, value)),
+    );
 
+    // bpf(2) has no lookup of many keys either.
     match kernel_map(&all) {
-        Ok(mut map) => {
-            group.bench_function("lookup/kernel", |b| {
-                b.iter(|| {
-                    map.lookup(next.one(), &mut out, 0).expect("a hit");
-                    black_box(&out);
-                });
-            });
-            group.bench_function("update/kernel", |b| {
-                b.iter(|| map.update(next.one(), &out, 0).expect("an update"));
-            });
-        }
+        Ok(mut map) => one_by_one(
+            group,
+            "kernel",
+            &mut map,
+            &order,
+            |map, key, value| map.lookup(key, value, 0).expect("a hit"),
+            |map, key, value| map.update(key, value, 0).expect("an update"),
+        ),
         Err(errno) => eprintln!("kernel map: SKIPPED, it cannot be created (errno {errno})"),
     }
 }

@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 
 /// Files that may contain unsafe code, and what for. A file that no longer does must leave
 /// the list.
@@ -46,7 +47,9 @@ fn metadata() -> Metadata {
 }
 
 fn root() -> PathBuf {
-    metadata().workspace_root.into()
+    static ROOT: OnceLock<PathBuf> = OnceLock::new();
+    ROOT.get_or_init(|| metadata().workspace_root.into())
+        .clone()
 }
 
 /// Tracked files and those that would be, relative to the root.
