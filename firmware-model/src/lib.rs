@@ -34,7 +34,7 @@ use dispatch::admin::Pending;
 use dispatch::{Io, Scratch};
 use maps::Maps;
 use memory::DeviceMemory;
-use offmap_abi::{Completion, DevAddr, Submission};
+use offmap_abi::{Completion, DevAddr, RequestId, Status, Submission};
 
 /// The bytes that stand for device memory. Zeroed when handed over.
 pub trait Storage: AsRef<[u8]> + AsMut<[u8]> + Send {}
@@ -65,7 +65,8 @@ pub struct HostFault;
 pub enum Progress {
     /// It is done. The phase is the queue's to set.
     Done(Completion),
-    /// More bounded steps are needed: call [`Firmware::resume`].
+    /// More bounded steps are needed: call [`Firmware::resume`], or [`Firmware::resume_io`] for
+    /// a command of an I/O queue.
     More,
 }
 
@@ -103,18 +104,43 @@ impl<S: Storage> Firmware<S> {
         &self.config
     }
 
-    /// Runs a command of an I/O queue to its end; the work is bounded by the batch limit and,
-    /// for iteration, by the size of the map.
+    /// Runs a command of an I/O queue. Commands on one element are done at once.
+    ///
+    /// `context` is a place where one command may be under way; the caller numbers them (one
+    /// for each queue, say).
     #[inline]
-    pub fn io(&mut self, command: &Submission, host: &mut impl HostMemory) -> Completion {
-        Io {
-            config: &self.config,
-            maps: &self.maps,
-            scratch: &mut self.scratch,
-            access: &mut self.memory,
-            host,
-        }
-        .run(command)
+    pub fn io(
+        &mut self,
+        context: u16,
+        command: &Submission,
+        host: &mut impl HostMemory,
+    ) -> Progress {
+        let _ = context;
+        Progress::Done(
+            Io {
+                config: &self.config,
+                maps: &self.maps,
+                scratch: &mut self.scratch,
+                access: &mut self.memory,
+                host,
+            }
+            .run(command),
+        )
+    }
+
+    /// Does the next bounded piece of the command for which [`Self::io`] returned
+    /// [`Progress::More`] in that context. Without one, it completes request 0 with
+    /// [`Status::Internal`].
+    pub fn resume_io(&mut self, context: u16, host: &mut impl HostMemory) -> Progress {
+        let _ = (context, host);
+        Progress::Done(Completion::new(RequestId(0), Status::Internal))
+    }
+
+    /// Forgets the command under way in a context, if there is one; whether there was. What it
+    /// did stays done, and the caller completes it as `Interrupted`.
+    pub fn abandon_io(&mut self, context: u16) -> bool {
+        let _ = context;
+        false
     }
 
     /// Forgets all maps, and a command under way. Handles from before stay invalid.

@@ -271,7 +271,7 @@ impl Elements {
         let mut with_body = Submission::new(command.opcode, RequestId(1), &body);
         with_body.flags = command.flags;
         with_body.map = command.map;
-        self.firmware.io(&with_body, &mut self.host).status()
+        io(&mut self.firmware, &with_body, &mut self.host).status()
     }
 }
 
@@ -435,7 +435,7 @@ fn batch_commands_check_every_field() {
         change(&mut command, &mut body);
         let changed =
             Submission::new(op.0, RequestId(78), &body).with_map(MapHandle(command.map.get()));
-        let done = firmware.io(&changed, &mut host);
+        let done = io(&mut firmware, &changed, &mut host);
         (done.status(), done.count.get())
     };
     for op in ops {
@@ -478,7 +478,7 @@ fn batch_commands_check_every_field() {
     for op in [Op::BatchDelete, Op::BatchDumpDelete] {
         let command = batch(op, array, &Shape::new(ARRAY, 4, 8, 10), 4, 0, 0);
         assert_eq!(
-            firmware.io(&command, &mut host).status(),
+            io(&mut firmware, &command, &mut host).status(),
             Status::Unsupported
         );
     }
@@ -492,7 +492,7 @@ fn a_device_without_batches_has_no_batch_opcodes() {
     let shape = Shape::new(HASH, 8, 8, 10);
     let map = create(&mut firmware, &shape);
     let command = batch(IoOpcode::BatchLookup, map, &shape, 0, 0, 0);
-    let done = firmware.io(&command, &mut Host::new(0));
+    let done = io(&mut firmware, &command, &mut Host::new(0));
     assert_eq!(done.status(), Status::InvalidOpcode);
 }
 

@@ -80,19 +80,19 @@ fn a_dump_tells_how_much_room_a_long_chain_needs() {
     }
     let mut host = Host::new(HOST_BYTES);
     let command = batch(IoOpcode::BatchDumpDelete, map, &shape, 99, 0, 0);
-    let (status, count, result) = batch_result(&firmware.io(&command, &mut host));
+    let (status, count, result) = batch_result(&io(&mut firmware, &command, &mut host));
     assert_eq!((status, count), (Status::NoSpace, 0));
     assert_eq!((result.needed.get(), result.cursor.get()), (100, 32 / 3));
     assert_eq!(firmware.map_info(map).unwrap().entries.get(), 100);
     let command = batch(IoOpcode::BatchDumpDelete, map, &shape, 100, 0, 32 / 3);
-    let (status, count, result) = batch_result(&firmware.io(&command, &mut host));
+    let (status, count, result) = batch_result(&io(&mut firmware, &command, &mut host));
     assert_eq!((status, count), (Status::NotFound, 100));
     assert_eq!(result.cursor.get(), 32);
     let info = firmware.map_info(map).unwrap();
     assert_eq!((info.entries.get(), info.longest_chain.get()), (0, 0));
     for cursor in [32, u64::from(u32::MAX) + 1, u64::MAX] {
         let command = batch(IoOpcode::BatchDump, map, &shape, 8, 0, cursor);
-        let (status, count, _) = batch_result(&firmware.io(&command, &mut host));
+        let (status, count, _) = batch_result(&io(&mut firmware, &command, &mut host));
         assert_eq!((status, count), (Status::NotFound, 0));
     }
 }
@@ -105,7 +105,7 @@ fn an_array_dump_ends_as_the_kernels_does() {
     let mut host = Host::new(HOST_BYTES);
     let mut dump = |cursor, count| {
         let command = batch(IoOpcode::BatchDump, map, &shape, count, 0, cursor);
-        let (status, count, result) = batch_result(&firmware.io(&command, &mut host));
+        let (status, count, result) = batch_result(&io(&mut firmware, &command, &mut host));
         (status, count, result.cursor.get())
     };
     assert_eq!(dump(0, 4), (Status::Success, 4, 4));

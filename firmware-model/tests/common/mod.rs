@@ -150,6 +150,36 @@ pub(crate) fn admin(
     }
 }
 
+/// Runs a command of an I/O queue to its end.
+pub(crate) fn io(
+    firmware: &mut Firmware<Vec<u8>>,
+    command: &Submission,
+    host: &mut Host,
+) -> Completion {
+    io_steps(firmware, 1, command, host).0
+}
+
+/// Likewise in a chosen context, with the number of steps.
+pub(crate) fn io_steps(
+    firmware: &mut Firmware<Vec<u8>>,
+    context: u16,
+    command: &Submission,
+    host: &mut Host,
+) -> (Completion, u32) {
+    let mut progress = firmware.io(context, command, host);
+    let mut steps = 1;
+    loop {
+        match progress {
+            Progress::Done(done) => return (done, steps),
+            Progress::More => {
+                progress = firmware.resume_io(context, host);
+                steps += 1;
+                assert!(steps < 1_000_000, "a command does not end");
+            }
+        }
+    }
+}
+
 pub(crate) fn create_with(firmware: &mut Firmware<Vec<u8>>, body: &MapCreateBody) -> Completion {
     let command = Submission::new(AdminOpcode::MapCreate.0, RequestId(9), body);
     admin(firmware, &command, &mut Host::new(0)).0
