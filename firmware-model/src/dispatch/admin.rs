@@ -21,6 +21,10 @@ const _: () = assert!(FIRMWARE_NAME.len() <= 32);
 
 /// An admin command that takes more than one step.
 #[derive(Clone, Copy, Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there is one in a device, and it must not allocate"
+)]
 pub(crate) enum Pending {
     /// MAP_CREATE: the memory is taken, and zero up to `zeroed`.
     Create {
