@@ -5,7 +5,8 @@
 //! so slots are used in turn: there are [`SPARE_SLOTS`] more than maps may live at a time (as
 //! far as 16 bits number them), and a new map gets the one that was freed longest ago. Between
 //! two uses of a slot lies one of every other free slot, so that even while all other maps live
-//! on, a handle comes round only after 65,535 * 4,096 creations.
+//! on, a handle comes round only after 65,535 * 4,096 creations (with more than 61,441 maps:
+//! 65,535 times the number of free slots).
 
 use crate::config::Config;
 use crate::table::Table;

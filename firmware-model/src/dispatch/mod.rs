@@ -235,3 +235,215 @@ fn reserved_bits(command: &Submission) -> u32 {
     let known = SubmissionFlags::KEY_INLINE.bits() | SubmissionFlags::VALUE_INLINE.bits();
     u32::from(command.flags & !known) | u32::from(command.phase.get() & !1)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::access::MemoryFault;
+    use crate::maps::Map;
+    use crate::table::Table;
+    use crate::table::layout::{Geometry, MapKind, MapSpec};
+    use alloc::vec::Vec;
+    use offmap_abi::completion::BatchResult;
+    use offmap_abi::submission::{ElementBody, IovaRef};
+    use offmap_abi::{DevAddr, MapHandle, RequestId};
+
+    /// Memory whose check codes do not match from access `fails_at` on.
+    struct Failing {
+        bytes: Vec<u8>,
+        accesses: u32,
+        fails_at: u32,
+    }
+
+    impl Failing {
+        fn next(&mut self, at: DevAddr, len: usize) -> Result<&mut [u8], MemoryFault> {
+            self.accesses += 1;
+            if self.accesses > self.fails_at {
+                return Err(MemoryFault::Media);
+            }
+            let bytes = self.bytes.get_mut(at.0 as usize..at.0 as usize + len);
+            bytes.ok_or(MemoryFault::OutOfRange)
+        }
+    }
+
+    impl Access for Failing {
+        fn with_bytes<R>(
+            &mut self,
+            at: DevAddr,
+            len: usize,
+            f: impl FnOnce(&[u8]) -> R,
+        ) -> Result<R, MemoryFault> {
+            self.next(at, len).map(|bytes| f(bytes))
+        }
+        fn with_bytes_mut<R>(
+            &mut self,
+            at: DevAddr,
+            len: usize,
+            f: impl FnOnce(&mut [u8]) -> R,
+        ) -> Result<R, MemoryFault> {
+            self.next(at, len).map(f)
+        }
+    }
+
+    /// Host memory from address 0 on.
+    struct Host(Vec<u8>);
+
+    impl HostMemory for Host {
+        fn read(&mut self, iova: u64, into: &mut [u8]) -> Result<(), HostFault> {
+            let from = self
+                .0
+                .get(iova as usize..)
+                .and_then(|b| b.get(..into.len()));
+            into.copy_from_slice(from.ok_or(HostFault)?);
+            Ok(())
+        }
+        fn write(&mut self, iova: u64, from: &[u8]) -> Result<(), HostFault> {
+            let into = self.0.get_mut(iova as usize..);
+            let into = into.and_then(|b| b.get_mut(..from.len()));
+            into.ok_or(HostFault)?.copy_from_slice(from);
+            Ok(())
+        }
+    }
+
+    const VALUE: usize = 1000;
+
+    struct Bench {
+        config: Config,
+        maps: Maps,
+        handle: MapHandle,
+        scratch: Scratch,
+        access: Failing,
+        host: Host,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            let config = Config::with_memory(1 << 16);
+            let spec = MapSpec {
+                kind: MapKind::Hash,
+                key_size: 4,
+                value_size: VALUE as u32,
+                max_entries: 8,
+                cpu_slots: 0,
+                seed: 1,
+                name: [0; 16],
+            };
+            let geometry = Geometry::new(&spec).unwrap();
+            let base = DevAddr(0);
+            let mut maps = Maps::new(&config);
+            let map = Map {
+                table: Table::new(base, &spec, &geometry),
+                spec,
+                base,
+                bytes: geometry.total_bytes,
+            };
+            Self {
+                handle: maps.insert(map).unwrap(),
+                maps,
+                scratch: Scratch::new(&config),
+                config,
+                access: Failing {
+                    bytes: vec![0; 1 << 16],
+                    accesses: 0,
+                    fails_at: u32::MAX,
+                },
+                host: Host(vec![5; 4096]),
+            }
+        }
+
+        fn io(&mut self) -> Io<'_, Failing, Host> {
+            Io {
+                config: &self.config,
+                maps: &self.maps,
+                scratch: &mut self.scratch,
+                access: &mut self.access,
+                host: &mut self.host,
+            }
+        }
+
+        /// The key is at address 0 of the host's memory, the value at 16.
+        fn element(&mut self, opcode: IoOpcode) -> Completion {
+            let body = ElementBody {
+                map_flags: 0.into(),
+                key_len: 4.into(),
+                value_len: (VALUE as u32).into(),
+                reserved: 0.into(),
+                key: IovaRef::field(0),
+                value: IovaRef::field(16),
+            };
+            let command = Submission::new(opcode.0, RequestId(1), &body).with_map(self.handle);
+            self.io().run(&command)
+        }
+    }
+
+    /// A media fault at any access of a command is a media error, through the element and the
+    /// batch commands, and the policy without a copy of its own moves values whole.
+    #[test]
+    fn a_media_fault_at_any_access_is_a_media_error() {
+        let mut faults = 0;
+        for fails_at in 0.. {
+            let mut bench = Bench::new();
+            assert!(bench.element(IoOpcode::Update).status().is_success());
+            bench.host.0[16..].fill(0);
+            (bench.access.accesses, bench.access.fails_at) = (0, fails_at);
+            let done = bench.element(IoOpcode::LookupAndDelete);
+            if done.status().is_success() {
+                assert_eq!(done.count.get() as usize, VALUE);
+                assert_eq!(bench.host.0[16..][..VALUE], [5; VALUE]);
+                assert_eq!(bench.host.0[16 + VALUE], 0);
+                break;
+            }
+            assert_eq!(done.status(), Status::MediaError, "access {fails_at}");
+            faults += 1;
+        }
+        // Bucket, key, four pieces of the value, and what the removal takes.
+        assert!(faults > 8, "{faults}");
+        let mut bench = Bench::new();
+        assert!(bench.element(IoOpcode::Update).status().is_success());
+        let body = BatchBody {
+            map_flags: 0.into(),
+            count: 1.into(),
+            key_len: 4.into(),
+            value_len: (VALUE as u32).into(),
+            keys: 0.into(),
+            values: 16.into(),
+            statuses: 2048.into(),
+            cursor: 0.into(),
+        };
+        let opcode = IoOpcode::BatchLookup.0;
+        let command = Submission::new(opcode, RequestId(2), &body).with_map(bench.handle);
+        for fails_at in 0..6 {
+            (bench.access.accesses, bench.access.fails_at) = (0, fails_at);
+            let Step::Done(done) = bench.io().run_batch(&command, Position::default()) else {
+                panic!("one element takes one step");
+            };
+            assert_eq!(done.status(), Status::MediaError, "access {fails_at}");
+            assert_eq!(
+                (
+                    done.count.get(),
+                    done.payload_as::<BatchResult>().needed.get()
+                ),
+                (0, 0)
+            );
+        }
+    }
+
+    #[test]
+    fn the_value_buffer_grows_in_steps_and_shrinks() {
+        let mut scratch = Scratch::new(&Config::with_memory(64));
+        assert!(!scratch.reserve_value(usize::MAX), "nobody has that much");
+        assert!(!scratch.reserve_value(isize::MAX as usize));
+        assert_eq!(scratch.value_bytes(), SCRATCH_BYTES);
+        let bytes = 3 * STEP_BYTES;
+        assert!(scratch.reserve_value(bytes));
+        let mut steps = 1;
+        while !scratch.grow_step(bytes) {
+            steps += 1;
+        }
+        assert_eq!((steps, scratch.value_bytes()), (3, bytes));
+        assert!(scratch.grow_step(10), "a smaller one is there already");
+        scratch.shrink();
+        assert_eq!(scratch.value_bytes(), SCRATCH_BYTES);
+        assert!(scratch.values.capacity() < STEP_BYTES);
+    }
+}
