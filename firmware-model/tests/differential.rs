@@ -76,7 +76,7 @@ impl Run {
         let room = len + self.below(3) as usize;
         let host = &mut self.host;
         let command = element(opcode, self.map, Some(&key), None, room, 0, inline, host);
-        let done = self.firmware.io(&command, host);
+        let done = io(&mut self.firmware, &command, host);
         let expected = match delete {
             true if self.shape().is_array() => Err(Status::Unsupported),
             _ => self.model.lookup(&key),
@@ -110,7 +110,7 @@ impl Run {
             inline,
             host,
         );
-        let done = self.firmware.io(&command, host);
+        let done = io(&mut self.firmware, &command, host);
         let expected = self.model.update(&key, &value, flags);
         assert_eq!(done.status(), expected, "flags {flags} {}", self.context);
     }
@@ -128,7 +128,7 @@ impl Run {
             inline,
             host,
         );
-        let done = self.firmware.io(&command, host);
+        let done = io(&mut self.firmware, &command, host);
         assert_eq!(done.status(), self.model.delete(&key), "{}", self.context);
     }
 
@@ -140,7 +140,7 @@ impl Run {
         };
         let host = &mut self.host;
         let command = element(opcode, self.map, key, None, len, 0, inline, host);
-        let done = self.firmware.io(&command, host);
+        let done = io(&mut self.firmware, &command, host);
         match done.status() {
             Status::Success => Ok(returned(&command, &done, len, host)),
             status => Err(status),
@@ -199,7 +199,7 @@ impl Run {
                 0,
                 cursor,
             );
-            let done = self.firmware.io(&command, &mut self.host);
+            let done = io(&mut self.firmware, &command, &mut self.host);
             let (status, got, result) = batch_result(&done);
             assert!(got <= count as usize, "{}", self.context);
             for index in 0..got {
@@ -242,7 +242,7 @@ impl Run {
         self.host.put(VALUES, &vec![0xee; count * stride]);
         let shape = self.shape();
         let command = batch(IoOpcode::BatchLookup, self.map, &shape, count as u32, 0, 0);
-        let done = self.firmware.io(&command, &mut self.host);
+        let done = io(&mut self.firmware, &command, &mut self.host);
         let (status, got, _) = batch_result(&done);
         assert_eq!((status, got), (Status::Success, count), "{}", self.context);
         for (index, key) in keys.iter().enumerate() {
@@ -272,7 +272,7 @@ impl Run {
             false => IoOpcode::BatchDelete,
         };
         let command = batch(opcode, self.map, &self.shape(), count as u32, flags, 0);
-        let done = self.firmware.io(&command, &mut self.host);
+        let done = io(&mut self.firmware, &command, &mut self.host);
         let (status, got, _) = batch_result(&done);
         if !update && self.shape().is_array() {
             assert_eq!(done.status(), Status::Unsupported, "{}", self.context);
@@ -305,7 +305,7 @@ impl Run {
         let (key_size, stride) = (self.shape().key_size, self.shape().value_bytes());
         let shape = self.shape();
         let command = batch(IoOpcode::BatchDumpDelete, self.map, &shape, count, 0, 0);
-        let done = self.firmware.io(&command, &mut self.host);
+        let done = io(&mut self.firmware, &command, &mut self.host);
         if self.shape().is_array() {
             assert_eq!(done.status(), Status::Unsupported, "{}", self.context);
             return;

@@ -161,7 +161,7 @@ fn attack(seed: u64, corrupting: bool) -> (u32, u32) {
             2..12 if corrupting => attack.corrupt(),
             _ => {
                 let command = attack.submission();
-                let done = attack.firmware.io(&command, &mut attack.host);
+                let done = io(&mut attack.firmware, &command, &mut attack.host);
                 assert_eq!(done.request, command.request, "seed {seed}");
                 assert!(done.status().name().is_some(), "seed {seed}");
                 successes += u32::from(done.status() == Status::Success);
@@ -229,7 +229,10 @@ fn a_looping_chain_is_noticed() {
     );
     let mut host = Host::new(HOST_BYTES);
     let command = batch(IoOpcode::BatchDump, map, &shape, 64, 0, 0);
-    assert_eq!(firmware.io(&command, &mut host).status(), Status::Internal);
+    assert_eq!(
+        io(&mut firmware, &command, &mut host).status(),
+        Status::Internal
+    );
 }
 
 /// A batch whose host memory fails from access `n` on, for every `n`: the count says exactly
@@ -283,7 +286,7 @@ fn fault_at(shape: &Shape, opcode: IoOpcode, count: u32, fail_at: u64) -> bool {
     let before = if shape.is_array() { 128 } else { count };
     host.fail_at = Some(fail_at);
     let command = batch(opcode, map, shape, count, 0, 0);
-    let (status, done, result) = batch_result(&firmware.io(&command, &mut host));
+    let (status, done, result) = batch_result(&io(&mut firmware, &command, &mut host));
     assert!(done <= count as usize);
     let mut value = vec![0; shape.value_bytes()];
     match opcode {
@@ -321,7 +324,7 @@ fn fault_at(shape: &Shape, opcode: IoOpcode, count: u32, fail_at: u64) -> bool {
             host.fail_at = None;
             let cursor = result.cursor.get();
             let command = batch(opcode, map, shape, 128, 0, cursor);
-            let (_, rest, _) = batch_result(&firmware.io(&command, &mut host));
+            let (_, rest, _) = batch_result(&io(&mut firmware, &command, &mut host));
             if status == Status::DmaFault {
                 assert_eq!(done + rest, before as usize, "{context}");
             }
@@ -355,7 +358,7 @@ fn a_batch_gets_as_far_as_its_arrays_can_be_read() {
         }
         body.keys = keys.into();
         let command = Submission::new(command.opcode, command.request(), &body).with_map(map);
-        let (status, done, _) = batch_result(&firmware.io(&command, &mut host));
+        let (status, done, _) = batch_result(&io(&mut firmware, &command, &mut host));
         assert_eq!((status, done as u64), (Status::DmaFault, readable));
     }
 }

@@ -5,7 +5,7 @@ mod common;
 use common::*;
 use offmap_abi::hash::KeyHash;
 use offmap_abi::{DevAddr, IoOpcode, MapHandle, Status};
-use offmap_firmware_model::{Config, Firmware};
+use offmap_firmware_model::{Config, Firmware, Progress};
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::{Rng, SeedableRng};
 
@@ -80,19 +80,19 @@ fn a_dump_tells_how_much_room_a_long_chain_needs() {
     }
     let mut host = Host::new(HOST_BYTES);
     let command = batch(IoOpcode::BatchDumpDelete, map, &shape, 99, 0, 0);
-    let (status, count, result) = batch_result(&firmware.io(&command, &mut host));
+    let (status, count, result) = batch_result(&io(&mut firmware, &command, &mut host));
     assert_eq!((status, count), (Status::NoSpace, 0));
     assert_eq!((result.needed.get(), result.cursor.get()), (100, 32 / 3));
     assert_eq!(firmware.map_info(map).unwrap().entries.get(), 100);
     let command = batch(IoOpcode::BatchDumpDelete, map, &shape, 100, 0, 32 / 3);
-    let (status, count, result) = batch_result(&firmware.io(&command, &mut host));
+    let (status, count, result) = batch_result(&io(&mut firmware, &command, &mut host));
     assert_eq!((status, count), (Status::NotFound, 100));
     assert_eq!(result.cursor.get(), 32);
     let info = firmware.map_info(map).unwrap();
     assert_eq!((info.entries.get(), info.longest_chain.get()), (0, 0));
     for cursor in [32, u64::from(u32::MAX) + 1, u64::MAX] {
         let command = batch(IoOpcode::BatchDump, map, &shape, 8, 0, cursor);
-        let (status, count, _) = batch_result(&firmware.io(&command, &mut host));
+        let (status, count, _) = batch_result(&io(&mut firmware, &command, &mut host));
         assert_eq!((status, count), (Status::NotFound, 0));
     }
 }
@@ -105,7 +105,7 @@ fn an_array_dump_ends_as_the_kernels_does() {
     let mut host = Host::new(HOST_BYTES);
     let mut dump = |cursor, count| {
         let command = batch(IoOpcode::BatchDump, map, &shape, count, 0, cursor);
-        let (status, count, result) = batch_result(&firmware.io(&command, &mut host));
+        let (status, count, result) = batch_result(&io(&mut firmware, &command, &mut host));
         (status, count, result.cursor.get())
     };
     assert_eq!(dump(0, 4), (Status::Success, 4, 4));
@@ -290,7 +290,10 @@ fn a_lookup_touches_the_bucket_and_the_entry_only() {
         true,
         &mut host,
     );
-    let (done, counts) = firmware.io_counted(&command, &mut host);
+    let (done, counts) = firmware.io_counted(1, &command, &mut host);
+    let Progress::Done(done) = done else {
+        panic!("a lookup takes one step");
+    };
     assert_eq!(done.status(), Status::Success);
     assert_eq!((counts.reads, counts.read_bytes), (3, 64 + 8 + 64));
     assert_eq!(counts.writes, 0);
@@ -305,7 +308,10 @@ fn a_lookup_touches_the_bucket_and_the_entry_only() {
         true,
         &mut host,
     );
-    let (done, counts) = firmware.io_counted(&command, &mut host);
+    let (done, counts) = firmware.io_counted(1, &command, &mut host);
+    let Progress::Done(done) = done else {
+        panic!("a lookup takes one step");
+    };
     assert_eq!(done.status(), Status::NotFound);
     assert_eq!((counts.reads, counts.read_bytes), (1, 64));
 }
