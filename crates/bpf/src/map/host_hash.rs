@@ -456,13 +456,18 @@ impl MapOps for HostHash {
 
     fn walk_batch(
         &self,
-        cursor: Option<u32>,
+        in_batch: Option<&[u8]>,
+        out_batch: &mut [u8],
         keys: &mut [u8],
         values: &mut [u8],
         count: u32,
         delete: bool,
     ) -> BatchOutcome {
-        let mut index = cursor.unwrap_or(0) as usize;
+        let mut index = in_batch.map_or(0, |token| {
+            let mut raw = [0; 4];
+            raw.copy_from_slice(&token[..4]);
+            u32::from_ne_bytes(raw) as usize
+        });
         if index > self.mask {
             return BatchOutcome::failed(BAD_TOKEN);
         }
@@ -479,9 +484,9 @@ impl MapOps for HostHash {
                 let mut here = 0;
                 self.chain(guard.head(), |_, _| here += 1);
                 if here > count - total {
+                    out_batch.copy_from_slice(&(index as u32).to_ne_bytes());
                     return BatchOutcome {
                         count: total,
-                        cursor: index as u32,
                         result: if total == 0 {
                             Err(BUCKET_TOO_BIG)
                         } else {
@@ -505,9 +510,9 @@ impl MapOps for HostHash {
             }
             index += 1;
         }
+        out_batch.copy_from_slice(&(self.mask as u32 + 1).to_ne_bytes());
         BatchOutcome {
             count: total,
-            cursor: self.mask as u32 + 1,
             result: Err(BATCH_END),
         }
     }
