@@ -7,10 +7,13 @@
 //! that fails [`Backoff::READER_TRIES`] times takes the lock.
 //!
 //! Elements live in one table of `max_entries` slots, so that the capacity is exact. A slot is
-//! one word of link and hash, the key, the value. Free slots form a stack. A slot goes from
-//! one bucket to another only through that stack, whose release and acquire order the old
-//! bucket's version before the new owner's stores: a reader that strayed there sees its
-//! bucket's word changed.
+//! one word of link and hash, the key, the value. Free slots form a stack, and a slot goes from
+//! one bucket to another only through it. A reader that strayed into the new bucket with its
+//! slot has to see its own bucket's word changed. Three steps make sure of that: the old
+//! owner's lock bit comes before its push (Release), the push before the pop (Acquire), and
+//! the pop before every store of the new owner (a release fence in `take_slot`, which the
+//! reader's acquire fence pairs with). The pop's own Release would not do for the last: it
+//! orders what precedes it. `tests/tests/litmus.rs` tries both forms under loom.
 //!
 //! Versions have 31 bits and the stack's tag 32: a reader would have to sleep for exactly a
 //! multiple of 2^31 changes of one bucket, or a pop for 2^32 stack operations, to be misled.
@@ -210,7 +213,12 @@ impl HostHash {
                     .head
                     .compare_exchange_weak(head, new, AcqRel, Acquire)
                 {
-                    Ok(_) => return Ok(head as u32),
+                    Ok(_) => {
+                        // Orders what the last owner did before our stores to the slot: a
+                        // reader that sees one of them sees that owner's bucket changed.
+                        fence(Release);
+                        return Ok(head as u32);
+                    }
                     Err(now) => head = now,
                 }
             }
