@@ -456,11 +456,11 @@ impl MapFile {
         let offload = match &fields.offload {
             None => None,
             Some(offload) => {
-                let attached = offload.attached()?;
+                let (attached, device_bytes) = offload.info()?;
                 Some(OffloadInfo {
                     ifindex: attached.ifindex,
                     netns: attached.netns,
-                    device_bytes: attached.on_device.device_bytes(),
+                    device_bytes,
                 })
             }
         };

@@ -154,7 +154,8 @@ impl System {
             possible_cpus: self.config.possible_cpus,
             name: attr.map_name,
         };
-        self.netdevs.map_alloc(caller, attr.map_ifindex, &spec)
+        self.netdevs
+            .map_alloc(caller, attr.map_ifindex, &spec, &self.shared.frees)
     }
 
     /// `btf_get_by_fd`: this kernel has no BTF objects, so that no descriptor is one.
