@@ -64,9 +64,9 @@ const BAD_BATCH_FLAGS: Error = Error::new(
     "flags: a batch walk of a hash map takes none",
 );
 
-/// The open `struct file` of a map: a reference to it, with an access mode.
+/// A reference to a map as an open `struct file` holds it, with an access mode.
 ///
-/// Cheap to clone, like `dup(2)`; usable from any number of threads at once. Slices must have
+/// Cheap to clone; usable from any number of threads at once. Slices must have
 /// the map's sizes (see [`MapFile::key_size`], [`MapFile::value_bytes`]); a wrong length fails
 /// with EFAULT and a reason that names both, before anything else is looked at. After an error
 /// the contents of output slices are unspecified.

@@ -242,3 +242,22 @@ fn a_device_sees_the_permanent_flags_only() {
         assert_eq!(system.info(fd).unwrap().map_flags.bits(), map_flags & !0x18);
     }
 }
+
+#[test]
+fn duplicates_share_one_open_file() {
+    let system = system();
+    let fd = system
+        .map_create(&Caller::root(), &attr(MapType::HASH, 2))
+        .unwrap();
+    let copies = [system.dup(fd).unwrap(), system.dup(fd).unwrap()];
+    // The file in the table, and this handle.
+    let file = system.map_file(fd).unwrap();
+    assert!(format!("{file:?}").contains("users: 2,"), "{file:?}");
+    system.close(fd).unwrap();
+    system.close(copies[0]).unwrap();
+    assert!(format!("{file:?}").contains("users: 2,"), "{file:?}");
+    system.update(copies[1], &K, &V, 0).unwrap();
+    system.close(copies[1]).unwrap();
+    assert!(format!("{file:?}").contains("users: 1,"), "{file:?}");
+    assert_eq!(errno(system.delete(copies[1], &K)), Errno::EBADF);
+}

@@ -1,5 +1,6 @@
 //! BPF_MAP_CREATE: the checks in the kernel's order (`map_create`).
 
+use super::fd::File;
 use super::{Fd, System};
 use crate::caller::Caller;
 use crate::device::MapSpec;
@@ -36,7 +37,7 @@ impl System {
         let map_type = MapType(attr.map_type);
         let type_ops = map_type_ops(map_type).ok_or_else(|| {
             invalid(format!(
-                "map_type {}: there are no maps of type {map_type} here",
+                "map_type {}: this version's map layer has no maps of type {map_type}",
                 attr.map_type
             ))
         })?;
@@ -66,7 +67,7 @@ impl System {
         };
         // From here on the map owns its storage: an error drops it, and the worker frees it.
         let map = self.finish(attr, ops, offload, type_ops)?;
-        self.install(MapFile::open(map, mode))
+        self.install(Arc::new(File::Map(MapFile::open(map, mode))))
     }
 
     /// Rows 11 to 17: what follows the allocation.

@@ -11,8 +11,7 @@ mod netdev;
 pub use fd::Fd;
 pub use netdev::IfIndex;
 
-use crate::file::MapFile;
-use fd::FdTable;
+use fd::{FdTable, File};
 use frees::{Frees, Worker};
 use id::IdTable;
 use netdev::Netdevs;
@@ -56,7 +55,7 @@ pub(crate) struct Shared {
 /// maps (`bpf_map_free_deferred`).
 ///
 /// Dropping it closes all descriptors, and waits until every map whose last reference went has
-/// been freed. A [`MapFile`] that is still held keeps working; its map is freed by whoever
+/// been freed. A [`crate::MapFile`] that is still held keeps working; its map is freed by whoever
 /// drops the last one.
 pub struct System {
     config: SystemConfig,
@@ -104,7 +103,7 @@ impl System {
 
 impl Drop for System {
     fn drop(&mut self) {
-        let open: Vec<MapFile> = self.fds().drain();
+        let open: Vec<Arc<File>> = self.fds().drain();
         drop(open);
         self.worker.stop(&self.shared.frees);
     }
