@@ -72,13 +72,20 @@ impl<'a> Pair<'a> {
     /// Records a difference.
     pub(super) fn differ(&mut self, operation: &str, key: &[u8], host: String, device: String) {
         self.outcome.disagreements_total += 1;
-        if self.outcome.disagreements.len() < KEPT_DISAGREEMENTS {
+        let kept = &mut self.outcome.disagreements;
+        if let Some(first) = kept
+            .iter_mut()
+            .find(|d| d.is_like(operation, &host, &device))
+        {
+            first.alike += 1;
+        } else if self.outcome.disagreements.len() < KEPT_DISAGREEMENTS {
             self.outcome.disagreements.push(Disagreement {
                 at: self.outcome.operations,
                 operation: operation.to_owned(),
                 key: hex(key),
                 host,
                 device,
+                alike: 0,
             });
         }
     }
