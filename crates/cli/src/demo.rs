@@ -218,6 +218,7 @@ impl Bench {
                         key: String::new(),
                         host: answer(&host),
                         device: answer(&device),
+                        alike: 0,
                     });
                 }
                 for (fd, _) in [host, device].into_iter().flatten() {

@@ -7,6 +7,9 @@ use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
+/// Columns of the text.
+const WIDTH: u16 = 80;
+
 /// The document that `offmap demo --json` prints.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
@@ -69,7 +72,7 @@ pub struct MapReport {
     /// Nanoseconds per operation; absent when it was not offloaded.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ns_per_operation: Option<Nanoseconds>,
-    /// The first of the differences.
+    /// The first difference of each kind, for 16 kinds.
     pub disagreements: Vec<DisagreementReport>,
     /// All of them.
     pub disagreements_total: u64,
@@ -109,6 +112,8 @@ pub struct DisagreementReport {
     pub host: String,
     /// What the device answered.
     pub device: String,
+    /// How many more there were of this kind: same operation, same answers, other keys.
+    pub alike: u64,
 }
 
 impl From<&Disagreement> for DisagreementReport {
@@ -119,6 +124,7 @@ impl From<&Disagreement> for DisagreementReport {
             key: from.key.clone(),
             host: from.host.clone(),
             device: from.device.clone(),
+            alike: from.alike,
         }
     }
 }
@@ -170,8 +176,8 @@ impl Report {
         Ok(text)
     }
 
-    /// The table, notes and the closing sentence, as wide as the terminal, if stdout is
-    /// one.
+    /// The table, notes and the closing sentence, at most 80 columns wide but for names and
+    /// paths that are longer.
     pub fn text(&self) -> String {
         let mut out = String::new();
         let source = self.object.as_deref().unwrap_or("the built-in object");
@@ -184,18 +190,19 @@ impl Report {
             self.seed
         );
         if self.maps.iter().any(|map| map.offloaded) {
-            let _ = writeln!(out, "{}", self.table());
+            let table = self.table();
+            let _ = writeln!(out, "{}", table.trim_fmt());
             let cpus = count(u64::from(self.possible_cpus), "CPU");
             let _ = writeln!(
                 out,
-                "Sizes in bytes; compared: operations; lookup: median nanoseconds, alone and in a\n\
-                 batch of 64. A per-CPU entry has one value for each of {cpus}.\n"
+                "\nKeys and values in bytes. Lookups in nanoseconds (median), alone and in a batch\n\
+                 of 64. A per-CPU entry has one value for each of {cpus}.\n"
             );
         }
         for map in &self.maps {
             notes(&mut out, map);
         }
-        let _ = writeln!(out, "{}", self.closing());
+        wrap(&mut out, &self.closing());
         out
     }
 
@@ -204,6 +211,7 @@ impl Report {
         table
             .load_style(NOTHING.header_separator(LineStyle::none().fill('─')))
             .set_content_arrangement(ContentArrangement::Dynamic)
+            .set_width(WIDTH)
             .set_header([
                 "map",
                 "type",
@@ -211,9 +219,8 @@ impl Report {
                 "value",
                 "entries",
                 "device\nmemory",
-                "compared",
-                "lookup\nhost/NIC",
-                "batch\nhost/NIC",
+                "lookup ns\nhost/NIC",
+                "batch ns\nhost/NIC",
             ]);
         for map in self.maps.iter().filter(|map| map.offloaded) {
             let ns = |pick: fn(&Nanoseconds) -> Option<Sides>| {
@@ -230,14 +237,15 @@ impl Report {
                 grouped(map.key_size.into()),
                 grouped(map.value_size.into()),
                 grouped(map.max_entries.into()),
-                grouped(map.device_bytes),
-                grouped(map.operations),
+                bytes(map.device_bytes),
                 ns(|ns| Some(ns.lookup)),
                 ns(|ns| ns.lookup_of_64),
             ]);
         }
-        for column in 2..9 {
-            if let Some(column) = table.column_mut(column) {
+        for (i, column) in table.column_iter_mut().enumerate() {
+            // Two columns apart, and none at either edge.
+            column.set_padding((if i == 0 { 0 } else { 2 }, 0));
+            if i >= 2 {
                 column.set_cell_alignment(CellAlignment::Right);
             }
         }
@@ -275,47 +283,92 @@ impl Report {
 
 fn notes(out: &mut String, map: &MapReport) {
     if let Some(reason) = &map.reason {
-        let _ = writeln!(
-            out,
-            "{} ({}, key {}, value {}, {}) was not offloaded: {reason}\n",
-            map.name,
-            map.map_type,
-            map.key_size,
-            map.value_size,
-            if map.max_entries == 1 {
-                "1 entry".to_owned()
-            } else {
-                format!("{} entries", grouped(map.max_entries.into()))
-            },
+        let entries = if map.max_entries == 1 {
+            "1 entry".to_owned()
+        } else {
+            format!("{} entries", grouped(map.max_entries.into()))
+        };
+        let text = format!(
+            "{} ({}, key {}, value {}, {entries}) was not offloaded: {reason}",
+            map.name, map.map_type, map.key_size, map.value_size,
         );
+        wrap(out, &text);
+        out.push('\n');
     }
     if map.offloaded && !map.filled_to_the_brim {
-        let _ = writeln!(
-            out,
-            "{} was filled with {} of {} entries only, so its brim was not tried.\n",
+        let text = format!(
+            "{} was filled with {} of {} entries only, so its brim was not tried.",
             map.name,
             grouped(map.filled_entries.into()),
             grouped(map.max_entries.into())
         );
+        wrap(out, &text);
+        out.push('\n');
     }
     for difference in &map.disagreements {
         let key = match difference.key.as_str() {
             "" => String::new(),
             key => format!(" of key {key}"),
         };
-        let _ = writeln!(
-            out,
-            "{}: DISAGREEMENT after {} operations, {}{key}: the host said {}, the NIC {}",
-            map.name, difference.at, difference.operation, difference.host, difference.device
+        let alike = match difference.alike {
+            0 => String::new(),
+            more => format!(", and {} more like it", grouped(more)),
+        };
+        let text = format!(
+            "{}: DISAGREEMENT after {} operations, {}{key}: the host said {}, the NIC {}{alike}.",
+            map.name,
+            grouped(difference.at),
+            difference.operation,
+            difference.host,
+            difference.device
         );
+        wrap(out, &text);
     }
-    let more = map.disagreements_total - map.disagreements.len() as u64;
+    let told: u64 = map.disagreements.iter().map(|d| 1 + d.alike).sum();
+    let more = map.disagreements_total.saturating_sub(told);
     if more > 0 {
-        let _ = writeln!(out, "{}: and {} more.", map.name, times(more));
+        let text = format!("{}: and {} more, of other kinds.", map.name, times(more));
+        wrap(out, &text);
     }
     if !map.disagreements.is_empty() {
         out.push('\n');
     }
+}
+
+/// Appends a paragraph in lines of at most [`WIDTH`] columns; a longer word has a line of its
+/// own.
+fn wrap(out: &mut String, text: &str) {
+    let mut column = 0;
+    for word in text.split(' ') {
+        let width = word.chars().count();
+        if column > 0 && column + 1 + width > usize::from(WIDTH) {
+            out.push('\n');
+            column = 0;
+        } else if column > 0 {
+            out.push(' ');
+            column += 1;
+        }
+        out.push_str(word);
+        column += width;
+    }
+    out.push('\n');
+}
+
+/// `n` bytes in the largest unit that leaves a whole part, to three digits or more.
+fn bytes(n: u64) -> String {
+    let (mut unit, mut units) = (
+        1_u64,
+        ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"].iter(),
+    );
+    let mut name = units.next().copied().unwrap_or_default();
+    while n / unit >= 1024 {
+        let Some(next) = units.next() else { break };
+        unit <<= 10;
+        name = next;
+    }
+    let value = n as f64 / unit as f64;
+    let digits = if unit == 1 || value >= 100.0 { 0 } else { 1 };
+    format!("{value:.digits$} {name}")
 }
 
 fn count(n: u64, what: &str) -> String {
@@ -345,7 +398,35 @@ fn grouped(n: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::grouped;
+    use super::{WIDTH, bytes, grouped, wrap};
+
+    #[test]
+    fn sizes_have_units() {
+        for (n, text) in [
+            (0, "0 B"),
+            (1023, "1023 B"),
+            (1024, "1.0 KiB"),
+            (98_496, "96.2 KiB"),
+            (524_352, "512 KiB"),
+            (1 << 20, "1.0 MiB"),
+            (u64::MAX, "16.0 EiB"),
+        ] {
+            assert_eq!(bytes(n), text);
+        }
+    }
+
+    #[test]
+    fn paragraphs_are_wrapped() {
+        let long = "x".repeat(90);
+        let text = format!("{} {long} a b", "word ".repeat(40).trim_end());
+        let mut out = String::new();
+        wrap(&mut out, &text);
+        assert_eq!(out.split_whitespace().collect::<Vec<_>>().join(" "), text);
+        for line in out.lines() {
+            assert!(line.len() <= usize::from(WIDTH) || line == long, "{line:?}");
+            assert_eq!(line, line.trim());
+        }
+    }
 
     #[test]
     fn digits_are_grouped() {

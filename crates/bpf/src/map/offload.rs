@@ -1,52 +1,67 @@
 //! Maps on a device (`kernel/bpf/offload.c`): `bpf_map_offload_ops`.
 
 use super::Map;
-use super::ops::{BatchOps, MapOps, NO_SUCH_OPERATION};
+use super::ops::{MapOps, nth, nth_mut};
 use crate::caller::NetNs;
-use crate::device::{BatchOutcome, OffloadRules, OffloadedMap};
+use crate::device::{BatchOutcome, OffloadCommands, OffloadRules, OffloadedMap};
 use crate::errno::Errno;
 use crate::error::{Error, Result};
-use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, Weak};
+use crossbeam_utils::CachePadded;
+use std::cell::Cell;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, Weak};
 
 const GONE: Error = Error::new(Errno::ENODEV, "the map's device was removed");
 
 /// The network device through which a map reaches its offload device.
-#[derive(Clone)]
+#[derive(Clone, Copy)]
 pub(crate) struct Attached {
     pub(crate) ifindex: u32,
     pub(crate) netns: NetNs,
-    pub(crate) on_device: Arc<dyn OffloadedMap>,
 }
+
+/// Parts of a map's device lock. Threads are dealt to them in turn as they first use one.
+const SHARDS: usize = 8;
+
+thread_local! {
+    static SHARD: Cell<usize> = {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        Cell::new(NEXT.fetch_add(1, Relaxed) % SHARDS)
+    };
+}
+
+type OnDevice = Arc<dyn OffloadedMap>;
 
 /// `struct bpf_offloaded_map`.
 ///
-/// The kernel's `bpf_devs_lock` is one lock for all maps; here each map has its own, so that
-/// operations on different maps share no line. Data operations hold it for reading and run
-/// concurrently; removal and free hold it for writing, and so come after the last operation.
+/// Data operations of the kernel hold `bpf_devs_lock` for reading. Here each map has such a
+/// lock, in [`SHARDS`] parts on cache lines of their own: an operation takes its thread's part,
+/// so that threads with different parts write no line in common. Removal and free take every
+/// part for writing, one after the other, and so come after the last operation.
 pub(crate) struct OffloadMap {
-    device: RwLock<Option<Attached>>,
+    device: [CachePadded<RwLock<Option<OnDevice>>>; SHARDS],
+    attached: Mutex<Attached>,
     rules: OffloadRules,
     map: OnceLock<Weak<Map>>,
 }
 
 impl OffloadMap {
-    pub(crate) fn new(attached: Attached, rules: OffloadRules) -> Self {
+    pub(crate) fn new(on_device: OnDevice, attached: Attached, rules: OffloadRules) -> Self {
         Self {
-            device: RwLock::new(Some(attached)),
+            device: std::array::from_fn(|_| {
+                CachePadded::new(RwLock::new(Some(Arc::clone(&on_device))))
+            }),
+            attached: Mutex::new(attached),
             rules,
             map: OnceLock::new(),
         }
     }
 
-    /// The batch commands of an offloaded map of a type that has `native` on the host: none in
-    /// the kernel, whose offload ops have no batch entries; those of the type where the
-    /// device's profile lifts that.
-    pub(crate) fn batch_ops(&self, native: BatchOps) -> BatchOps {
-        if self.rules.batch {
-            native
-        } else {
-            BatchOps::empty()
-        }
+    /// The commands of an offloaded map of a type that has `native` on the host: none in the
+    /// kernel, whose offload ops have no such entries; otherwise what the device's profile
+    /// lifts.
+    pub(crate) fn commands(&self, native: OffloadCommands) -> OffloadCommands {
+        self.rules.commands & native
     }
 
     /// Ties the storage to its map, so that removal of the device can free the map's id.
@@ -56,97 +71,109 @@ impl OffloadMap {
     }
 
     #[inline]
-    fn device(&self) -> RwLockReadGuard<'_, Option<Attached>> {
-        self.device.read().unwrap_or_else(PoisonError::into_inner)
+    fn device(&self) -> RwLockReadGuard<'_, Option<OnDevice>> {
+        // A thread that is being torn down has no number any more.
+        let shard = SHARD.try_with(Cell::get).unwrap_or(0);
+        let lock = self.device[shard % SHARDS].read();
+        lock.unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn attached(&self) -> Result<Attached> {
-        self.device().clone().ok_or(GONE)
+    /// Takes the map off its device; returns after the last operation that reached it there.
+    /// `None` when it had left before.
+    fn detach(&self) -> Option<OnDevice> {
+        let mut on_device = None;
+        for shard in &self.device {
+            let mut shard = shard.write().unwrap_or_else(PoisonError::into_inner);
+            on_device = shard.take();
+        }
+        on_device
+    }
+
+    fn location(&self) -> MutexGuard<'_, Attached> {
+        self.attached.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where the map is, and the device memory that it occupies.
+    pub(crate) fn info(&self) -> Result<(Attached, u64)> {
+        let device = self.device();
+        let on_device = device.as_ref().ok_or(GONE)?;
+        Ok((*self.location(), on_device.device_bytes()))
     }
 
     pub(crate) fn is_gone(&self) -> bool {
         self.device().is_none()
     }
 
-    /// The netdev goes and a sibling of the same offload device takes the map over.
-    pub(crate) fn move_to(&self, ifindex: u32, netns: NetNs) {
-        let mut device = self.device.write().unwrap_or_else(PoisonError::into_inner);
-        if let Some(attached) = device.as_mut() {
-            attached.ifindex = ifindex;
-            attached.netns = netns;
-        }
+    /// The netdev goes and a sibling of the same offload device takes the map over. Waits for
+    /// no operation.
+    pub(crate) fn move_to(&self, attached: Attached) {
+        *self.location() = attached;
     }
 
     /// The netdev goes and there is no other: the id is free and later operations fail.
     /// `None` when the map has left its device already.
-    pub(crate) fn orphan(&self) -> Option<Arc<dyn OffloadedMap>> {
-        let attached = self
-            .device
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+    pub(crate) fn orphan(&self) -> Option<OnDevice> {
+        let on_device = self.detach();
         if let Some(map) = self.map.get().and_then(Weak::upgrade) {
             map.free_id();
         }
-        attached.map(|attached| attached.on_device)
+        on_device
     }
 }
 
 impl MapOps for OffloadMap {
     #[inline]
     fn lookup(&self, key: &[u8], value: &mut [u8], flags: u64) -> Result<()> {
-        match &*self.device() {
-            Some(attached) => attached.on_device.lookup(key, value, flags),
+        match self.device().as_ref() {
+            Some(on_device) => on_device.lookup(key, value, flags),
             None => Err(GONE),
         }
     }
 
     #[inline]
     fn update(&self, key: &[u8], value: &[u8], flags: u64) -> Result<()> {
-        match &*self.device() {
-            Some(attached) => attached.on_device.update(key, value, flags),
+        match self.device().as_ref() {
+            Some(on_device) => on_device.update(key, value, flags),
             None => Err(GONE),
         }
     }
 
     #[inline]
     fn delete(&self, key: &[u8]) -> Result<()> {
-        match &*self.device() {
-            Some(attached) => attached.on_device.delete(key),
+        match self.device().as_ref() {
+            Some(on_device) => on_device.delete(key),
             None => Err(GONE),
         }
     }
 
     #[inline]
     fn get_next_key(&self, key: Option<&[u8]>, next: &mut [u8]) -> Result<()> {
-        match &*self.device() {
-            Some(attached) => attached.on_device.get_next_key(key, next),
+        match self.device().as_ref() {
+            Some(on_device) => on_device.get_next_key(key, next),
             None => Err(GONE),
         }
     }
 
     fn lookup_and_delete(&self, key: &[u8], value: &mut [u8], flags: u64) -> Result<()> {
-        if !self.rules.batch {
-            return Err(NO_SUCH_OPERATION);
-        }
-        match &*self.device() {
-            Some(attached) => attached.on_device.lookup_and_delete(key, value, flags),
+        match self.device().as_ref() {
+            Some(on_device) => on_device.lookup_and_delete(key, value, flags),
             None => Err(GONE),
         }
     }
 
     fn walk_batch(
         &self,
-        cursor: Option<u32>,
+        in_batch: Option<&[u8]>,
+        out_batch: &mut [u8],
         keys: &mut [u8],
         values: &mut [u8],
         count: u32,
         delete: bool,
     ) -> BatchOutcome {
-        match &*self.device() {
-            Some(attached) => attached
-                .on_device
-                .walk_batch(cursor, keys, values, count, delete),
+        match self.device().as_ref() {
+            Some(on_device) => {
+                on_device.walk_batch(in_batch, out_batch, keys, values, count, delete)
+            }
             None => BatchOutcome::failed(GONE),
         }
     }
@@ -159,15 +186,15 @@ impl MapOps for OffloadMap {
         flags: u64,
         _sizes: (usize, usize),
     ) -> BatchOutcome {
-        match &*self.device() {
-            Some(attached) => attached.on_device.update_batch(keys, values, count, flags),
+        match self.device().as_ref() {
+            Some(on_device) => on_device.update_batch(keys, values, count, flags),
             None => BatchOutcome::failed(GONE),
         }
     }
 
     fn delete_batch(&self, keys: &[u8], count: u32, _key_size: usize) -> BatchOutcome {
-        match &*self.device() {
-            Some(attached) => attached.on_device.delete_batch(keys, count),
+        match self.device().as_ref() {
+            Some(on_device) => on_device.delete_batch(keys, count),
             None => BatchOutcome::failed(GONE),
         }
     }
@@ -180,30 +207,23 @@ impl MapOps for OffloadMap {
         sizes: (usize, usize),
     ) -> Result<()> {
         let device = self.device();
-        let Some(attached) = &*device else {
+        let Some(on_device) = device.as_ref() else {
             return Err(GONE);
         };
-        if self.rules.batch {
-            return attached.on_device.lookup_many(keys, values, results);
+        if self.rules.commands.contains(OffloadCommands::LOOKUP_BATCH) {
+            return on_device.lookup_many(keys, values, results);
         }
-        let pairs = keys
-            .chunks_exact(sizes.0)
-            .zip(values.chunks_exact_mut(sizes.1));
-        for ((key, value), result) in pairs.zip(results) {
-            let looked_up = attached.on_device.lookup(key, value, 0);
+        for (i, result) in results.iter_mut().enumerate() {
+            let (key, value) = (nth(keys, sizes.0, i), nth_mut(values, sizes.1, i));
+            let looked_up = on_device.lookup(key, value, 0);
             *result = looked_up.map_err(|error| error.errno());
         }
         Ok(())
     }
 
     fn release(&self) {
-        let attached = self
-            .device
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        if let Some(attached) = attached {
-            attached.on_device.free();
+        if let Some(on_device) = self.detach() {
+            on_device.free();
         }
     }
 }

@@ -3,22 +3,29 @@
 use super::host_array::HostArray;
 use super::host_hash::HostHash;
 use crate::caller::Caller;
-use crate::device::BatchOutcome;
+use crate::device::{BatchOutcome, OffloadCommands};
 use crate::errno::Errno;
 use crate::error::{Error, Result};
 use crate::uapi::{MapCreateAttr, MapFlags, MapType, NUMA_NO_NODE};
-use bitflags::bitflags;
 use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
 
-bitflags! {
-    /// Which of the batch commands a map has.
-    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-    pub(crate) struct BatchOps: u8 {
-        const LOOKUP = 1;
-        const LOOKUP_AND_DELETE = 2;
-        const UPDATE = 4;
-        const DELETE = 8;
+/// What the token of a batch walk is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Token {
+    /// A bucket, `u32` in native byte order (`__htab_map_lookup_and_delete_batch`).
+    Bucket,
+    /// The last key returned (`generic_map_lookup_batch`).
+    LastKey,
+}
+
+impl Token {
+    /// Its size in bytes, in a map whose keys have `key_size`.
+    pub(crate) const fn bytes(self, key_size: u32) -> u32 {
+        match self {
+            Self::Bucket => 4,
+            Self::LastKey => key_size,
+        }
     }
 }
 
@@ -44,9 +51,11 @@ pub(crate) trait MapOps: Send + Sync {
         false
     }
 
+    /// As [`crate::device::OffloadedMap::walk_batch`].
     fn walk_batch(
         &self,
-        cursor: Option<u32>,
+        in_batch: Option<&[u8]>,
+        out_batch: &mut [u8],
         keys: &mut [u8],
         values: &mut [u8],
         count: u32,
@@ -62,18 +71,15 @@ pub(crate) trait MapOps: Send + Sync {
         flags: u64,
         sizes: (usize, usize),
     ) -> BatchOutcome {
-        let pairs = keys
-            .chunks_exact(sizes.0)
-            .zip(values.chunks_exact(sizes.1))
-            .take(count as usize);
-        each(pairs, |(key, value)| self.update(key, value, flags))
+        each(count, |i| {
+            let (key, value) = (nth(keys, sizes.0, i), nth(values, sizes.1, i));
+            self.update(key, value, flags)
+        })
     }
 
     /// `generic_map_delete_batch`.
     fn delete_batch(&self, keys: &[u8], count: u32, key_size: usize) -> BatchOutcome {
-        each(keys.chunks_exact(key_size).take(count as usize), |key| {
-            self.delete(key)
-        })
+        each(count, |i| self.delete(nth(keys, key_size, i)))
     }
 
     fn lookup_many(
@@ -83,10 +89,8 @@ pub(crate) trait MapOps: Send + Sync {
         results: &mut [Result<(), Errno>],
         sizes: (usize, usize),
     ) -> Result<()> {
-        let pairs = keys
-            .chunks_exact(sizes.0)
-            .zip(values.chunks_exact_mut(sizes.1));
-        for ((key, value), result) in pairs.zip(results) {
+        for (i, result) in results.iter_mut().enumerate() {
+            let (key, value) = (nth(keys, sizes.0, i), nth_mut(values, sizes.1, i));
             *result = self.lookup(key, value, 0).map_err(|error| error.errno());
         }
         Ok(())
@@ -97,23 +101,32 @@ pub(crate) trait MapOps: Send + Sync {
     fn release(&self) {}
 }
 
-fn each<T>(
-    items: impl Iterator<Item = T>,
-    mut operation: impl FnMut(T) -> Result<()>,
-) -> BatchOutcome {
-    let mut outcome = BatchOutcome {
-        count: 0,
-        cursor: 0,
-        result: Ok(()),
-    };
-    for item in items {
-        outcome.result = operation(item);
-        if outcome.result.is_err() {
-            break;
+/// Item `index` of an array of items of `size` bytes. The size may be 0: queues and bloom
+/// filters have no keys.
+#[inline]
+pub(crate) fn nth(bytes: &[u8], size: usize, index: usize) -> &[u8] {
+    &bytes[index * size..][..size]
+}
+
+/// As [`nth`].
+#[inline]
+pub(crate) fn nth_mut(bytes: &mut [u8], size: usize, index: usize) -> &mut [u8] {
+    &mut bytes[index * size..][..size]
+}
+
+fn each(count: u32, mut operation: impl FnMut(usize) -> Result<()>) -> BatchOutcome {
+    for done in 0..count {
+        if let Err(error) = operation(done as usize) {
+            return BatchOutcome {
+                count: done,
+                result: Err(error),
+            };
         }
-        outcome.count += 1;
     }
-    outcome
+    BatchOutcome {
+        count,
+        result: Ok(()),
+    }
 }
 
 /// What a map type's allocation knows besides the attribute.
@@ -129,8 +142,9 @@ pub(crate) struct MapTypeOps {
     pub(crate) alloc: fn(&MapCreateAttr, &AllocContext) -> Result<Arc<dyn MapOps>>,
     /// Whether creating one needs `bpf_capable()` whatever the sysctl says.
     pub(crate) needs_cap_bpf: bool,
-    /// The batch commands that the type has; on a device none are added to them.
-    pub(crate) batch_ops: BatchOps,
+    /// Which of these commands the type has; on a device none are added to them.
+    pub(crate) commands: OffloadCommands,
+    pub(crate) token: Token,
 }
 
 /// The row of a type, or `None` where this kernel is built without the type.
@@ -139,13 +153,15 @@ pub(crate) fn map_type_ops(map_type: MapType) -> Option<&'static MapTypeOps> {
         alloc_check: hash_alloc_check,
         alloc: hash_alloc,
         needs_cap_bpf: false,
-        batch_ops: BatchOps::all(),
+        commands: OffloadCommands::all(),
+        token: Token::Bucket,
     };
     static ARRAY: MapTypeOps = MapTypeOps {
         alloc_check: array_alloc_check,
         alloc: array_alloc,
         needs_cap_bpf: false,
-        batch_ops: BatchOps::LOOKUP.union(BatchOps::UPDATE),
+        commands: OffloadCommands::LOOKUP_BATCH.union(OffloadCommands::UPDATE_BATCH),
+        token: Token::LastKey,
     };
     match map_type {
         MapType::HASH | MapType::PERCPU_HASH => Some(&HASH),
@@ -319,4 +335,71 @@ fn array_alloc(attr: &MapCreateAttr, context: &AllocContext) -> Result<Arc<dyn M
         attr.user_value_bytes(context.possible_cpus),
         attr.max_entries,
     )?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Mutex;
+
+    /// A map without keys, as bloom filters are: each update adds a value.
+    #[derive(Default)]
+    struct Keyless(Mutex<Vec<u8>>);
+
+    impl MapOps for Keyless {
+        fn lookup(&self, key: &[u8], value: &mut [u8], _flags: u64) -> Result<()> {
+            assert!(key.is_empty());
+            value.fill(7);
+            Ok(())
+        }
+
+        fn update(&self, key: &[u8], value: &[u8], _flags: u64) -> Result<()> {
+            assert!(key.is_empty());
+            let mut all = self.0.lock().unwrap();
+            if all.len() == 4 {
+                return Err(Error::new(Errno::E2BIG, "full"));
+            }
+            all.extend_from_slice(value);
+            Ok(())
+        }
+
+        fn delete(&self, key: &[u8]) -> Result<()> {
+            assert!(key.is_empty());
+            let popped = self.0.lock().unwrap().pop();
+            popped.map(drop).ok_or(Error::new(Errno::ENOENT, "empty"))
+        }
+
+        fn get_next_key(&self, _key: Option<&[u8]>, _next: &mut [u8]) -> Result<()> {
+            Err(NO_SUCH_OPERATION)
+        }
+
+        fn walk_batch(
+            &self,
+            _in_batch: Option<&[u8]>,
+            _out_batch: &mut [u8],
+            _keys: &mut [u8],
+            _values: &mut [u8],
+            _count: u32,
+            _delete: bool,
+        ) -> BatchOutcome {
+            BatchOutcome::failed(NO_SUCH_OPERATION)
+        }
+    }
+
+    #[test]
+    fn batches_of_a_map_without_keys() {
+        let map = Keyless::default();
+        let added = map.update_batch(&[], &[1, 2, 3, 4, 5, 6], 3, 0, (0, 2));
+        assert_eq!(added.count, 2);
+        assert_eq!(added.result.unwrap_err().errno(), Errno::E2BIG);
+        assert_eq!(*map.0.lock().unwrap(), [1, 2, 3, 4]);
+        let mut values = [0; 4];
+        let mut results = [Err(Errno::EIO); 2];
+        map.lookup_many(&[], &mut values, &mut results, (0, 2))
+            .unwrap();
+        assert_eq!((values, results), ([7; 4], [Ok(()); 2]));
+        let removed = map.delete_batch(&[], 5, 0);
+        assert_eq!(removed.count, 4);
+        assert_eq!(removed.result.unwrap_err().errno(), Errno::ENOENT);
+    }
 }

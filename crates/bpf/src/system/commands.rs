@@ -1,6 +1,6 @@
 //! Commands that take a descriptor or an id.
 
-use super::fd::bad_fd;
+use super::fd::{File, bad_fd};
 use super::{Fd, System};
 use crate::caller::Caller;
 use crate::device::BatchOutcome;
@@ -8,14 +8,34 @@ use crate::errno::Errno;
 use crate::error::{Error, Result};
 use crate::file::{FileMode, MapFile, MapInfo};
 use crate::uapi::{BPF_F_LOCK, MapFlags};
+use std::sync::Arc;
 
 impl System {
-    /// The open file behind `fd`, on which operations need no descriptor table. EBADF.
+    /// A handle on the map behind `fd` with the file's access mode, for operations that need
+    /// no descriptor table. It stays when the descriptor is closed, as a duplicate would. EBADF.
     pub fn map_file(&self, fd: Fd) -> Result<MapFile> {
-        self.fds().get(fd).cloned().ok_or_else(|| bad_fd(fd))
+        self.with_map(fd, |file| Ok(file.clone()))
     }
 
-    pub(super) fn install(&self, file: MapFile) -> Result<Fd> {
+    /// `fdget`: the table is locked for one reference count.
+    fn file(&self, fd: Fd) -> Option<Arc<File>> {
+        self.fds().get(fd).cloned()
+    }
+
+    /// `__bpf_map_get`, and what is to be done with the map. EBADF.
+    fn with_map<R>(&self, fd: Fd, operation: impl FnOnce(&MapFile) -> Result<R>) -> Result<R> {
+        let file = self.file(fd).ok_or_else(|| bad_fd(fd))?;
+        let File::Map(map) = &*file;
+        operation(map)
+    }
+
+    /// As `with_map`, for a batch.
+    fn with_batch(&self, fd: Fd, operation: impl FnOnce(&MapFile) -> BatchOutcome) -> BatchOutcome {
+        self.with_map(fd, |map| Ok(operation(map)))
+            .unwrap_or_else(BatchOutcome::failed)
+    }
+
+    pub(super) fn install(&self, file: Arc<File>) -> Result<Fd> {
         let installed = self.fds().install(file);
         // A refused file is dropped only here, when the table is not locked any more.
         installed.map_err(|(_file, error)| error)
@@ -29,29 +49,29 @@ impl System {
 
     /// `dup(2)`: another descriptor of the same open file. EBADF, EMFILE.
     pub fn dup(&self, fd: Fd) -> Result<Fd> {
-        self.install(self.map_file(fd)?)
+        self.install(self.file(fd).ok_or_else(|| bad_fd(fd))?)
     }
 
     /// As [`MapFile::lookup`]. As in 6.18, unknown flags are EINVAL before the descriptor is
     /// looked at.
     pub fn lookup(&self, fd: Fd, key: &[u8], value: &mut [u8], flags: u64) -> Result<()> {
         check_lookup_flags(flags)?;
-        self.map_file(fd)?.lookup(key, value, flags)
+        self.with_map(fd, |map| map.lookup(key, value, flags))
     }
 
     /// As [`MapFile::update`].
     pub fn update(&self, fd: Fd, key: &[u8], value: &[u8], flags: u64) -> Result<()> {
-        self.map_file(fd)?.update(key, value, flags)
+        self.with_map(fd, |map| map.update(key, value, flags))
     }
 
     /// As [`MapFile::delete`].
     pub fn delete(&self, fd: Fd, key: &[u8]) -> Result<()> {
-        self.map_file(fd)?.delete(key)
+        self.with_map(fd, |map| map.delete(key))
     }
 
     /// As [`MapFile::get_next_key`].
     pub fn get_next_key(&self, fd: Fd, key: Option<&[u8]>, next: &mut [u8]) -> Result<()> {
-        self.map_file(fd)?.get_next_key(key, next)
+        self.with_map(fd, |map| map.get_next_key(key, next))
     }
 
     /// As [`MapFile::lookup_and_delete`]; unknown flags as in [`System::lookup`].
@@ -63,7 +83,7 @@ impl System {
         flags: u64,
     ) -> Result<()> {
         check_lookup_flags(flags)?;
-        self.map_file(fd)?.lookup_and_delete(key, value, flags)
+        self.with_map(fd, |map| map.lookup_and_delete(key, value, flags))
     }
 
     /// As [`MapFile::lookup_many`].
@@ -74,7 +94,7 @@ impl System {
         values: &mut [u8],
         results: &mut [Result<(), Errno>],
     ) -> Result<()> {
-        self.map_file(fd)?.lookup_many(keys, values, results)
+        self.with_map(fd, |map| map.lookup_many(keys, values, results))
     }
 
     /// As [`MapFile::update_batch`].
@@ -87,10 +107,9 @@ impl System {
         elem_flags: u64,
         flags: u64,
     ) -> BatchOutcome {
-        match self.map_file(fd) {
-            Ok(file) => file.update_batch(keys, values, count, elem_flags, flags),
-            Err(error) => BatchOutcome::failed(error),
-        }
+        self.with_batch(fd, |map| {
+            map.update_batch(keys, values, count, elem_flags, flags)
+        })
     }
 
     /// As [`MapFile::delete_batch`].
@@ -102,10 +121,12 @@ impl System {
         elem_flags: u64,
         flags: u64,
     ) -> BatchOutcome {
-        match self.map_file(fd) {
-            Ok(file) => file.delete_batch(keys, count, elem_flags, flags),
-            Err(error) => BatchOutcome::failed(error),
-        }
+        self.with_batch(fd, |map| map.delete_batch(keys, count, elem_flags, flags))
+    }
+
+    /// As [`MapFile::token_bytes`]. EBADF.
+    pub fn token_bytes(&self, fd: Fd) -> Result<usize> {
+        self.with_map(fd, |map| Ok(map.token_bytes()))
     }
 
     /// As [`MapFile::lookup_batch`].
@@ -113,17 +134,17 @@ impl System {
     pub fn lookup_batch(
         &self,
         fd: Fd,
-        in_batch: Option<u32>,
+        in_batch: Option<&[u8]>,
+        out_batch: &mut [u8],
         keys: &mut [u8],
         values: &mut [u8],
         count: u32,
         elem_flags: u64,
         flags: u64,
     ) -> BatchOutcome {
-        match self.map_file(fd) {
-            Ok(file) => file.lookup_batch(in_batch, keys, values, count, elem_flags, flags),
-            Err(error) => BatchOutcome::failed(error),
-        }
+        self.with_batch(fd, |map| {
+            map.lookup_batch(in_batch, out_batch, keys, values, count, elem_flags, flags)
+        })
     }
 
     /// As [`MapFile::lookup_and_delete_batch`].
@@ -131,33 +152,31 @@ impl System {
     pub fn lookup_and_delete_batch(
         &self,
         fd: Fd,
-        in_batch: Option<u32>,
+        in_batch: Option<&[u8]>,
+        out_batch: &mut [u8],
         keys: &mut [u8],
         values: &mut [u8],
         count: u32,
         elem_flags: u64,
         flags: u64,
     ) -> BatchOutcome {
-        match self.map_file(fd) {
-            Ok(file) => {
-                file.lookup_and_delete_batch(in_batch, keys, values, count, elem_flags, flags)
-            }
-            Err(error) => BatchOutcome::failed(error),
-        }
+        self.with_batch(fd, |map| {
+            map.lookup_and_delete_batch(in_batch, out_batch, keys, values, count, elem_flags, flags)
+        })
     }
 
     /// As [`MapFile::freeze`].
     pub fn freeze(&self, fd: Fd) -> Result<()> {
-        self.map_file(fd)?.freeze()
+        self.with_map(fd, |map| map.freeze())
     }
 
     /// BPF_OBJ_GET_INFO_BY_FD: as [`MapFile::info`]; a bad descriptor is EBADFD here.
     pub fn info(&self, fd: Fd) -> Result<MapInfo> {
-        let file = self.fds().get(fd).cloned();
-        let file = file.ok_or_else(|| {
+        let file = self.file(fd).ok_or_else(|| {
             Error::because(Errno::EBADFD, format!("descriptor {} is not open", fd.0))
         })?;
-        file.info()
+        let File::Map(map) = &*file;
+        map.info()
     }
 
     /// BPF_MAP_GET_NEXT_ID: the smallest map id above `start`.
@@ -198,7 +217,7 @@ impl System {
         let map = self.shared.ids.get(id).ok_or_else(|| {
             Error::because(Errno::ENOENT, format!("id {id}: there is no such map"))
         })?;
-        self.install(MapFile::open(map, mode))
+        self.install(Arc::new(File::Map(MapFile::open(map, mode))))
     }
 }
 

@@ -3,17 +3,23 @@
 use crate::errno::Errno;
 use crate::error::{Error, Result};
 use crate::file::MapFile;
+use std::sync::Arc;
 
 /// A file descriptor.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct Fd(pub i32);
+
+/// An open file (`struct file`). Descriptors made by `dup(2)` share one.
+pub(super) enum File {
+    Map(MapFile),
+}
 
 /// Descriptors below this are taken: standard input, output and error.
 const FIRST: usize = 3;
 
 /// The descriptors of a process.
 pub(super) struct FdTable {
-    files: Vec<Option<MapFile>>,
+    files: Vec<Option<Arc<File>>>,
     /// No index below this one is free.
     lowest: usize,
     /// Descriptors that the table may hold.
@@ -31,7 +37,7 @@ impl FdTable {
 
     /// Installs `file` at the lowest free descriptor; EMFILE, with the file dropped by the
     /// caller, when there is none.
-    pub(super) fn install(&mut self, file: MapFile) -> Result<Fd, (MapFile, Error)> {
+    pub(super) fn install(&mut self, file: Arc<File>) -> Result<Fd, (Arc<File>, Error)> {
         let mut from_lowest = self.files.iter().skip(self.lowest);
         let index = match from_lowest.position(Option::is_none) {
             Some(index) => self.lowest + index,
@@ -54,18 +60,18 @@ impl FdTable {
         usize::try_from(fd.0).ok()?.checked_sub(FIRST)
     }
 
-    pub(super) fn get(&self, fd: Fd) -> Option<&MapFile> {
+    pub(super) fn get(&self, fd: Fd) -> Option<&Arc<File>> {
         self.files.get(Self::slot(fd)?)?.as_ref()
     }
 
-    pub(super) fn take(&mut self, fd: Fd) -> Option<MapFile> {
+    pub(super) fn take(&mut self, fd: Fd) -> Option<Arc<File>> {
         let slot = Self::slot(fd)?;
         let file = self.files.get_mut(slot)?.take();
         self.lowest = self.lowest.min(slot);
         file
     }
 
-    pub(super) fn drain(&mut self) -> Vec<MapFile> {
+    pub(super) fn drain(&mut self) -> Vec<Arc<File>> {
         self.files.drain(..).flatten().collect()
     }
 }

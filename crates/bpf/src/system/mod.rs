@@ -5,20 +5,20 @@ mod create;
 mod fd;
 mod frees;
 mod id;
+mod machine;
 mod netdev;
 
 pub use fd::Fd;
 pub use netdev::IfIndex;
 
-use crate::file::MapFile;
-use fd::FdTable;
+use fd::{FdTable, File};
 use frees::{Frees, Worker};
 use id::IdTable;
 use netdev::Netdevs;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// What a [`System`] is like. [`SystemConfig::default`] is a machine with one NUMA node and
-/// the CPUs of this one.
+/// What a [`System`] is like. [`SystemConfig::default`] has the possible CPUs and the online
+/// NUMA nodes of this machine, so that per-CPU values have the size that its kernel gives them.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct SystemConfig {
     /// Possible CPUs: the values per entry of a per-CPU map. At least 1.
@@ -36,9 +36,8 @@ pub struct SystemConfig {
 impl Default for SystemConfig {
     fn default() -> Self {
         Self {
-            possible_cpus: std::thread::available_parallelism()
-                .map_or(1, |cpus| u32::try_from(cpus.get()).unwrap_or(u32::MAX)),
-            online_nodes: vec![0],
+            possible_cpus: machine::possible_cpus(),
+            online_nodes: machine::online_nodes(),
             max_fds: 1024,
             max_map_id: i32::MAX as u32 - 1,
             unprivileged_bpf_disabled: true,
@@ -56,7 +55,7 @@ pub(crate) struct Shared {
 /// maps (`bpf_map_free_deferred`).
 ///
 /// Dropping it closes all descriptors, and waits until every map whose last reference went has
-/// been freed. A [`MapFile`] that is still held keeps working; its map is freed by whoever
+/// been freed. A [`crate::MapFile`] that is still held keeps working; its map is freed by whoever
 /// drops the last one.
 pub struct System {
     config: SystemConfig,
@@ -104,7 +103,7 @@ impl System {
 
 impl Drop for System {
     fn drop(&mut self) {
-        let open: Vec<MapFile> = self.fds().drain();
+        let open: Vec<Arc<File>> = self.fds().drain();
         drop(open);
         self.worker.stop(&self.shared.frees);
     }

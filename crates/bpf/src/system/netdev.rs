@@ -1,19 +1,21 @@
 //! Network devices and which of them maps can be offloaded to.
 
 use super::System;
+use super::frees::Frees;
 use crate::caller::{Caller, NetNs};
-use crate::device::{MapSpec, OffloadDevice};
+use crate::device::{MapSpec, OffloadDevice, OffloadRules};
 use crate::errno::Errno;
 use crate::error::{Error, Result};
 use crate::map::{Attached, OffloadMap};
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 
 /// Index of a network device, as in `map_ifindex`. Never used twice.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct IfIndex(pub u32);
 
 /// What a network device says to `ndo_bpf`.
+#[derive(Clone)]
 enum Offload {
     /// It has no `ndo_bpf`.
     None,
@@ -27,6 +29,9 @@ struct Netdev {
     netns: NetNs,
     offload: Offload,
     maps: Vec<Weak<OffloadMap>>,
+    /// Held for reading by those who have the device allocate a map; only taken while the
+    /// netdev is in the table, so that nobody waits for it there.
+    allocs: Arc<RwLock<()>>,
 }
 
 /// The network devices of all namespaces.
@@ -47,6 +52,7 @@ impl Netdevs {
             netns: NetNs::INIT,
             offload: Offload::None,
             maps: Vec::new(),
+            allocs: Arc::default(),
         };
         Self(Mutex::new(State {
             by_index: BTreeMap::from([(1, lo)]),
@@ -90,71 +96,80 @@ impl Netdevs {
                 netns,
                 offload,
                 maps: Vec::new(),
+                allocs: Arc::default(),
             },
         );
         Ok(IfIndex(index))
     }
 
     /// `bpf_map_offload_map_alloc` from the netdev lookup on.
+    ///
+    /// The kernel holds its device lock while the driver works. Here the table is not locked
+    /// meanwhile, so that a slow device holds up only its own netdev's removal; one that is
+    /// removed while it works answers as if it had gone before.
     pub(super) fn map_alloc(
         &self,
         caller: &Caller,
         ifindex: u32,
         spec: &MapSpec,
+        frees: &Frees,
     ) -> Result<Arc<OffloadMap>> {
-        let refused = |errno, why: &str| {
-            Err(Error::because(
-                errno,
-                format!("map_ifindex {ifindex}: {why}"),
-            ))
-        };
-        let type_refused = || {
-            Error::because(
-                Errno::EINVAL,
-                format!("map_type {}: this type cannot be offloaded", spec.map_type),
-            )
-        };
-        // Held while the device works, like `bpf_devs_lock`: the device cannot go meanwhile.
-        let mut state = self.state();
-        let netdev = state
-            .by_index
-            .get_mut(&ifindex)
-            .filter(|netdev| netdev.netns == caller.netns);
-        let device = netdev.as_ref().and_then(|netdev| match &netdev.offload {
-            Offload::Device(device) => Some(Arc::clone(device)),
-            _ => None,
-        });
-        let rules = device
-            .as_ref()
-            .map(|device| device.rules())
-            .unwrap_or_default();
-        if !rules.admits(spec.map_type) {
-            return Err(type_refused());
-        }
-        let Some(netdev) = netdev else {
-            return refused(
+        let refused =
+            |errno, why: &str| Error::because(errno, format!("map_ifindex {ifindex}: {why}"));
+        let missing = || {
+            refused(
                 Errno::EINVAL,
                 "the caller's namespace has no such interface",
-            );
+            )
         };
-        let device = match (&netdev.offload, device) {
-            (_, Some(device)) => device,
-            (Offload::NotRegistered, None) => {
-                return refused(
+        let state = self.state();
+        let netdev = state
+            .by_index
+            .get(&ifindex)
+            .filter(|netdev| netdev.netns == caller.netns)
+            .map(|netdev| (netdev.offload.clone(), Arc::clone(&netdev.allocs)));
+        // Ends when this function does: removal waits for that.
+        let _running = netdev
+            .as_ref()
+            .map(|(_, allocs)| allocs.read().unwrap_or_else(PoisonError::into_inner));
+        drop(state);
+
+        let rules = match &netdev {
+            Some((Offload::Device(device), _)) => device.rules(),
+            _ => OffloadRules::default(),
+        };
+        if !rules.admits(spec.map_type) {
+            return Err(Error::because(
+                Errno::EINVAL,
+                format!("map_type {}: this type cannot be offloaded", spec.map_type),
+            ));
+        }
+        let device = match netdev.as_ref().map(|(offload, _)| offload) {
+            None => return Err(missing()),
+            Some(Offload::Device(device)) => device,
+            Some(Offload::NotRegistered) => {
+                return Err(refused(
                     Errno::EINVAL,
                     "the interface's driver has not registered it for offload",
-                );
+                ));
             }
-            (_, None) => return refused(Errno::EOPNOTSUPP, "the interface cannot offload"),
+            Some(Offload::None) => {
+                return Err(refused(Errno::EOPNOTSUPP, "the interface cannot offload"));
+            }
         };
-        let map = Arc::new(OffloadMap::new(
-            Attached {
-                ifindex,
-                netns: netdev.netns,
-                on_device: device.map_alloc(spec)?,
-            },
-            rules,
-        ));
+        let on_device = device.map_alloc(spec)?;
+
+        let mut state = self.state();
+        let Some(netdev) = state.by_index.get_mut(&ifindex) else {
+            drop(state);
+            frees.run(move || on_device.free());
+            return Err(missing());
+        };
+        let attached = Attached {
+            ifindex,
+            netns: netdev.netns,
+        };
+        let map = Arc::new(OffloadMap::new(on_device, attached, rules));
         if netdev.maps.len() == netdev.maps.capacity() {
             netdev.maps.retain(|map| map.strong_count() != 0);
         }
@@ -219,7 +234,7 @@ impl System {
     /// and every later data operation gives ENODEV. Operations in progress end first. ENODEV
     /// when there is no such interface.
     pub fn unregister_netdev(&self, ifindex: IfIndex) -> Result<()> {
-        let orphans = {
+        let removed = {
             let mut state = self.netdevs.state();
             let netdev = state.by_index.remove(&ifindex.0).ok_or_else(|| {
                 Error::because(
@@ -233,18 +248,23 @@ impl System {
             let sibling = state.by_index.iter_mut().rev().find(|(_, other)| {
                 matches!(&other.offload, Offload::Device(theirs) if Arc::ptr_eq(theirs, device))
             });
-            if let Some((&index, sibling)) = sibling {
+            if let Some((&ifindex, sibling)) = sibling {
+                let netns = sibling.netns;
                 for map in netdev.maps {
                     if let Some(live) = map.upgrade() {
-                        live.move_to(index, sibling.netns);
+                        live.move_to(Attached { ifindex, netns });
                         sibling.maps.push(map);
                     }
                 }
                 return Ok(());
             }
-            let live = netdev.maps.iter().filter_map(Weak::upgrade);
-            live.filter_map(|map| map.orphan()).collect::<Vec<_>>()
+            netdev
         };
+        // What still runs on the device ends before this goes on, with no lock held that
+        // others need.
+        drop(removed.allocs.write());
+        let live = removed.maps.iter().filter_map(Weak::upgrade);
+        let orphans: Vec<_> = live.filter_map(|map| map.orphan()).collect();
         self.shared.frees.run(move || {
             for map in orphans {
                 map.free();

@@ -114,9 +114,27 @@ pub struct Disagreement {
     pub host: String,
     /// What the device's map answered.
     pub device: String,
+    /// How many more there were of this kind: the same operation and the same two answers, on
+    /// other keys and with other bytes.
+    pub alike: u64,
 }
 
-/// How many [`Disagreement`]s are kept; the others are only counted.
+impl Disagreement {
+    /// Whether `other` is of this kind.
+    pub(crate) fn is_like(&self, operation: &str, host: &str, device: &str) -> bool {
+        // Counts, keys and values are written in lower-case hexadecimal, which error numbers
+        // are not.
+        fn words(text: &str) -> impl Iterator<Item = char> {
+            let data = |c: &char| matches!(c, '0'..='9' | 'a'..='f' | '…');
+            text.chars().filter(move |c| !data(c))
+        }
+        self.operation == operation
+            && words(&self.host).eq(words(host))
+            && words(&self.device).eq(words(device))
+    }
+}
+
+/// How many kinds of [`Disagreement`] are kept; further ones are only counted.
 pub const KEPT_DISAGREEMENTS: usize = 16;
 
 /// What a run found.
@@ -130,7 +148,7 @@ pub struct Outcome {
     pub filled_entries: u32,
     /// They are all that it can hold.
     pub filled_to_the_brim: bool,
-    /// The first of the disagreements.
+    /// The first disagreement of each kind.
     pub disagreements: Vec<Disagreement>,
     /// All of them.
     pub disagreements_total: u64,

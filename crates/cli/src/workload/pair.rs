@@ -72,13 +72,20 @@ impl<'a> Pair<'a> {
     /// Records a difference.
     pub(super) fn differ(&mut self, operation: &str, key: &[u8], host: String, device: String) {
         self.outcome.disagreements_total += 1;
-        if self.outcome.disagreements.len() < KEPT_DISAGREEMENTS {
+        let kept = &mut self.outcome.disagreements;
+        if let Some(first) = kept
+            .iter_mut()
+            .find(|d| d.is_like(operation, &host, &device))
+        {
+            first.alike += 1;
+        } else if self.outcome.disagreements.len() < KEPT_DISAGREEMENTS {
             self.outcome.disagreements.push(Disagreement {
                 at: self.outcome.operations,
                 operation: operation.to_owned(),
                 key: hex(key),
                 host,
                 device,
+                alike: 0,
             });
         }
     }
@@ -312,13 +319,20 @@ fn walk(map: &dyn MapAccess, shape: &Shape, chunk: u32, delete: bool, limit: u64
         end: String::new(),
     };
     let mut room = chunk.max(1);
-    let mut cursor = None;
+    let (mut token, mut next) = (None::<Vec<u8>>, vec![0; map.token_bytes()]);
     let mut idle = 0;
     let (mut keys, mut values) = (Vec::new(), Vec::new());
     loop {
         keys.resize(room as usize * shape.key_size, 0);
         values.resize(room as usize * shape.value_bytes, 0);
-        let batch = map.walk_batch(cursor, &mut keys, &mut values, room, delete);
+        let batch = map.walk_batch(
+            token.as_deref(),
+            &mut next,
+            &mut keys,
+            &mut values,
+            room,
+            delete,
+        );
         if batch.count > room {
             walk.end = format!("{} entries where {room} fit", batch.count);
             return walk;
@@ -351,7 +365,7 @@ fn walk(map: &dyn MapAccess, shape: &Shape, chunk: u32, delete: bool, limit: u64
                 return walk;
             }
         }
-        cursor = Some(batch.cursor);
+        token.get_or_insert_default().clone_from(&next);
     }
 }
 

@@ -124,6 +124,7 @@ fn alternate(
             key: String::new(),
             host,
             device,
+            alike: 0,
         }
     };
     let sides = [(host, true), (device, false)];

@@ -1,0 +1,223 @@
+//! The command itself: what it prints where, and how it ends.
+
+#[path = "support/mod.rs"]
+mod support;
+
+use serde_json::Value;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+fn offmap(args: &[&str]) -> Output {
+    command(args).output().expect("the command starts")
+}
+
+fn command(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_offmap"));
+    command.args(args).env("COLUMNS", "80");
+    command
+}
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).expect("UTF-8")
+}
+
+#[test]
+fn help_and_version() {
+    let version = offmap(&["--version"]);
+    let expected = format!("offmap {}\n", env!("CARGO_PKG_VERSION"));
+    assert_eq!(text(&version.stdout), expected);
+    let help = offmap(&["--help"]);
+    assert!(text(&help.stdout).contains("demo"));
+    let demo = offmap(&["demo", "--help"]);
+    let said = text(&demo.stdout).split_whitespace().collect::<Vec<_>>();
+    let said = said.join(" ");
+    for fact in [
+        "--object <FILE.o>",
+        "--json",
+        "--seed <N>",
+        "--operations <N>",
+        "--device <KIND>",
+        "Exit status:",
+        "64 MiB and 1,024 maps",
+        "1,048,576 entries or 128 MiB",
+        "4 GiB",
+    ] {
+        assert!(said.contains(fact), "no {fact:?} in {said}");
+    }
+    for out in [version, help, demo] {
+        assert_eq!(out.status.code(), Some(0));
+        assert!(out.stderr.is_empty());
+    }
+}
+
+#[test]
+fn a_wrong_command_line_is_status_2() {
+    for args in [
+        &[][..],
+        &["demo", "--device", "real"],
+        &["demo", "--operations", "-1"],
+        &["demo", "extra"],
+        &["undo"],
+    ] {
+        let out = offmap(args);
+        assert_eq!(out.status.code(), Some(2), "{args:?}");
+        assert!(out.stdout.is_empty(), "{args:?}");
+        assert!(!out.stderr.is_empty(), "{args:?}");
+    }
+}
+
+/// One document, and what holds for every one in which nothing differed.
+fn document(args: &[&str]) -> Value {
+    let out = offmap(args);
+    assert_eq!(out.status.code(), Some(0), "{}", text(&out.stderr));
+    assert!(out.stderr.is_empty(), "no progress bar off a terminal");
+    // `from_slice` fails on anything after the document.
+    let json: Value = serde_json::from_slice(&out.stdout).expect("one document");
+    assert_eq!(json["agree"], true);
+    assert_eq!(json["version"], env!("CARGO_PKG_VERSION"));
+    assert!(json["possible_cpus"].as_u64() >= Some(1));
+    let maps = json["maps"].as_array().expect("maps");
+    assert_eq!(json["maps_total"].as_u64(), Some(maps.len() as u64));
+    let sum = |key: &str| -> u64 { maps.iter().filter_map(|map| map[key].as_u64()).sum() };
+    assert_eq!(json["operations"].as_u64(), Some(sum("operations")));
+    let offloaded = maps.iter().filter(|map| map["offloaded"] == true).count();
+    assert_eq!(json["maps_offloaded"].as_u64(), Some(offloaded as u64));
+    assert_eq!(sum("disagreements_total"), 0);
+    for map in maps {
+        let answers = map["answers"].as_object().expect("answers");
+        assert_eq!(map["offloaded"] == true, !answers.is_empty(), "{map}");
+        assert_eq!(map["offloaded"] == true, map["reason"].is_null(), "{map}");
+        assert_eq!(
+            map["offloaded"] == true,
+            map["device_bytes"].as_u64() > Some(0),
+            "{map}"
+        );
+        assert!(map["filled_entries"].as_u64() <= map["max_entries"].as_u64());
+        for key in ["name", "type", "key_size", "value_size", "map_flags"] {
+            assert!(!map[key].is_null(), "no {key} in {map}");
+        }
+    }
+    json
+}
+
+#[test]
+fn json_is_one_document_and_both_devices_agree() {
+    let args = ["demo", "--json", "--operations", "500", "--seed", "9"];
+    let inline = document(&args);
+    assert_eq!(inline["maps_total"], 6);
+    assert_eq!(inline["maps_offloaded"], 6);
+    assert_eq!(inline["seed"], 9);
+    let threaded = document(&[&args[..], &["--device", "threaded"]].concat());
+    // The same calls, with the same answers.
+    for (one, other) in std::iter::zip(
+        inline["maps"].as_array().unwrap(),
+        threaded["maps"].as_array().unwrap(),
+    ) {
+        for key in ["name", "operations", "answers", "device_bytes"] {
+            assert_eq!(one[key], other[key], "{key}");
+        }
+    }
+}
+
+#[test]
+fn the_text_fits_80_columns() {
+    let out = offmap(&["demo", "--operations", "500"]);
+    assert_eq!(out.status.code(), Some(0));
+    let text = text(&out.stdout);
+    for line in text.lines() {
+        assert!(line.chars().count() <= 80, "{line:?}");
+        assert_eq!(line, line.trim_end(), "trailing space");
+    }
+    assert!(text.contains("\n\nKeys and values in bytes."), "{text}");
+    assert!(text.contains("lookup ns"), "{text}");
+    assert!(text.contains("agreed on the result and errno"), "{text}");
+}
+
+fn write(name: &str, bytes: &[u8]) -> PathBuf {
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    std::fs::write(&path, bytes).expect("a file in the target folder");
+    path
+}
+
+#[test]
+fn a_bad_object_is_one_sentence_and_status_2() {
+    let patched = |at: usize, to: &[u8]| {
+        let mut bytes = support::DEMO.to_vec();
+        bytes[at..at + to.len()].copy_from_slice(to);
+        bytes
+    };
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let cases = [
+        (folder.join("missing.o"), "cannot be read"),
+        (folder.to_owned(), "cannot be read"),
+        (write("text.o", b"not an object\n"), "not an ELF file"),
+        (write("empty.o", b""), "not an ELF file"),
+        (write("header.o", &support::DEMO[..40]), "cut short"),
+        (
+            write("half.o", &support::DEMO[..support::DEMO.len() / 2]),
+            "cut short",
+        ),
+        (write("32.o", &patched(4, &[1])), "64-bit"),
+        (write("big.o", &patched(5, &[2])), "little-endian"),
+        (write("x86.o", &patched(18, &[62, 0])), "machine 62"),
+    ];
+    for (path, why) in cases {
+        let path = path.to_str().expect("UTF-8");
+        for json in [&[][..], &["--json"]] {
+            let out = offmap(&[&["demo", "--object", path], json].concat());
+            let said = text(&out.stderr);
+            assert_eq!(out.status.code(), Some(2), "{path}: {said}");
+            assert!(out.stdout.is_empty(), "{path}");
+            assert!(
+                said.starts_with("offmap: ") && said.contains(path),
+                "{said}"
+            );
+            assert!(said.contains(why), "{why:?} is not said: {said}");
+            assert_eq!(said.lines().count(), 1, "{said}");
+        }
+    }
+}
+
+#[test]
+fn a_map_that_this_version_lacks_is_said_to_be_lacking() {
+    // One map of type 17, with key, value and entries of 4.
+    let mut btf = support::BtfBuilder::new();
+    let int = btf.int(4);
+    let (kind, four) = (btf.uint(int, 17), btf.uint(int, 4));
+    let map = btf.structure(&[
+        ("type", kind),
+        ("key_size", four),
+        ("value_size", four),
+        ("max_entries", four),
+    ]);
+    let var = btf.var("xsks", map);
+    btf.datasec(".maps", &[var]);
+    let object = support::object(&btf.finish(), 32, &[("xsks", 0)]);
+    let path = write("xsk.o", &object);
+    let out = offmap(&["demo", "--object", path.to_str().expect("UTF-8")]);
+    let said = text(&out.stdout).split_whitespace().collect::<Vec<_>>();
+    let said = said.join(" ");
+    assert!(said.contains("was not offloaded"), "{said}");
+    assert!(
+        said.contains("this version's map layer has no maps of type xskmap."),
+        "{said}"
+    );
+    assert_eq!(out.status.code(), Some(0), "nothing differed");
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_failure() {
+    for json in [&[][..], &["--json"]] {
+        let mut child = command(&[&["demo", "--operations", "100"], json].concat())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the command starts");
+        drop(child.stdout.take());
+        let stderr = BufReader::new(child.stderr.take().expect("stderr"));
+        let said: Vec<String> = stderr.lines().map(|line| line.expect("UTF-8")).collect();
+        assert_eq!(child.wait().expect("it ends").code(), Some(0), "{said:?}");
+        assert!(said.is_empty(), "{said:?}");
+    }
+}
