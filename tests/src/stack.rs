@@ -163,16 +163,21 @@ impl Subject for StackMap {
         elem_flags: u64,
         delete: bool,
     ) -> Walked {
+        // Every type under test has tokens of 4 bytes; like the kernel's, one that the call does
+        // not write stays as it was.
+        let from = cursor.map(u32::to_ne_bytes);
+        let from = from.as_ref().map(<[u8; 4]>::as_slice);
+        let mut to = cursor.unwrap_or(0).to_ne_bytes();
         let outcome = if delete {
             self.file
-                .lookup_and_delete_batch(cursor, keys, values, count, elem_flags, 0)
+                .lookup_and_delete_batch(from, &mut to, keys, values, count, elem_flags, 0)
         } else {
             self.file
-                .lookup_batch(cursor, keys, values, count, elem_flags, 0)
+                .lookup_batch(from, &mut to, keys, values, count, elem_flags, 0)
         };
         Walked {
             count: outcome.count,
-            cursor: outcome.cursor,
+            cursor: u32::from_ne_bytes(to),
             result: answered(outcome.result),
         }
     }

@@ -69,10 +69,11 @@ fn round(
         assert_eq!(done.count, BATCH);
     });
     measured("batch walk", &mut |b| {
-        let mut cursor = None;
+        let (mut token, mut next) = (None, [0; 4]);
         for _ in 0..ENTRIES {
-            let w = map.lookup_batch(cursor, &mut b.keys, &mut b.values, BATCH, 0, 0);
-            cursor = Some(w.cursor);
+            let from = token.as_ref().map(<[u8; 4]>::as_slice);
+            let w = map.lookup_batch(from, &mut next, &mut b.keys, &mut b.values, BATCH, 0, 0);
+            token = Some(next);
             if w.result.is_err() {
                 break;
             }

@@ -172,7 +172,7 @@ fn corrupt<F: Function>(name: &str, make: impl Fn(DeviceConfig) -> Arc<F>) {
                 3 => map.get_next_key(Some(&key), &mut [0; 4]),
                 4 => map.lookup_and_delete(&key, &mut value, 0),
                 5 => {
-                    map.lookup_batch(None, &mut keys, &mut values, 64, 0, 0)
+                    map.lookup_batch(None, &mut [0; 4], &mut keys, &mut values, 64, 0, 0)
                         .result
                 }
                 _ => map.update_batch(&keys, &values, 64, 0, 0).result,

@@ -1,4 +1,5 @@
-//! The ordering rules of `docs/abi.md` §10 under loom: each rule holds in every interleaving
+//! The ordering rules of `docs/abi.md` §10, and those of the host's hash map, under loom: each
+//! rule holds in every interleaving
 //! and with every value that a load may see, and each has a weakened form that loom catches,
 //! so that no fence or ordering in the rules is there for show.
 //!
@@ -6,7 +7,7 @@
 //! keep them is tried on the real code by the conformance and stress tests.
 
 use loom::sync::Arc;
-use loom::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
+use loom::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
 use loom::sync::atomic::{AtomicU64, Ordering, fence};
 use loom::thread;
 use offmap_abi::notify::EventWord;
@@ -198,4 +199,65 @@ fn effect(completion: Ordering) {
 fn c1_c2_a_completion_comes_last() {
     loom::model(|| effect(Release));
     assert!(breaks(|| effect(Relaxed)));
+}
+
+/// The host's hash map (`crates/bpf/src/map/host_hash.rs`): one thread deletes an element of
+/// bucket A, another takes the freed slot for bucket B, a third reads A's chain and strays
+/// into the slot. It must not believe what it read there.
+fn stray(after_pop: bool) {
+    /// Bits 0 to 7: the slot that the chain begins with; bit 8: locked; from bit 9: version.
+    const FULL: u64 = 1;
+    const LOCKED: u64 = 1 << 8;
+    const EMPTIED: u64 = 1 << 9;
+    const OLD_KEY: u64 = 1;
+    const NEW_KEY: u64 = 2;
+    let bucket = Arc::new(AtomicU64::new(FULL));
+    let stack = Arc::new(AtomicU64::new(0));
+    let key = Arc::new(AtomicU64::new(OLD_KEY));
+    let deleter = {
+        let (bucket, stack) = (Arc::clone(&bucket), Arc::clone(&stack));
+        thread::spawn(move || {
+            let locked = bucket.compare_exchange(FULL, FULL | LOCKED, Acquire, Relaxed);
+            locked.unwrap();
+            fence(Release);
+            stack.compare_exchange(0, 1, Release, Relaxed).unwrap();
+            bucket.store(EMPTIED, Release);
+        })
+    };
+    let inserter = {
+        let (stack, key) = (Arc::clone(&stack), Arc::clone(&key));
+        thread::spawn(move || {
+            // It has locked bucket B, which nobody else looks at.
+            fence(Release);
+            if stack.compare_exchange(1, 0, AcqRel, Acquire).is_ok() {
+                if after_pop {
+                    fence(Release);
+                }
+                key.store(NEW_KEY, Relaxed);
+            }
+        })
+    };
+    let word = bucket.load(Acquire);
+    if word == FULL {
+        let read = key.load(Relaxed);
+        fence(Acquire);
+        if bucket.load(Relaxed) == word {
+            assert_eq!(
+                read, OLD_KEY,
+                "another bucket's element, taken for this one's"
+            );
+        }
+    }
+    deleter.join().unwrap();
+    inserter.join().unwrap();
+}
+
+#[test]
+fn host_hash_a_strayed_reader_notices() {
+    loom::model(|| stray(true));
+}
+
+#[test]
+fn host_hash_needs_the_fence_after_the_pop() {
+    assert!(breaks(|| stray(false)));
 }

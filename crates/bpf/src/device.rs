@@ -7,6 +7,7 @@
 use crate::errno::Errno;
 use crate::error::{Error, Result};
 use crate::uapi::{BPF_OBJ_NAME_LEN, MapFlags, MapType};
+use bitflags::bitflags;
 use std::sync::Arc;
 
 /// A map that a device is asked to hold.
@@ -43,14 +44,33 @@ impl MapSpec {
     }
 }
 
+bitflags! {
+    /// Commands that the kernel's `bpf_map_offload_ops` lack, so that they fail with 524 on
+    /// every offloaded map, unless the device's profile lifts that.
+    #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+    pub struct OffloadCommands: u8 {
+        /// BPF_MAP_LOOKUP_AND_DELETE_ELEM.
+        const LOOKUP_AND_DELETE = 1 << 0;
+        /// BPF_MAP_LOOKUP_BATCH, and [`OffloadedMap::lookup_many`] in one request.
+        const LOOKUP_BATCH = 1 << 1;
+        /// BPF_MAP_LOOKUP_AND_DELETE_BATCH.
+        const LOOKUP_AND_DELETE_BATCH = 1 << 2;
+        /// BPF_MAP_UPDATE_BATCH.
+        const UPDATE_BATCH = 1 << 3;
+        /// BPF_MAP_DELETE_BATCH.
+        const DELETE_BATCH = 1 << 4;
+    }
+}
+
 /// What of the core's own offload rules a device's profile lifts. A strict profile lifts
 /// nothing and behaves as the kernel with that driver.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct OffloadRules {
     /// Map types beyond HASH and ARRAY that may be offloaded: bit `n` for type `n`.
     pub more_map_types: u64,
-    /// The batch commands and LOOKUP_AND_DELETE reach the device, instead of failing with 524.
-    pub batch: bool,
+    /// Commands that reach the device, instead of failing with 524; of these, each map has
+    /// those that its type has on the host.
+    pub commands: OffloadCommands,
 }
 
 impl OffloadRules {
@@ -78,11 +98,8 @@ pub trait OffloadDevice: Send + Sync {
 pub struct BatchOutcome {
     /// Elements done.
     pub count: u32,
-    /// For the walking operations: where the next call goes on.
-    pub cursor: u32,
     /// The kernel's result: for a walk, ENOENT with a valid count at the end of the map, and
-    /// ENOSPC with count 0 and the bucket as cursor when the next one that holds anything
-    /// does not fit.
+    /// ENOSPC with count 0 when the next bucket that holds anything does not fit.
     pub result: Result<()>,
 }
 
@@ -91,7 +108,6 @@ impl BatchOutcome {
     pub fn failed(error: Error) -> Self {
         Self {
             count: 0,
-            cursor: 0,
             result: Err(error),
         }
     }
@@ -147,11 +163,16 @@ pub trait OffloadedMap: Send + Sync {
     }
 
     /// BPF_MAP_LOOKUP_BATCH, and BPF_MAP_LOOKUP_AND_DELETE_BATCH when `delete` is set: walks
-    /// the map from `cursor` (`None`: its start). For hash types the cursor counts buckets
-    /// and only whole buckets are returned; for arrays it is the last key returned.
+    /// the map from the token `in_batch` on (`None`: its start) and leaves the next call's
+    /// token in `out_batch`. Both have the length of [`crate::MapFile::token_bytes`].
+    ///
+    /// For hash types the token is a bucket, a `u32` in native byte order; only whole buckets
+    /// are returned, and the token is written in every case but a token past the last bucket.
+    /// For other types it is the last key returned, written when the count is not 0.
     fn walk_batch(
         &self,
-        _cursor: Option<u32>,
+        _in_batch: Option<&[u8]>,
+        _out_batch: &mut [u8],
         _keys: &mut [u8],
         _values: &mut [u8],
         _count: u32,

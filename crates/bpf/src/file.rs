@@ -1,11 +1,11 @@
 //! The open file of a map, and the commands on it.
 
 use crate::caller::NetNs;
-use crate::device::BatchOutcome;
+use crate::device::{BatchOutcome, OffloadCommands};
 use crate::errno::Errno;
 use crate::error::{Error, Result};
 use crate::map::Map;
-use crate::map::ops::{BatchOps, MapOps, NO_SUCH_OPERATION};
+use crate::map::ops::{MapOps, NO_SUCH_OPERATION};
 use crate::uapi::{BPF_EXIST, BPF_F_LOCK, BPF_OBJ_NAME_LEN, MapFlags, MapType};
 use bitflags::bitflags;
 use std::fmt;
@@ -140,6 +140,14 @@ impl MapFile {
         self.map.read_mostly.user_value_bytes
     }
 
+    /// Bytes of the token with which a batch walk goes on: 4 for hash types, whose token is a
+    /// bucket as `u32` in native byte order, and the key size for types whose token is the last
+    /// key returned.
+    #[inline]
+    pub fn token_bytes(&self) -> usize {
+        self.map.read_mostly.token_bytes as usize
+    }
+
     /// Entries that the map can hold.
     pub fn max_entries(&self) -> u32 {
         self.map.read_mostly.max_entries
@@ -251,6 +259,10 @@ impl MapFile {
         if flags != 0 {
             return Err(NO_LOCK);
         }
+        let commands = self.map.read_mostly.commands;
+        if !commands.contains(OffloadCommands::LOOKUP_AND_DELETE) {
+            return Err(NO_SUCH_OPERATION);
+        }
         self.ops().lookup_and_delete(key, value, flags)
     }
 
@@ -284,9 +296,13 @@ impl MapFile {
     ) -> BatchOutcome {
         let _ = flags;
         let lengths = self.check_arrays(keys.len(), Some(values.len()), count as usize);
-        self.batch(BatchOps::UPDATE, lengths, count, (elem_flags, 0), |ops| {
-            ops.update_batch(keys, values, count, elem_flags, self.sizes())
-        })
+        self.batch(
+            OffloadCommands::UPDATE_BATCH,
+            lengths,
+            count,
+            (elem_flags, 0),
+            |ops| ops.update_batch(keys, values, count, elem_flags, self.sizes()),
+        )
     }
 
     /// BPF_MAP_DELETE_BATCH: removes `count` keys; stops at the first failure, with the count
@@ -300,20 +316,29 @@ impl MapFile {
     ) -> BatchOutcome {
         let _ = flags;
         let lengths = self.check_arrays(keys.len(), None, count as usize);
-        self.batch(BatchOps::DELETE, lengths, count, (elem_flags, 0), |ops| {
-            ops.delete_batch(keys, count, self.key_size())
-        })
+        self.batch(
+            OffloadCommands::DELETE_BATCH,
+            lengths,
+            count,
+            (elem_flags, 0),
+            |ops| ops.delete_batch(keys, count, self.key_size()),
+        )
     }
 
-    /// BPF_MAP_LOOKUP_BATCH: copies up to `count` elements, from `in_batch` on (`None`: from
-    /// the start); the outcome's cursor is the kernel's `out_batch`.
+    /// BPF_MAP_LOOKUP_BATCH: copies up to `count` elements, from the token `in_batch` on
+    /// (`None`: from the start), and leaves the token for the next call in `out_batch`. Both
+    /// are of [`MapFile::token_bytes`].
     ///
     /// For hash types the token is a bucket and only whole buckets are returned: ENOSPC with
-    /// count 0 when the first does not fit. For arrays it is the last key returned. ENOENT
-    /// with a valid count at the end.
+    /// count 0 when the first does not fit. `out_batch` is written with those two results as
+    /// with success; ENOENT for a token past the last bucket leaves it. For arrays the token is
+    /// the last key returned, written when the count is not 0. ENOENT with a valid count at
+    /// the end. A `count` of 0 does nothing.
+    #[expect(clippy::too_many_arguments, reason = "the fields of bpf_attr.batch")]
     pub fn lookup_batch(
         &self,
-        in_batch: Option<u32>,
+        in_batch: Option<&[u8]>,
+        out_batch: &mut [u8],
         keys: &mut [u8],
         values: &mut [u8],
         count: u32,
@@ -321,8 +346,8 @@ impl MapFile {
         flags: u64,
     ) -> BatchOutcome {
         self.walk(
-            BatchOps::LOOKUP,
-            in_batch,
+            OffloadCommands::LOOKUP_BATCH,
+            (in_batch, out_batch),
             keys,
             values,
             count,
@@ -332,9 +357,11 @@ impl MapFile {
 
     /// BPF_MAP_LOOKUP_AND_DELETE_BATCH: as [`MapFile::lookup_batch`], and removes what it
     /// returns.
+    #[expect(clippy::too_many_arguments, reason = "the fields of bpf_attr.batch")]
     pub fn lookup_and_delete_batch(
         &self,
-        in_batch: Option<u32>,
+        in_batch: Option<&[u8]>,
+        out_batch: &mut [u8],
         keys: &mut [u8],
         values: &mut [u8],
         count: u32,
@@ -342,8 +369,8 @@ impl MapFile {
         flags: u64,
     ) -> BatchOutcome {
         self.walk(
-            BatchOps::LOOKUP_AND_DELETE,
-            in_batch,
+            OffloadCommands::LOOKUP_AND_DELETE_BATCH,
+            (in_batch, out_batch),
             keys,
             values,
             count,
@@ -353,17 +380,25 @@ impl MapFile {
 
     fn walk(
         &self,
-        command: BatchOps,
-        in_batch: Option<u32>,
+        command: OffloadCommands,
+        tokens: (Option<&[u8]>, &mut [u8]),
         keys: &mut [u8],
         values: &mut [u8],
         count: u32,
         flags: (u64, u64),
     ) -> BatchOutcome {
-        let lengths = self.check_arrays(keys.len(), Some(values.len()), count as usize);
-        let delete = command == BatchOps::LOOKUP_AND_DELETE;
+        let (in_batch, out_batch) = tokens;
+        let lengths = self
+            .check_arrays(keys.len(), Some(values.len()), count as usize)
+            .and_then(|()| {
+                if let Some(token) = in_batch {
+                    check_length("in_batch", token.len(), self.token_bytes())?;
+                }
+                check_length("out_batch", out_batch.len(), self.token_bytes())
+            });
+        let delete = command == OffloadCommands::LOOKUP_AND_DELETE_BATCH;
         self.batch(command, lengths, count, flags, |ops| {
-            ops.walk_batch(in_batch, keys, values, count, delete)
+            ops.walk_batch(in_batch, out_batch, keys, values, count, delete)
         })
     }
 
@@ -371,14 +406,15 @@ impl MapFile {
     /// attribute's `elem_flags` and `flags`.
     fn batch(
         &self,
-        command: BatchOps,
+        command: OffloadCommands,
         lengths: Result<()>,
         count: u32,
         flags: (u64, u64),
         operation: impl FnOnce(&dyn MapOps) -> BatchOutcome,
     ) -> BatchOutcome {
-        let reads = command.intersects(BatchOps::LOOKUP | BatchOps::LOOKUP_AND_DELETE);
-        let writes = command != BatchOps::LOOKUP;
+        let reads = command
+            .intersects(OffloadCommands::LOOKUP_BATCH | OffloadCommands::LOOKUP_AND_DELETE_BATCH);
+        let writes = command != OffloadCommands::LOOKUP_BATCH;
         let permitted = lengths.and_then(|()| {
             if reads {
                 self.readable()?;
@@ -399,7 +435,6 @@ impl MapFile {
         if count == 0 {
             return BatchOutcome {
                 count: 0,
-                cursor: 0,
                 result: Ok(()),
             };
         }
@@ -458,8 +493,8 @@ impl MapFile {
         }
     }
 
-    fn check_batch(&self, command: BatchOps, elem_flags: u64, flags: u64) -> Result<()> {
-        if !self.map.read_mostly.batch_ops.contains(command) {
+    fn check_batch(&self, command: OffloadCommands, elem_flags: u64, flags: u64) -> Result<()> {
+        if !self.map.read_mostly.commands.contains(command) {
             return Err(NO_SUCH_OPERATION);
         }
         if elem_flags & !BPF_F_LOCK != 0 {

@@ -91,7 +91,8 @@ fn the_brim_is_exact() {
         });
         assert_eq!(stored.load(Relaxed), MAX);
         let (mut keys, mut values) = ([0; 4 * MAX as usize], [0; 8 * MAX as usize]);
-        let all = file.lookup_and_delete_batch(None, &mut keys, &mut values, MAX, 0, 0);
+        let all =
+            file.lookup_and_delete_batch(None, &mut [0; 4], &mut keys, &mut values, MAX, 0, 0);
         assert_eq!(all.count, MAX);
     }
 }

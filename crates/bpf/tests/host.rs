@@ -60,7 +60,7 @@ fn descriptors_and_modes_come_first() {
     assert_eq!(error.errno(), Errno::EFAULT);
     assert!(error.reason().contains('3') && error.reason().contains('4'));
     assert_eq!(errno(system.lookup(wo, &k, &mut v[..7], 0)), Errno::EFAULT);
-    let short = system.lookup_batch(wo, None, &mut [0; 8], &mut [0; 8], 2, 9, 9);
+    let short = system.lookup_batch(wo, None, &mut [0; 4], &mut [0; 8], &mut [0; 8], 2, 9, 9);
     assert_eq!(errno(short.result), Errno::EFAULT);
 }
 
@@ -167,6 +167,9 @@ fn array_table_of_the_contract() {
     }
 }
 
+/// What a call finds in `out_batch`.
+const UNTOUCHED: &[u8; 4] = b"\xa5\x5a\xa5\x5a";
+
 #[test]
 fn array_batches() {
     let system = system();
@@ -174,12 +177,16 @@ fn array_batches() {
     let keys: Vec<u8> = [1, 9, 2].into_iter().flat_map(key).collect();
     let outcome = system.update_batch(fd, &keys, &[5; 24], 3, 0, 1);
     assert_eq!((outcome.count, errno(outcome.result)), (1, Errno::E2BIG));
-    let walk = |token, count: u32| {
+    let walk = |token: Option<u32>, count: u32| {
+        let token = token.map(u32::to_ne_bytes);
+        let token = token.as_ref().map(<[u8; 4]>::as_slice);
+        let mut next = *UNTOUCHED;
         let (mut keys, mut values) = (vec![0; 4 * count as usize], vec![0; 8 * count as usize]);
-        let outcome = system.lookup_batch(fd, token, &mut keys, &mut values, count, 0, 1);
+        let outcome =
+            system.lookup_batch(fd, token, &mut next, &mut keys, &mut values, count, 0, 1);
         (
             outcome.count,
-            outcome.cursor,
+            u32::from_ne_bytes(next),
             outcome.result.err().map(|e| e.errno()),
             keys,
         )
@@ -190,9 +197,11 @@ fn array_batches() {
     assert_eq!(walk(Some(99), 1), (1, 0, None, key(0).to_vec()));
     let (count, token, error, _) = walk(Some(2), 4);
     assert_eq!((count, token, error), (1, 3, Some(Errno::ENOENT)));
-    let (count, _, error, _) = walk(Some(3), 4);
-    assert_eq!((count, error), (0, Some(Errno::ENOENT)));
-    assert_eq!(walk(None, 0), (0, 0, None, vec![]));
+    // A call that returns nothing leaves the caller's token.
+    let untouched = u32::from_ne_bytes(*UNTOUCHED);
+    let (count, token, error, _) = walk(Some(3), 4);
+    assert_eq!((count, token, error), (0, untouched, Some(Errno::ENOENT)));
+    assert_eq!(walk(None, 0), (0, untouched, None, vec![]));
 }
 
 #[test]
@@ -208,22 +217,36 @@ fn hash_batches_return_whole_buckets() {
             system.update(fd, &key(n), &vec![n as u8; size], 0).unwrap();
             expected.insert(key(n));
         }
-        let flags = system.lookup_batch(fd, None, &mut [], &mut [], 0, 0, 1);
+        let flags = system.lookup_batch(fd, None, &mut [0; 4], &mut [], &mut [], 0, 0, 1);
         assert_eq!(errno(flags.result), Errno::EINVAL);
         let (mut keys, mut values) = ([0; 4], vec![0; size]);
-        let past = system.lookup_batch(fd, Some(256), &mut keys, &mut values, 1, 0, 0);
+        let (past, mut next) = (256_u32.to_ne_bytes(), *UNTOUCHED);
+        let past = system.lookup_batch(fd, Some(&past), &mut next, &mut keys, &mut values, 1, 0, 0);
         assert_eq!((past.count, errno(past.result)), (0, Errno::ENOENT));
+        assert_eq!(next, *UNTOUCHED);
+        for length in [0, 3, 5] {
+            let token = vec![0; length];
+            let (k, v) = (&mut keys, &mut values);
+            let taken = system.lookup_batch(fd, Some(&token), &mut next, k, v, 1, 0, 0);
+            assert_eq!(errno(taken.result), Errno::EFAULT);
+            let given = system.lookup_batch(fd, None, &mut token.clone(), k, v, 1, 0, 0);
+            assert_eq!(errno(given.result), Errno::EFAULT);
+        }
         for delete in [false, true] {
-            let (mut token, mut seen, mut too_small) = (None, BTreeSet::new(), 0);
+            let (mut token, mut seen, mut too_small) = (None::<[u8; 4]>, BTreeSet::new(), 0);
             let mut room = 1;
             loop {
                 let (mut keys, mut values) = (vec![0; 4 * room], vec![0; size * room]);
                 let (k, v, count) = (&mut keys, &mut values, room as u32);
+                let from = token.as_ref().map(<[u8; 4]>::as_slice);
+                let mut next = *UNTOUCHED;
                 let outcome = if delete {
-                    system.lookup_and_delete_batch(fd, token, k, v, count, 0, 0)
+                    system.lookup_and_delete_batch(fd, from, &mut next, k, v, count, 0, 0)
                 } else {
-                    system.lookup_batch(fd, token, k, v, count, 0, 0)
+                    system.lookup_batch(fd, from, &mut next, k, v, count, 0, 0)
                 };
+                let bucket = u32::from_ne_bytes(next);
+                assert!(bucket <= 256, "written whatever the result");
                 let done = outcome.count as usize;
                 for (k, v) in keys.chunks(4).zip(values.chunks(size)).take(done) {
                     assert!(v.iter().all(|&byte| byte == k[0]));
@@ -234,16 +257,16 @@ fn hash_batches_return_whole_buckets() {
                     Ok(()) => room = 1 + rng.below(3) as usize,
                     Err(Errno::ENOSPC) => {
                         assert_eq!(done, 0);
-                        assert_eq!(outcome.cursor, outcome.cursor.max(token.unwrap_or(0)));
+                        assert!(bucket >= token.map_or(0, u32::from_ne_bytes));
                         too_small += 1;
                         room *= 2;
                     }
                     Err(error) => {
-                        assert_eq!((error, outcome.cursor), (Errno::ENOENT, 256));
+                        assert_eq!((error, bucket), (Errno::ENOENT, 256));
                         break;
                     }
                 }
-                token = Some(outcome.cursor);
+                token = Some(next);
             }
             assert_eq!(seen, expected);
             assert!(too_small > 0, "no bucket of two in 256 keys");

@@ -3,7 +3,7 @@
 mod common;
 
 use common::{FakeDevice, attr, errno, logged, system};
-use offmap_bpf::device::OffloadRules;
+use offmap_bpf::device::{OffloadCommands, OffloadRules};
 use offmap_bpf::{Caller, Errno, Fd, IfIndex, MapCreateAttr, MapFlags, MapType, NetNs, System};
 
 const K: [u8; 4] = [1, 0, 0, 0];
@@ -50,8 +50,8 @@ fn what_does_not_reach_a_strict_device() {
         let outcomes = [
             system.update_batch(fd, keys, values, count, flags, 0),
             system.delete_batch(fd, keys, count, flags, 0),
-            system.lookup_batch(fd, None, keys, values, count, flags, 0),
-            system.lookup_and_delete_batch(fd, None, keys, values, count, flags, 0),
+            system.lookup_batch(fd, None, &mut [0; 4], keys, values, count, flags, 0),
+            system.lookup_and_delete_batch(fd, None, &mut [0; 4], keys, values, count, flags, 0),
         ];
         for outcome in outcomes {
             assert_eq!(errno(outcome.result), Errno::ENOTSUPP);
@@ -78,7 +78,7 @@ fn what_does_not_reach_a_strict_device() {
         errno(system.update_batch(fd, &K, &V, 1, 8, 0).result),
         Errno::EPERM
     );
-    let walked = system.lookup_batch(fd, None, &mut k, &mut v, 1, 0, 0);
+    let walked = system.lookup_batch(fd, None, &mut [0; 4], &mut k, &mut v, 1, 0, 0);
     assert_eq!(errno(walked.result), Errno::ENOTSUPP);
     system.lookup(fd, &K, &mut v, 0).unwrap();
 }
@@ -88,7 +88,7 @@ fn rules_open_types_and_batches() {
     let system = system();
     let rules = OffloadRules {
         more_map_types: 1 << MapType::PERCPU_HASH.0,
-        batch: true,
+        commands: OffloadCommands::all(),
     };
     let (device, _) = FakeDevice::with(rules, None);
     let nic = system.register_netdev("nic0", device).unwrap();

@@ -287,6 +287,10 @@ impl MapAccess for Model {
         Ok(())
     }
 
+    fn token_bytes(&self) -> usize {
+        4
+    }
+
     fn lookup_many(
         &self,
         keys: &[u8],
@@ -310,7 +314,6 @@ impl MapAccess for Model {
     fn update_batch(&self, keys: &[u8], values: &[u8], count: u32, flags: u64) -> Batch {
         let mut batch = Batch {
             count: 0,
-            cursor: 0,
             result: Ok(()),
         };
         let (key_size, value_size) = (self.shape.key_size, self.shape.value_bytes);
@@ -343,7 +346,6 @@ impl MapAccess for Model {
     fn delete_batch(&self, keys: &[u8], count: u32) -> Batch {
         let mut batch = Batch {
             count: 0,
-            cursor: 0,
             result: Ok(()),
         };
         let size = self.shape.key_size;
@@ -366,16 +368,18 @@ impl MapAccess for Model {
 
     fn walk_batch(
         &self,
-        cursor: Option<u32>,
+        in_batch: Option<&[u8]>,
+        out_batch: &mut [u8],
         keys: &mut [u8],
         values: &mut [u8],
         count: u32,
         delete: bool,
     ) -> Batch {
-        let start = cursor.unwrap_or(0);
+        let start = in_batch.map_or(0, |token| {
+            u32::from_ne_bytes(token.try_into().expect("4 bytes"))
+        });
         let mut batch = Batch {
             count: 0,
-            cursor: start,
             result: Ok(()),
         };
         if delete && self.shape.indexed {
@@ -396,7 +400,7 @@ impl MapAccess for Model {
             self.read(value, &mut values[i * value_size..][..value_size]);
         }
         batch.count = found.len() as u32;
-        batch.cursor = start + batch.count;
+        out_batch.copy_from_slice(&(start + batch.count).to_ne_bytes());
         if delete {
             let gone: Vec<_> = found.iter().map(|(key, _)| key.to_vec()).collect();
             entries.retain(|key, _| !gone.contains(key));

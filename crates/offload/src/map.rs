@@ -64,8 +64,14 @@ impl<F: Function> NicMap<F> {
     }
 
     /// The next position of a dump for the token of a batch call; `Err`: there is none.
-    fn position(&self, token: Option<u32>) -> Result<u32, ()> {
-        match token {
+    fn position(&self, token: Option<&[u8]>) -> Result<u32, ()> {
+        // Of both kinds of map the token has 4 bytes: a bucket, or an array's key.
+        let word = token.map(|token| {
+            let mut raw = [0; 4];
+            raw.copy_from_slice(&token[..4]);
+            u32::from_ne_bytes(raw)
+        });
+        match word {
             None => Ok(0),
             Some(bucket) if !self.is_array => Ok(bucket),
             // The token is the last key returned, and the next one is get_next's answer: 0 for
@@ -90,7 +96,6 @@ fn changed(done: Result<offmap_driver::BatchDone>, during: During) -> BatchOutco
     match done {
         Ok(done) => BatchOutcome {
             count: done.count as u32,
-            cursor: 0,
             result: if done.status.is_success() {
                 Ok(())
             } else {
@@ -178,7 +183,8 @@ impl<F: Function> OffloadedMap for NicMap<F> {
 
     fn walk_batch(
         &self,
-        cursor: Option<u32>,
+        in_batch: Option<&[u8]>,
+        out_batch: &mut [u8],
         keys: &mut [u8],
         values: &mut [u8],
         count: u32,
@@ -190,18 +196,14 @@ impl<F: Function> OffloadedMap for NicMap<F> {
         if delete && self.is_array {
             return BatchOutcome::failed(NO_ARRAY_DELETE);
         }
-        let unmoved = |result| BatchOutcome {
-            count: 0,
-            cursor: cursor.unwrap_or(0),
-            result,
-        };
+        let unmoved = |result| BatchOutcome { count: 0, result };
         if count == 0 {
             return unmoved(Ok(()));
         }
-        let Ok(start) = self.position(cursor) else {
+        let Ok(start) = self.position(in_batch) else {
             return unmoved(Err(errno::of_status(Status::NotFound, During::Walk)));
         };
-        self.walk(start, keys, values, count, delete)
+        self.walk(start, out_batch, keys, values, count, delete)
     }
 
     fn device_bytes(&self) -> u64 {
@@ -226,6 +228,7 @@ impl<F: Function> NicMap<F> {
     fn walk(
         &self,
         start: u32,
+        out_batch: &mut [u8],
         keys: &mut [u8],
         values: &mut [u8],
         count: u32,
@@ -289,9 +292,14 @@ impl<F: Function> NicMap<F> {
         } else {
             position
         };
+        // A generic walk writes its token when it returned something; a hash walk always but
+        // for a token past the last bucket, from which the device does not move on.
+        let past_end = position <= start && matches!(&result, Err(e) if e.errno() == Errno::ENOENT);
+        if done != 0 || !self.is_array && !past_end {
+            out_batch.copy_from_slice(&self.token(position).to_ne_bytes());
+        }
         BatchOutcome {
             count: done as u32,
-            cursor: self.token(position),
             result,
         }
     }

@@ -1,6 +1,6 @@
 //! What may be offloaded: a profile is data over a closed list of behaviours.
 
-use offmap_bpf::device::{MapSpec, OffloadRules};
+use offmap_bpf::device::{MapSpec, OffloadCommands, OffloadRules};
 use offmap_bpf::uapi::{MapFlags, MapType};
 use offmap_bpf::{Errno, Error};
 
@@ -93,7 +93,11 @@ impl Profile {
     pub const fn rules(&self, device_types: u64, device_batch: bool) -> OffloadRules {
         OffloadRules {
             more_map_types: self.map_types & device_types,
-            batch: self.batch && device_batch,
+            commands: if self.batch && device_batch {
+                OffloadCommands::all()
+            } else {
+                OffloadCommands::empty()
+            },
         }
     }
 
@@ -182,9 +186,9 @@ mod tests {
             assert!(error.reason().contains(says), "{error}");
         }
         let rules = profile.rules(DEVICE, true);
-        assert!(rules.admits(MapType::PERCPU_HASH) && rules.batch);
+        assert!(rules.admits(MapType::PERCPU_HASH) && rules.commands.is_all());
         assert!(!rules.admits(MapType::PERCPU_ARRAY));
-        assert!(!profile.rules(DEVICE, false).batch);
+        assert!(profile.rules(DEVICE, false).commands.is_empty());
     }
 
     #[test]

@@ -158,7 +158,8 @@ impl MapOps for HostArray {
 
     fn walk_batch(
         &self,
-        cursor: Option<u32>,
+        in_batch: Option<&[u8]>,
+        out_batch: &mut [u8],
         keys: &mut [u8],
         values: &mut [u8],
         count: u32,
@@ -166,13 +167,12 @@ impl MapOps for HostArray {
     ) -> BatchOutcome {
         // `generic_map_lookup_batch`: a token past the end is a missing key, so the walk
         // starts over.
-        let first = match cursor {
+        let first = match in_batch.map(Self::index) {
             Some(last) if last < self.max_entries => last + 1,
             _ => 0,
         };
         let mut outcome = BatchOutcome {
             count: 0,
-            cursor: cursor.unwrap_or(0),
             result: Ok(()),
         };
         let slots = keys
@@ -190,7 +190,7 @@ impl MapOps for HostArray {
                 break;
             }
             outcome.count += 1;
-            outcome.cursor = index;
+            out_batch.copy_from_slice(key);
         }
         outcome
     }

@@ -7,10 +7,13 @@
 //! that fails [`Backoff::READER_TRIES`] times takes the lock.
 //!
 //! Elements live in one table of `max_entries` slots, so that the capacity is exact. A slot is
-//! one word of link and hash, the key, the value. Free slots form a stack. A slot goes from
-//! one bucket to another only through that stack, whose release and acquire order the old
-//! bucket's version before the new owner's stores: a reader that strayed there sees its
-//! bucket's word changed.
+//! one word of link and hash, the key, the value. Free slots form a stack, and a slot goes from
+//! one bucket to another only through it. A reader that strayed into the new bucket with its
+//! slot has to see its own bucket's word changed. Three steps make sure of that: the old
+//! owner's lock bit comes before its push (Release), the push before the pop (Acquire), and
+//! the pop before every store of the new owner (a release fence in `take_slot`, which the
+//! reader's acquire fence pairs with). The pop's own Release would not do for the last: it
+//! orders what precedes it. `tests/tests/litmus.rs` tries both forms under loom.
 //!
 //! Versions have 31 bits and the stack's tag 32: a reader would have to sleep for exactly a
 //! multiple of 2^31 changes of one bucket, or a pop for 2^32 stack operations, to be misled.
@@ -210,7 +213,12 @@ impl HostHash {
                     .head
                     .compare_exchange_weak(head, new, AcqRel, Acquire)
                 {
-                    Ok(_) => return Ok(head as u32),
+                    Ok(_) => {
+                        // Orders what the last owner did before our stores to the slot: a
+                        // reader that sees one of them sees that owner's bucket changed.
+                        fence(Release);
+                        return Ok(head as u32);
+                    }
                     Err(now) => head = now,
                 }
             }
@@ -456,13 +464,18 @@ impl MapOps for HostHash {
 
     fn walk_batch(
         &self,
-        cursor: Option<u32>,
+        in_batch: Option<&[u8]>,
+        out_batch: &mut [u8],
         keys: &mut [u8],
         values: &mut [u8],
         count: u32,
         delete: bool,
     ) -> BatchOutcome {
-        let mut index = cursor.unwrap_or(0) as usize;
+        let mut index = in_batch.map_or(0, |token| {
+            let mut raw = [0; 4];
+            raw.copy_from_slice(&token[..4]);
+            u32::from_ne_bytes(raw) as usize
+        });
         if index > self.mask {
             return BatchOutcome::failed(BAD_TOKEN);
         }
@@ -479,9 +492,9 @@ impl MapOps for HostHash {
                 let mut here = 0;
                 self.chain(guard.head(), |_, _| here += 1);
                 if here > count - total {
+                    out_batch.copy_from_slice(&(index as u32).to_ne_bytes());
                     return BatchOutcome {
                         count: total,
-                        cursor: index as u32,
                         result: if total == 0 {
                             Err(BUCKET_TOO_BIG)
                         } else {
@@ -505,9 +518,9 @@ impl MapOps for HostHash {
             }
             index += 1;
         }
+        out_batch.copy_from_slice(&(self.mask as u32 + 1).to_ne_bytes());
         BatchOutcome {
             count: total,
-            cursor: self.mask as u32 + 1,
             result: Err(BATCH_END),
         }
     }

@@ -1,7 +1,8 @@
 //! `struct bpf_map`.
 
 use super::offload::OffloadMap;
-use super::ops::{BatchOps, MapOps};
+use super::ops::MapOps;
+use crate::device::OffloadCommands;
 use crate::errno::Errno;
 use crate::error::{Error, Result};
 use crate::system::Shared;
@@ -28,14 +29,16 @@ pub(crate) struct ReadMostly {
     /// Bytes of a value as user space passes it.
     pub(crate) user_value_bytes: usize,
     pub(crate) map_type: MapType,
-    /// The batch commands that reach `ops`; the others fail with 524.
-    pub(crate) batch_ops: BatchOps,
+    /// Those of these commands that reach `ops`; the others fail with 524.
+    pub(crate) commands: OffloadCommands,
     pub(crate) key_size: u32,
     pub(crate) value_size: u32,
     pub(crate) max_entries: u32,
     pub(crate) map_extra: u64,
     pub(crate) map_flags: MapFlags,
     pub(crate) numa_node: u32,
+    /// Bytes of a batch walk's token.
+    pub(crate) token_bytes: u32,
     /// 0 while the map has none: before it is published, and after it was taken away.
     pub(crate) id: AtomicU32,
     pub(crate) name: [u8; BPF_OBJ_NAME_LEN],

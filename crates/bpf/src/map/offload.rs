@@ -1,9 +1,9 @@
 //! Maps on a device (`kernel/bpf/offload.c`): `bpf_map_offload_ops`.
 
 use super::Map;
-use super::ops::{BatchOps, MapOps, NO_SUCH_OPERATION};
+use super::ops::MapOps;
 use crate::caller::NetNs;
-use crate::device::{BatchOutcome, OffloadRules, OffloadedMap};
+use crate::device::{BatchOutcome, OffloadCommands, OffloadRules, OffloadedMap};
 use crate::errno::Errno;
 use crate::error::{Error, Result};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, Weak};
@@ -38,15 +38,11 @@ impl OffloadMap {
         }
     }
 
-    /// The batch commands of an offloaded map of a type that has `native` on the host: none in
-    /// the kernel, whose offload ops have no batch entries; those of the type where the
-    /// device's profile lifts that.
-    pub(crate) fn batch_ops(&self, native: BatchOps) -> BatchOps {
-        if self.rules.batch {
-            native
-        } else {
-            BatchOps::empty()
-        }
+    /// The commands of an offloaded map of a type that has `native` on the host: none in the
+    /// kernel, whose offload ops have no such entries; otherwise what the device's profile
+    /// lifts.
+    pub(crate) fn commands(&self, native: OffloadCommands) -> OffloadCommands {
+        self.rules.commands & native
     }
 
     /// Ties the storage to its map, so that removal of the device can free the map's id.
@@ -126,9 +122,6 @@ impl MapOps for OffloadMap {
     }
 
     fn lookup_and_delete(&self, key: &[u8], value: &mut [u8], flags: u64) -> Result<()> {
-        if !self.rules.batch {
-            return Err(NO_SUCH_OPERATION);
-        }
         match &*self.device() {
             Some(attached) => attached.on_device.lookup_and_delete(key, value, flags),
             None => Err(GONE),
@@ -137,7 +130,8 @@ impl MapOps for OffloadMap {
 
     fn walk_batch(
         &self,
-        cursor: Option<u32>,
+        in_batch: Option<&[u8]>,
+        out_batch: &mut [u8],
         keys: &mut [u8],
         values: &mut [u8],
         count: u32,
@@ -146,7 +140,7 @@ impl MapOps for OffloadMap {
         match &*self.device() {
             Some(attached) => attached
                 .on_device
-                .walk_batch(cursor, keys, values, count, delete),
+                .walk_batch(in_batch, out_batch, keys, values, count, delete),
             None => BatchOutcome::failed(GONE),
         }
     }
@@ -183,7 +177,7 @@ impl MapOps for OffloadMap {
         let Some(attached) = &*device else {
             return Err(GONE);
         };
-        if self.rules.batch {
+        if self.rules.commands.contains(OffloadCommands::LOOKUP_BATCH) {
             return attached.on_device.lookup_many(keys, values, results);
         }
         let pairs = keys

@@ -3,22 +3,29 @@
 use super::host_array::HostArray;
 use super::host_hash::HostHash;
 use crate::caller::Caller;
-use crate::device::BatchOutcome;
+use crate::device::{BatchOutcome, OffloadCommands};
 use crate::errno::Errno;
 use crate::error::{Error, Result};
 use crate::uapi::{MapCreateAttr, MapFlags, MapType, NUMA_NO_NODE};
-use bitflags::bitflags;
 use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
 
-bitflags! {
-    /// Which of the batch commands a map has.
-    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-    pub(crate) struct BatchOps: u8 {
-        const LOOKUP = 1;
-        const LOOKUP_AND_DELETE = 2;
-        const UPDATE = 4;
-        const DELETE = 8;
+/// What the token of a batch walk is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Token {
+    /// A bucket, `u32` in native byte order (`__htab_map_lookup_and_delete_batch`).
+    Bucket,
+    /// The last key returned (`generic_map_lookup_batch`).
+    LastKey,
+}
+
+impl Token {
+    /// Its size in bytes, in a map whose keys have `key_size`.
+    pub(crate) const fn bytes(self, key_size: u32) -> u32 {
+        match self {
+            Self::Bucket => 4,
+            Self::LastKey => key_size,
+        }
     }
 }
 
@@ -44,9 +51,11 @@ pub(crate) trait MapOps: Send + Sync {
         false
     }
 
+    /// As [`crate::device::OffloadedMap::walk_batch`].
     fn walk_batch(
         &self,
-        cursor: Option<u32>,
+        in_batch: Option<&[u8]>,
+        out_batch: &mut [u8],
         keys: &mut [u8],
         values: &mut [u8],
         count: u32,
@@ -103,7 +112,6 @@ fn each<T>(
 ) -> BatchOutcome {
     let mut outcome = BatchOutcome {
         count: 0,
-        cursor: 0,
         result: Ok(()),
     };
     for item in items {
@@ -129,8 +137,9 @@ pub(crate) struct MapTypeOps {
     pub(crate) alloc: fn(&MapCreateAttr, &AllocContext) -> Result<Arc<dyn MapOps>>,
     /// Whether creating one needs `bpf_capable()` whatever the sysctl says.
     pub(crate) needs_cap_bpf: bool,
-    /// The batch commands that the type has; on a device none are added to them.
-    pub(crate) batch_ops: BatchOps,
+    /// Which of these commands the type has; on a device none are added to them.
+    pub(crate) commands: OffloadCommands,
+    pub(crate) token: Token,
 }
 
 /// The row of a type, or `None` where this kernel is built without the type.
@@ -139,13 +148,15 @@ pub(crate) fn map_type_ops(map_type: MapType) -> Option<&'static MapTypeOps> {
         alloc_check: hash_alloc_check,
         alloc: hash_alloc,
         needs_cap_bpf: false,
-        batch_ops: BatchOps::all(),
+        commands: OffloadCommands::all(),
+        token: Token::Bucket,
     };
     static ARRAY: MapTypeOps = MapTypeOps {
         alloc_check: array_alloc_check,
         alloc: array_alloc,
         needs_cap_bpf: false,
-        batch_ops: BatchOps::LOOKUP.union(BatchOps::UPDATE),
+        commands: OffloadCommands::LOOKUP_BATCH.union(OffloadCommands::UPDATE_BATCH),
+        token: Token::LastKey,
     };
     match map_type {
         MapType::HASH | MapType::PERCPU_HASH => Some(&HASH),

@@ -108,12 +108,18 @@ impl System {
         }
     }
 
+    /// As [`MapFile::token_bytes`]. EBADF.
+    pub fn token_bytes(&self, fd: Fd) -> Result<usize> {
+        Ok(self.map_file(fd)?.token_bytes())
+    }
+
     /// As [`MapFile::lookup_batch`].
     #[expect(clippy::too_many_arguments, reason = "the fields of bpf_attr.batch")]
     pub fn lookup_batch(
         &self,
         fd: Fd,
-        in_batch: Option<u32>,
+        in_batch: Option<&[u8]>,
+        out_batch: &mut [u8],
         keys: &mut [u8],
         values: &mut [u8],
         count: u32,
@@ -121,7 +127,9 @@ impl System {
         flags: u64,
     ) -> BatchOutcome {
         match self.map_file(fd) {
-            Ok(file) => file.lookup_batch(in_batch, keys, values, count, elem_flags, flags),
+            Ok(file) => {
+                file.lookup_batch(in_batch, out_batch, keys, values, count, elem_flags, flags)
+            }
             Err(error) => BatchOutcome::failed(error),
         }
     }
@@ -131,7 +139,8 @@ impl System {
     pub fn lookup_and_delete_batch(
         &self,
         fd: Fd,
-        in_batch: Option<u32>,
+        in_batch: Option<&[u8]>,
+        out_batch: &mut [u8],
         keys: &mut [u8],
         values: &mut [u8],
         count: u32,
@@ -139,9 +148,9 @@ impl System {
         flags: u64,
     ) -> BatchOutcome {
         match self.map_file(fd) {
-            Ok(file) => {
-                file.lookup_and_delete_batch(in_batch, keys, values, count, elem_flags, flags)
-            }
+            Ok(file) => file.lookup_and_delete_batch(
+                in_batch, out_batch, keys, values, count, elem_flags, flags,
+            ),
             Err(error) => BatchOutcome::failed(error),
         }
     }

@@ -6,7 +6,7 @@ use crate::device::MapSpec;
 use crate::errno::Errno;
 use crate::error::{Error, Result};
 use crate::file::{FileMode, MapFile};
-use crate::map::ops::{AllocContext, BatchOps, MapOps, map_type_ops};
+use crate::map::ops::{AllocContext, MapOps, MapTypeOps, map_type_ops};
 use crate::map::{Map, OffloadMap, ReadMostly};
 use crate::uapi::{BPF_OBJ_NAME_LEN, MapCreateAttr, MapFlags, MapType, NUMA_NO_NODE};
 use std::sync::Arc;
@@ -65,11 +65,7 @@ impl System {
             (Arc::clone(&map) as Arc<dyn MapOps>, Some(map))
         };
         // From here on the map owns its storage: an error drops it, and the worker frees it.
-        let batch_ops = match &offload {
-            Some(map) => map.batch_ops(type_ops.batch_ops),
-            None => type_ops.batch_ops,
-        };
-        let map = self.finish(attr, ops, offload, batch_ops)?;
+        let map = self.finish(attr, ops, offload, type_ops)?;
         self.install(MapFile::open(map, mode))
     }
 
@@ -79,7 +75,7 @@ impl System {
         attr: &MapCreateAttr,
         ops: Arc<dyn MapOps>,
         offload: Option<Arc<OffloadMap>>,
-        batch_ops: BatchOps,
+        type_ops: &MapTypeOps,
     ) -> Result<Arc<Map>> {
         let name = match checked_name(&attr.map_name) {
             Ok(name) => name,
@@ -92,13 +88,17 @@ impl System {
             ops,
             user_value_bytes: attr.user_value_bytes(self.config.possible_cpus),
             map_type: MapType(attr.map_type),
-            batch_ops,
+            commands: match &offload {
+                Some(map) => map.commands(type_ops.commands),
+                None => type_ops.commands,
+            },
             key_size: attr.key_size,
             value_size: attr.value_size,
             max_entries: attr.max_entries,
             map_extra: attr.map_extra,
             map_flags: permanent(attr.flags()),
             numa_node: attr.numa_node(),
+            token_bytes: type_ops.token.bytes(attr.key_size),
             id: AtomicU32::new(0),
             name,
             offload,

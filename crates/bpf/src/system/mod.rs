@@ -5,6 +5,7 @@ mod create;
 mod fd;
 mod frees;
 mod id;
+mod machine;
 mod netdev;
 
 pub use fd::Fd;
@@ -17,8 +18,8 @@ use id::IdTable;
 use netdev::Netdevs;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// What a [`System`] is like. [`SystemConfig::default`] is a machine with one NUMA node and
-/// the CPUs of this one.
+/// What a [`System`] is like. [`SystemConfig::default`] has the possible CPUs and the online
+/// NUMA nodes of this machine, so that per-CPU values have the size that its kernel gives them.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct SystemConfig {
     /// Possible CPUs: the values per entry of a per-CPU map. At least 1.
@@ -36,9 +37,8 @@ pub struct SystemConfig {
 impl Default for SystemConfig {
     fn default() -> Self {
         Self {
-            possible_cpus: std::thread::available_parallelism()
-                .map_or(1, |cpus| u32::try_from(cpus.get()).unwrap_or(u32::MAX)),
-            online_nodes: vec![0],
+            possible_cpus: machine::possible_cpus(),
+            online_nodes: machine::online_nodes(),
             max_fds: 1024,
             max_map_id: i32::MAX as u32 - 1,
             unprivileged_bpf_disabled: true,

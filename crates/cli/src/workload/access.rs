@@ -7,8 +7,6 @@ use offmap_bpf::Errno;
 pub struct Batch {
     /// Elements done.
     pub count: u32,
-    /// Where a walk goes on.
-    pub cursor: u32,
     /// The errno, if it failed or came to the end.
     pub result: Result<(), Errno>,
 }
@@ -23,6 +21,8 @@ pub struct Batch {
     reason = "which errno comes when is what the workload compares"
 )]
 pub trait MapAccess {
+    /// Bytes of the token with which a batch walk goes on.
+    fn token_bytes(&self) -> usize;
     /// BPF_MAP_LOOKUP_ELEM.
     fn lookup(&self, key: &[u8], value: &mut [u8], flags: u64) -> Result<(), Errno>;
     /// BPF_MAP_UPDATE_ELEM.
@@ -44,10 +44,12 @@ pub trait MapAccess {
     fn update_batch(&self, keys: &[u8], values: &[u8], count: u32, elem_flags: u64) -> Batch;
     /// BPF_MAP_DELETE_BATCH.
     fn delete_batch(&self, keys: &[u8], count: u32) -> Batch;
-    /// BPF_MAP_LOOKUP_BATCH, and BPF_MAP_LOOKUP_AND_DELETE_BATCH when `delete` is set.
+    /// BPF_MAP_LOOKUP_BATCH, and BPF_MAP_LOOKUP_AND_DELETE_BATCH when `delete` is set: from
+    /// the token `in_batch` on, with the next call's in `out_batch`.
     fn walk_batch(
         &self,
-        cursor: Option<u32>,
+        in_batch: Option<&[u8]>,
+        out_batch: &mut [u8],
         keys: &mut [u8],
         values: &mut [u8],
         count: u32,

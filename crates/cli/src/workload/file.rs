@@ -8,13 +8,16 @@ impl From<BatchOutcome> for Batch {
     fn from(outcome: BatchOutcome) -> Self {
         Self {
             count: outcome.count,
-            cursor: outcome.cursor,
             result: outcome.result.map_err(|error| error.errno()),
         }
     }
 }
 
 impl MapAccess for MapFile {
+    fn token_bytes(&self) -> usize {
+        self.token_bytes()
+    }
+
     fn lookup(&self, key: &[u8], value: &mut [u8], flags: u64) -> Result<(), Errno> {
         self.lookup(key, value, flags).map_err(|e| e.errno())
     }
@@ -56,17 +59,19 @@ impl MapAccess for MapFile {
 
     fn walk_batch(
         &self,
-        cursor: Option<u32>,
+        in_batch: Option<&[u8]>,
+        out_batch: &mut [u8],
         keys: &mut [u8],
         values: &mut [u8],
         count: u32,
         delete: bool,
     ) -> Batch {
         if delete {
-            self.lookup_and_delete_batch(cursor, keys, values, count, 0, 0)
+            self.lookup_and_delete_batch(in_batch, out_batch, keys, values, count, 0, 0)
                 .into()
         } else {
-            self.lookup_batch(cursor, keys, values, count, 0, 0).into()
+            self.lookup_batch(in_batch, out_batch, keys, values, count, 0, 0)
+                .into()
         }
     }
 }

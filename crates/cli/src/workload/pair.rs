@@ -312,13 +312,20 @@ fn walk(map: &dyn MapAccess, shape: &Shape, chunk: u32, delete: bool, limit: u64
         end: String::new(),
     };
     let mut room = chunk.max(1);
-    let mut cursor = None;
+    let (mut token, mut next) = (None::<Vec<u8>>, vec![0; map.token_bytes()]);
     let mut idle = 0;
     let (mut keys, mut values) = (Vec::new(), Vec::new());
     loop {
         keys.resize(room as usize * shape.key_size, 0);
         values.resize(room as usize * shape.value_bytes, 0);
-        let batch = map.walk_batch(cursor, &mut keys, &mut values, room, delete);
+        let batch = map.walk_batch(
+            token.as_deref(),
+            &mut next,
+            &mut keys,
+            &mut values,
+            room,
+            delete,
+        );
         if batch.count > room {
             walk.end = format!("{} entries where {room} fit", batch.count);
             return walk;
@@ -351,7 +358,7 @@ fn walk(map: &dyn MapAccess, shape: &Shape, chunk: u32, delete: bool, limit: u64
                 return walk;
             }
         }
-        cursor = Some(batch.cursor);
+        token.get_or_insert_default().clone_from(&next);
     }
 }
 
