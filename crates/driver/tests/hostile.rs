@@ -548,6 +548,7 @@ fn elements_that_a_batch_forgot_do_not_look_done() {
 fn random_completions_never_panic_hang_or_mix_up_requests() {
     let quick = DriverConfig {
         op_timeout: Duration::from_millis(2),
+        admin_timeout: Duration::from_millis(50),
         ..config()
     };
     for seed in 1..=60u64 {

@@ -225,8 +225,8 @@ impl<F: Function> QueuePair<F> {
     }
 
     /// Returns keys and values in iteration order from `cursor` on (0: the start), at most as
-    /// many as `keys` and `values` have room for, and removes them when `delete` is set. One
-    /// command: it may return fewer than there is room for.
+    /// many as `keys` and `values` have room for, and removes them when `delete` is set. It may
+    /// return fewer than there is room for, even none; with success the cursor has grown.
     ///
     /// # Errors
     ///
@@ -239,9 +239,29 @@ impl<F: Function> QueuePair<F> {
         values: &mut [u8],
         delete: bool,
     ) -> Result<Dumped, DriverError> {
-        let (key, value) = (map.key_size(), map.value_stride());
         let room = self.batch_len(map, keys.len(), Some(values.len()))?;
-        let count = room.min(self.chunk_len(key + value)?);
+        let usual = self.chunk_len(map.key_size() + map.value_stride())?;
+        let dumped = self.dump_up_to(map, cursor, room.min(usual), keys, values, delete)?;
+        let needed = dumped.needed as usize;
+        // A bucket that the caller has room for and that is only more than a command usually
+        // takes.
+        let fits = needed > usual && needed <= room.min(self.driver.identity().batch as usize);
+        if dumped.status == Status::NoSpace && fits {
+            return self.dump_up_to(map, dumped.cursor, needed, keys, values, delete);
+        }
+        Ok(dumped)
+    }
+
+    fn dump_up_to(
+        &mut self,
+        map: &DeviceMap,
+        cursor: u32,
+        count: usize,
+        keys: &mut [u8],
+        values: &mut [u8],
+        delete: bool,
+    ) -> Result<Dumped, DriverError> {
+        let (key, value) = (map.key_size(), map.value_stride());
         let command = Command {
             opcode: if delete {
                 IoOpcode::BatchDumpDelete
@@ -266,7 +286,10 @@ impl<F: Function> QueuePair<F> {
             }
             // With success the next dump goes on further down, so that a walk ends (§7.2).
             let next = match u32::try_from(result.cursor.get()) {
-                Ok(next) if next > cursor || !status.is_success() => next,
+                Ok(next) if next > cursor => next,
+                Ok(next) if next == cursor && !status.is_success() => next,
+                // A cursor past the end comes back as the device likes.
+                Ok(next) if status == Status::NotFound => next,
                 _ => return Err(CompletionFault::Cursor),
             };
             let done = if valid { done } else { 0 };
