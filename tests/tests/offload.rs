@@ -309,7 +309,7 @@ fn a_walk_that_finds_nothing_ends() {
         let map = nic.map_alloc(&spec).unwrap();
         let mut token = [0; 4];
         let started = Instant::now();
-        let mut walk = |from: Option<&[u8]>, token: &mut [u8]| {
+        let walk = |from: Option<&[u8]>, token: &mut [u8]| {
             map.walk_batch(from, token, &mut [0; 32], &mut [0; 32], 8, delete)
         };
         let walked = walk(None, &mut token);
