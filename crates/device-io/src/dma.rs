@@ -5,7 +5,9 @@
 
 use crate::{Function, IoError, Iova, IovaAllocator, numa};
 use memmap2::{MmapOptions, MmapRaw};
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
+use rustix::fs::{
+    FallocateFlags, MemfdFlags, SealFlags, fallocate, fcntl_add_seals, ftruncate, memfd_create,
+};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -52,6 +54,11 @@ impl DmaBuffer {
         // would be a SIGBUS.
         let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
         fcntl_add_seals(&fd, seals).map_err(|e| IoError::os("cannot seal the DMA memfd", e))?;
+        Self::over(fd, len, placement)
+    }
+
+    /// A buffer over a file in memory that is `len` bytes long, whole pages.
+    fn over(fd: OwnedFd, len: usize, placement: DmaPlacement) -> Result<Self, IoError> {
         let map = MmapOptions::new()
             .len(len)
             .map_raw(fd.as_raw_fd())
@@ -59,6 +66,10 @@ impl DmaBuffer {
         if let Some(node) = placement.numa_node {
             numa::bind(map.as_mut_ptr(), map.len(), node)?;
         }
+        // The policy belongs to the file, so the pages come from the node; and here, where
+        // their lack is an error. At a first touch it would be a SIGBUS.
+        fallocate(&fd, FallocateFlags::empty(), 0, len as u64)
+            .map_err(|e| IoError::os("no memory for a DMA buffer", e))?;
         let buffer = Self { fd, map };
         for page in (0..len).step_by(PAGE_BYTES) {
             buffer.store_u64(page, 0, Ordering::Relaxed);
@@ -125,6 +136,7 @@ impl DmaBuffer {
     }
 
     /// Zeroes `len` bytes from `offset` on. Payload only, as [`DmaBuffer::read`].
+    #[inline]
     pub fn zero(&self, offset: usize, len: usize) {
         let to = self.range(offset, len);
         // SAFETY: `to` is valid for `len` bytes, as `range` asserted.
@@ -255,6 +267,30 @@ mod tests {
         assert!(ftruncate(&peer, 0).is_err());
         assert!(ftruncate(&peer, 1 << 20).is_err());
         b.store_u64(8184, 1, Ordering::Relaxed);
+    }
+
+    #[test]
+    fn no_memory_is_an_error() {
+        // A file system in memory that cannot hold the buffer; the memory itself is not used up
+        // by the test. Without a reservation the first touch past its end is a SIGBUS.
+        let dir = "/dev/shm";
+        let tmpfs = rustix::fs::statfs(dir).unwrap();
+        let size = tmpfs.f_blocks * tmpfs.f_bsize as u64;
+        assert!(size > 0, "{dir} has a size");
+        let path = format!("{dir}/offmap-dma-{}", std::process::id());
+        let file = std::fs::File::options()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(&path)
+            .unwrap();
+        std::fs::remove_file(&path).unwrap();
+        let len = (size as usize + 1).next_multiple_of(PAGE_BYTES);
+        file.set_len(len as u64).unwrap();
+        match DmaBuffer::over(file.into(), len, DmaPlacement::default()) {
+            Err(IoError::Os { what, .. }) => assert!(what.contains("memory"), "{what}"),
+            other => panic!("{other:?}"),
+        }
     }
 
     #[test]

@@ -53,22 +53,24 @@ impl Interrupt {
         }
     }
 
-    /// Waits for a signal and takes it; `false` when `timeout` passed first.
+    /// Waits for a signal and takes it; `false` when `timeout` passed first. A timeout past
+    /// the end of the clock never passes.
     pub fn wait(&self, timeout: Duration) -> Result<bool, IoError> {
-        let deadline = Instant::now() + timeout;
+        let deadline = Instant::now().checked_add(timeout);
         loop {
             if self.take()? {
                 return Ok(true);
             }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
+            let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+            if left.is_some_and(|left| left.is_zero()) {
                 return Ok(false);
             }
-            let timeout = Timespec {
+            let timeout = left.map(|left| Timespec {
                 tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
                 tv_nsec: left.subsec_nanos().into(),
-            };
-            match poll(&mut [PollFd::new(&self.fd, PollFlags::IN)], Some(&timeout)) {
+            });
+            let fds = &mut [PollFd::new(&self.fd, PollFlags::IN)];
+            match poll(fds, timeout.as_ref()) {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(e) => return Err(IoError::os("cannot wait for an interrupt", e)),
             }
@@ -102,5 +104,19 @@ mod tests {
         });
         assert!(irq.wait(Duration::from_secs(30)).unwrap());
         thread.join().unwrap();
+    }
+
+    #[test]
+    fn the_longest_wait_is_a_wait() {
+        for timeout in [Duration::MAX, Duration::from_secs(i64::MAX as u64)] {
+            let irq = Interrupt::new().unwrap();
+            let other = irq.try_clone().unwrap();
+            let thread = std::thread::spawn(move || {
+                std::thread::sleep(Duration::from_millis(5));
+                other.signal().unwrap();
+            });
+            assert!(irq.wait(timeout).unwrap());
+            thread.join().unwrap();
+        }
     }
 }

@@ -1,41 +1,64 @@
 //! The admin queue: one command at a time (abi §6).
 
+use crate::generations::Generations;
 use crate::registers::Registers;
 use crate::rings::Rings;
 use crate::{CompletionFault, DriverError};
 use offmap_abi::admin::{IdentifyBody, IdentifyData, LimitDetail};
+use offmap_abi::completion::INLINE_RESULT_BYTES;
 use offmap_abi::notify::{cq_doorbell, sq_doorbell};
+use offmap_abi::ring::RingDepth;
 use offmap_abi::{AdminOpcode, Completion, MapHandle, QueueId, RequestId, Status, Submission};
 use offmap_device_io::{DmaRegion, Function, PAGE_BYTES};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-/// The admin queue's rings, followed by one page for IDENTIFY.
+/// The admin queue's rings, followed by one page for what a command refers to.
 pub(crate) struct AdminQueue<F: Function> {
     region: DmaRegion<F>,
     rings: Rings,
+    depth: RingDepth,
     ring_bytes: usize,
+    generations: Arc<Generations>,
     generation: u64,
-    timeout: Duration,
     reset_count: u32,
+    /// Commands whose answer nobody waits for any more. They refer to no memory, so that a late
+    /// answer does no harm; it is dropped when it comes.
+    abandoned: Vec<RequestId>,
     /// Set by a failure after which an answer may still come: nothing is sent any more.
     broken: bool,
 }
 
+/// What an exchange does when its time is up.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum OnTimeout {
+    /// The device owes an answer that may still use memory: the queue ends.
+    Break,
+    /// The answer is not needed; the queue goes on.
+    Abandon,
+}
+
 impl<F: Function> AdminQueue<F> {
-    pub(crate) fn bytes(depth: u32) -> usize {
+    pub(crate) fn bytes(depth: RingDepth) -> usize {
         2 * Rings::ring_bytes(depth) + PAGE_BYTES
     }
 
-    pub(crate) fn new(region: DmaRegion<F>, depth: u32, timeout: Duration) -> Self {
+    pub(crate) fn new(
+        region: DmaRegion<F>,
+        depth: RingDepth,
+        generations: Arc<Generations>,
+    ) -> Self {
         let ring_bytes = Rings::ring_bytes(depth);
         Self {
             rings: Rings::new(0, ring_bytes, depth),
             region,
+            depth,
             ring_bytes,
-            generation: 0,
-            timeout,
+            generation: generations.lease(),
+            generations,
             reset_count: 0,
+            abandoned: Vec::with_capacity(depth.entries() as usize),
             broken: false,
         }
     }
@@ -61,31 +84,90 @@ impl<F: Function> AdminQueue<F> {
         self.region
     }
 
-    pub(crate) fn identify(&mut self, function: &F) -> Result<IdentifyData, DriverError> {
+    /// Puts what the next command refers to at the IOVA that is returned; a page at most. No
+    /// other command uses that memory meanwhile: there is one at a time, and after one that
+    /// was not answered there is no next.
+    pub(crate) fn attach(&mut self, bytes: &[u8]) -> u64 {
         let page = 2 * self.ring_bytes;
+        self.region.buffer().zero(page, PAGE_BYTES);
+        self.region.buffer().write(page, bytes);
+        self.region.iova(page).0
+    }
+
+    pub(crate) fn identify(
+        &mut self,
+        function: &F,
+        timeout: Duration,
+    ) -> Result<IdentifyData, DriverError> {
+        // Zeroes: what the device does not write are limits of zero, which are refused.
         let body = IdentifyBody {
-            iova: self.region.iova(page).0.into(),
+            iova: self.attach(&[]).into(),
             len: (size_of::<IdentifyData>() as u32).into(),
             reserved: [0; 36],
         };
-        self.command(function, AdminOpcode::Identify, None, &body)?;
+        self.command(function, AdminOpcode::Identify, None, &body, timeout)?;
         let mut bytes = [0u8; size_of::<IdentifyData>()];
-        self.region.buffer().read(page, &mut bytes);
+        self.region.buffer().read(2 * self.ring_bytes, &mut bytes);
         match IdentifyData::read_from_bytes(&bytes) {
             Ok(data) => Ok(data),
             Err(_) => unreachable!("the array has the struct's size"),
         }
     }
 
-    /// Runs one command to its end. Statuses other than success are errors.
+    /// Runs one command to its end, which takes at most `timeout`. Statuses other than success
+    /// are errors.
     pub(crate) fn command<B: IntoBytes + Immutable>(
         &mut self,
         function: &F,
         command: AdminOpcode,
         map: Option<MapHandle>,
         body: &B,
+        timeout: Duration,
     ) -> Result<Completion, DriverError> {
-        let completion = self.exchange(function, command, map, body)?;
+        let entry = self.entry(command, map, body);
+        let completion = self.exchange(function, entry, timeout, OnTimeout::Break)?;
+        Self::checked(command, completion)
+    }
+
+    /// [`AdminQueue::command`] for one that refers to no memory: when it is not answered in time
+    /// the queue stays usable.
+    pub(crate) fn try_command<B: IntoBytes + Immutable>(
+        &mut self,
+        function: &F,
+        command: AdminOpcode,
+        body: &B,
+        timeout: Duration,
+    ) -> Result<Completion, DriverError> {
+        let entry = self.entry(command, None, body);
+        let completion = self.exchange(function, entry, timeout, OnTimeout::Abandon)?;
+        Self::checked(command, completion)
+    }
+
+    /// The payload of a completion with success.
+    pub(crate) fn result<T: FromBytes>(completion: &Completion) -> Result<T, DriverError> {
+        const { assert!(size_of::<T>() <= INLINE_RESULT_BYTES) };
+        if (completion.count.get() as usize) < size_of::<T>() {
+            return Err(bad(completion, CompletionFault::ShortResult));
+        }
+        Ok(completion.payload_as())
+    }
+
+    fn entry<B: IntoBytes + Immutable>(
+        &mut self,
+        command: AdminOpcode,
+        map: Option<MapHandle>,
+        body: &B,
+    ) -> Submission {
+        self.generation = self.generations.after(self.generation);
+        let request = RequestId::new(0, self.generation);
+        let entry = Submission::new(command.0, request, body);
+        match map {
+            Some(map) => entry.with_map(map),
+            None => entry,
+        }
+    }
+
+    fn checked(command: AdminOpcode, completion: Completion) -> Result<Completion, DriverError> {
         match completion.status() {
             Status::Success => Ok(completion),
             status @ (Status::LimitExceeded | Status::NoMemory)
@@ -105,68 +187,103 @@ impl<F: Function> AdminQueue<F> {
         }
     }
 
-    fn exchange<B: IntoBytes + Immutable>(
+    fn exchange(
         &mut self,
         function: &F,
-        command: AdminOpcode,
-        map: Option<MapHandle>,
-        body: &B,
+        entry: Submission,
+        timeout: Duration,
+        on_timeout: OnTimeout,
     ) -> Result<Completion, DriverError> {
-        if self.broken {
+        // Each abandoned command holds its place in the ring until it is answered.
+        if self.broken || self.abandoned.len() >= self.depth.entries() as usize {
             return Err(DriverError::Down);
         }
-        // Whatever fails from here on, an answer may come later: only success clears this.
+        // Whatever fails from here on, an answer may come later.
         self.broken = true;
-        self.generation = (self.generation + 1) % RequestId::GENERATIONS;
-        let request = RequestId::new(0, self.generation);
-        let mut entry = Submission::new(command.0, request, body);
-        if let Some(map) = map {
-            entry = entry.with_map(map);
-        }
+        let request = entry.request();
+        let command = AdminOpcode(entry.opcode);
         self.rings.push(self.region.buffer(), entry);
         let registers = Registers(function);
-        registers.write64(sq_doorbell(QueueId::ADMIN), self.rings.tail().into())?;
+        registers.write64(
+            "the admin submission doorbell",
+            sq_doorbell(QueueId::ADMIN),
+            self.rings.tail().into(),
+        )?;
 
-        let started = Instant::now();
+        let started = function.now();
         let mut turns = 0u32;
         let completion = loop {
-            if let Some(completion) = self.rings.pop(self.region.buffer()) {
+            if let Some(completion) = self.answer() {
                 break completion;
             }
             function.progress();
             turns = turns.wrapping_add(1);
             if turns.is_multiple_of(64) {
-                let waited = started.elapsed();
-                if turns.is_multiple_of(1 << 14) || waited >= self.timeout {
+                let waited = function.now().saturating_sub(started);
+                if turns.is_multiple_of(1 << 14) || waited >= timeout {
                     registers.health(self.reset_count)?;
                 }
-                if waited >= self.timeout {
+                if waited >= timeout {
                     // Once more: this thread may have been off the processor for longer
                     // than the timeout, with the answer here all the time.
-                    match self.rings.pop(self.region.buffer()) {
+                    match self.answer() {
                         Some(completion) => break completion,
                         None => {
+                            if on_timeout == OnTimeout::Abandon {
+                                // Answers that were dropped gave their room back.
+                                self.publish_head(function)?;
+                                self.abandoned.push(request);
+                                self.broken = false;
+                            }
                             return Err(DriverError::AdminTimeout {
                                 command,
-                                after: self.timeout,
+                                after: timeout,
                             });
                         }
                     }
                 }
             }
             if turns > 1024 {
-                std::thread::yield_now();
+                function.relax();
             }
         };
-        registers.write64(cq_doorbell(QueueId::ADMIN), self.rings.head().into())?;
+        self.publish_head(function)?;
         if completion.request() != request {
-            return Err(DriverError::BadCompletion {
-                queue: QueueId::ADMIN,
-                request: completion.request(),
-                fault: CompletionFault::Stale,
-            });
+            return Err(bad(&completion, CompletionFault::Stale));
         }
         self.broken = false;
         Ok(completion)
+    }
+
+    fn publish_head(&self, function: &F) -> Result<(), DriverError> {
+        Registers(function).write64(
+            "the admin completion doorbell",
+            cq_doorbell(QueueId::ADMIN),
+            self.rings.head().into(),
+        )
+    }
+
+    /// The next completion, other than those of abandoned commands.
+    fn answer(&mut self) -> Option<Completion> {
+        loop {
+            let completion = self.rings.pop(self.region.buffer())?;
+            let request = completion.request();
+            match self.abandoned.iter().position(|lost| *lost == request) {
+                // Each is dropped once; that of a forged second one is nobody's.
+                Some(at) => {
+                    self.abandoned.swap_remove(at);
+                }
+                None => return Some(completion),
+            }
+        }
+    }
+}
+
+/// An admin completion that cannot be.
+pub(crate) fn bad(completion: &Completion, fault: CompletionFault) -> DriverError {
+    DriverError::BadCompletion {
+        queue: QueueId::ADMIN,
+        request: completion.request(),
+        fault,
     }
 }

@@ -1,14 +1,16 @@
 //! From a function that nothing is known about to one whose admin queue is served (abi §3).
 
 use crate::admin::AdminQueue;
+use crate::generations::Generations;
 use crate::registers::Registers;
 use crate::{DriverConfig, DriverError};
 use offmap_abi::ABI_MAJOR;
 use offmap_abi::admin::IdentifyData;
 use offmap_abi::regs::{self, Control, DeviceStatus, Features};
+use offmap_abi::ring::RingDepth;
 use offmap_device_io::{DmaPlacement, DmaRegion, Function, IovaAllocator};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// What a device says of itself, checked.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -50,7 +52,10 @@ const READY_TIMEOUT_MAX_MS: u32 = 60_000;
 /// Shortest wait for a state, so that a slow host does not fail a device that promises 0 ms.
 const READY_TIMEOUT_MIN: Duration = Duration::from_millis(100);
 /// Entries of the admin queue. Its commands go one at a time.
-const ADMIN_DEPTH: u32 = 8;
+const ADMIN_DEPTH: RingDepth = match RingDepth::new(8) {
+    Some(depth) => depth,
+    None => unreachable!(),
+};
 
 const PCI_COMMAND: u16 = 0x04;
 const PCI_COMMAND_MEMORY: u16 = 1 << 1;
@@ -61,12 +66,14 @@ struct Surface {
     version: (u16, u16),
     features: Features,
     queue_pairs: u16,
-    depth_max: u32,
+    depth_max: RingDepth,
     ready_timeout: Duration,
 }
 
 /// An admin queue that is served, and who serves it.
 pub(crate) struct Up<F: Function> {
+    /// How long the device may take to stop again.
+    pub(crate) ready_timeout: Duration,
     pub(crate) admin: AdminQueue<F>,
     pub(crate) identity: Identity,
 }
@@ -76,55 +83,73 @@ pub(crate) fn bring_up<F: Function>(
     function: &Arc<F>,
     iovas: &Arc<Mutex<IovaAllocator>>,
     config: &DriverConfig,
+    generations: &Arc<Generations>,
 ) -> Result<Up<F>, DriverError> {
     open_config_space(&**function)?;
     let surface = read_surface(&**function)?;
     disable(&**function, surface.ready_timeout)?;
 
-    let depth = ADMIN_DEPTH.min(surface.depth_max);
+    let depth = shallower(ADMIN_DEPTH, surface.depth_max);
     let placement = DmaPlacement {
         numa_node: config.numa_node,
     };
     let region = DmaRegion::new(function, iovas, AdminQueue::<F>::bytes(depth), placement)
         .map_err(DriverError::io("allocate the admin queue"))?;
-    let mut admin = AdminQueue::new(region, depth, config.admin_timeout);
-    let brought = enable(function, &mut admin, depth, &surface);
+    let mut admin = AdminQueue::new(region, depth, Arc::clone(generations));
+    let brought = enable(function, &mut admin, depth, &surface, config.admin_timeout);
     match brought {
-        Ok(identity) => Ok(Up { admin, identity }),
+        Ok(identity) => Ok(Up {
+            ready_timeout: surface.ready_timeout,
+            admin,
+            identity,
+        }),
         Err(e) => {
-            // The rings go away: the device must have let go of them.
-            if disable(&**function, surface.ready_timeout).is_err() {
-                let _ = function.reset();
-            }
+            // The rings go away: the device must have let go of them. If it does not obey,
+            // `dma_unmap` takes them away from it (rule R3).
+            let _ = stop(&**function, surface.ready_timeout);
             Err(e)
         }
     }
 }
 
+/// Makes the device let go of all host memory: disables it, or else resets it.
+pub(crate) fn stop<F: Function>(function: &F, timeout: Duration) -> Result<(), DriverError> {
+    disable(function, timeout).or_else(|_| {
+        function
+            .reset()
+            .map_err(DriverError::io("reset the function"))
+    })
+}
+
+pub(crate) fn shallower(a: RingDepth, b: RingDepth) -> RingDepth {
+    if a.entries() <= b.entries() { a } else { b }
+}
+
 fn enable<F: Function>(
     function: &Arc<F>,
     admin: &mut AdminQueue<F>,
-    depth: u32,
+    depth: RingDepth,
     surface: &Surface,
+    admin_timeout: Duration,
 ) -> Result<Identity, DriverError> {
     let registers = Registers(&**function);
-    registers.write64(regs::ADMIN_SQ, admin.sq_iova())?;
-    registers.write64(regs::ADMIN_CQ, admin.cq_iova())?;
-    registers.write32(regs::ADMIN_DEPTH, depth)?;
-    registers.write32(regs::ADMIN_VECTOR, regs::NO_VECTOR)?;
-    registers.write32(regs::CONTROL, Control::ENABLE.bits())?;
+    registers.write64("ADMIN_SQ", regs::ADMIN_SQ, admin.sq_iova())?;
+    registers.write64("ADMIN_CQ", regs::ADMIN_CQ, admin.cq_iova())?;
+    registers.write32("ADMIN_DEPTH", regs::ADMIN_DEPTH, depth.entries())?;
+    registers.write32("ADMIN_VECTOR", regs::ADMIN_VECTOR, regs::NO_VECTOR)?;
+    registers.write32("CONTROL", regs::CONTROL, Control::ENABLE.bits())?;
     wait_status(&**function, surface.ready_timeout, "become ready", |s| {
         s.contains(DeviceStatus::READY)
     })?;
     admin.set_reset_count(registers.reset_count()?);
-    let data = admin.identify(&**function)?;
+    let data = admin.identify(&**function, admin_timeout)?;
     check_identify(&data, surface)
 }
 
 /// Clears ENABLE and waits until the device has let go of all rings (rule R1).
 pub(crate) fn disable<F: Function>(function: &F, timeout: Duration) -> Result<(), DriverError> {
     let registers = Registers(function);
-    registers.write32(regs::CONTROL, 0)?;
+    registers.write32("CONTROL", regs::CONTROL, 0)?;
     let ended = wait_status(function, timeout, "stop", |s| {
         !s.intersects(DeviceStatus::READY | DeviceStatus::FATAL)
     });
@@ -151,12 +176,12 @@ fn wait_status<F: Function>(
     done: impl Fn(DeviceStatus) -> bool,
 ) -> Result<(), DriverError> {
     let registers = Registers(function);
-    let started = Instant::now();
+    let started = function.now();
     let mut turns = 0u32;
     loop {
         // The time is read before the register, so that a thread that was off the processor
         // between the two does not blame the device.
-        let waited = started.elapsed();
+        let waited = function.now().saturating_sub(started);
         let status = registers.status()?;
         if done(status) {
             return Ok(());
@@ -170,7 +195,7 @@ fn wait_status<F: Function>(
         function.progress();
         turns = turns.saturating_add(1);
         if turns > 64 {
-            std::thread::sleep(Duration::from_micros(50));
+            function.relax();
         }
     }
 }
@@ -221,7 +246,7 @@ fn read_surface<F: Function>(function: &F) -> Result<Surface, DriverError> {
         .bar(regs::BAR_REGISTERS)
         .map_err(DriverError::io("find BAR 0"))?;
     if bar.size_bytes < regs::BAR0_BYTES {
-        return bad("the size of BAR 0", bar.size_bytes, "smaller than 32 KiB");
+        return bad("the size of BAR 0", bar.size_bytes, "smaller than 256 KiB");
     }
     let magic = registers.present64("MAGIC", regs::MAGIC)?;
     if magic != regs::MAGIC_VALUE {
@@ -234,18 +259,18 @@ fn read_surface<F: Function>(function: &F) -> Result<Surface, DriverError> {
     }
     let features = Features::from_bits_retain(registers.present64("FEATURES", regs::FEATURES)?);
     let pairs = registers.present32("QUEUE_PAIRS", regs::QUEUE_PAIRS)?;
-    // Queue 0 is the admin queue's place in the doorbell page.
+    // Queue 0 is the admin queue's place among the doorbells.
     if pairs == 0 || pairs >= u32::from(regs::MAX_QUEUE_PAIRS) {
-        return bad("QUEUE_PAIRS", pairs.into(), "not from 1 to 63");
+        return bad("QUEUE_PAIRS", pairs.into(), "not from 1 to 1,023");
     }
     let depth = registers.present32("QUEUE_DEPTH_MAX", regs::QUEUE_DEPTH_MAX)?;
-    if depth < 2 || !depth.is_power_of_two() {
+    let Some(depth) = RingDepth::new(depth) else {
         return bad(
             "QUEUE_DEPTH_MAX",
             depth.into(),
-            "not a power of two from 2 on",
+            "not a power of two from 2 to 32,768",
         );
-    }
+    };
     let ready_ms = registers.present32("READY_TIMEOUT_MS", regs::READY_TIMEOUT_MS)?;
     if ready_ms > READY_TIMEOUT_MAX_MS {
         return bad("READY_TIMEOUT_MS", ready_ms.into(), "more than a minute");
@@ -303,7 +328,7 @@ fn check_identify(data: &IdentifyData, surface: &Surface) -> Result<Identity, Dr
         version: surface.version,
         features: surface.features,
         queue_pairs: surface.queue_pairs,
-        queue_depth_max: surface.depth_max,
+        queue_depth_max: surface.depth_max.entries(),
         map_types: data.map_types.get(),
         memory_bytes: memory,
         entries_total: data.entries_total.get(),

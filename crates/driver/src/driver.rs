@@ -1,11 +1,13 @@
 //! One device: its admin operations and its life cycle.
 
-use crate::admin::AdminQueue;
+use crate::admin::{self, AdminQueue};
 use crate::bringup::{self, Identity};
+use crate::generations::Generations;
 use crate::registers::Registers;
-use crate::{DeviceMap, DriverConfig, DriverError, MapParams, QueuePair};
+use crate::{CompletionFault, DeviceMap, DriverConfig, DriverError, MapParams, QueuePair};
 use offmap_abi::admin::{
-    AbortBody, EmptyBody, MapCreateBody, MapCreated, MapInfo, QueueCreateBody, QueueDeleteBody,
+    AbortBody, EmptyBody, MapAttr, MapCreateBody, MapCreated, MapInfo, QueueCreateBody,
+    QueueDeleteBody,
 };
 use offmap_abi::regs::{BAR_REGISTERS, DOORBELLS, DOORBELLS_BYTES, NO_VECTOR};
 use offmap_abi::{AdminOpcode, MapHandle, QueueId, RequestId, Status};
@@ -14,8 +16,9 @@ use offmap_device_io::{
 };
 use std::fmt;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
+use zerocopy::{Immutable, IntoBytes};
 
 /// Longest time that dropping a driver waits for the device to stop.
 const STOP_TIMEOUT: Duration = Duration::from_secs(1);
@@ -32,6 +35,8 @@ pub struct Driver<F: Function> {
     doorbells: Option<BarMapping>,
     /// Counts the resets of this driver. Queues and maps carry the count of their making.
     epoch: AtomicU64,
+    /// Where request ids come from.
+    generations: Arc<Generations>,
     /// RESET_COUNT when the device was last brought up.
     reset_count: AtomicU32,
     admin: Mutex<Admin<F>>,
@@ -40,16 +45,42 @@ pub struct Driver<F: Function> {
 struct Admin<F: Function> {
     /// `None` after a reset that did not succeed.
     queue: Option<AdminQueue<F>>,
-    /// Bit `n`: queue id `n` belongs to a [`QueuePair`], of this epoch or an earlier one. An
-    /// id is given out again only when its owner is gone, so that a late doorbell of a queue
-    /// from before a reset never reaches its successor.
-    queue_ids: u64,
-    /// The ids among them whose owner is gone, yet whose deletion was not confirmed. A
-    /// confirmed reset frees them.
-    orphan_ids: u64,
+    /// Who has queue id `n`, at index `n - 1`.
+    queue_ids: Box<[IdState]>,
     /// Memory that the device may still write, because neither a completion nor a
     /// QUEUE_DELETE was confirmed. A confirmed reset releases it (rule R2).
     quarantine: Vec<Arc<DmaRegion<F>>>,
+}
+
+/// Who has a queue id.
+///
+/// An id is given out again only when its owner is gone, so that a late doorbell of a queue
+/// from before a reset never reaches its successor.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum IdState {
+    Free,
+    /// A [`QueuePair`], of this epoch or an earlier one.
+    Owned,
+    /// Its owner is gone, yet its deletion was not confirmed. A confirmed reset frees it.
+    Orphan,
+}
+
+impl<F: Function> Admin<F> {
+    fn set_id(&mut self, queue: QueueId, state: IdState) {
+        self.queue_ids[usize::from(queue.0) - 1] = state;
+    }
+
+    fn command<B: IntoBytes + Immutable>(
+        &mut self,
+        driver: &Driver<F>,
+        command: AdminOpcode,
+        map: Option<MapHandle>,
+        body: &B,
+    ) -> Result<offmap_abi::Completion, DriverError> {
+        let timeout = driver.config.admin_timeout;
+        let queue = self.queue.as_mut().ok_or(DriverError::Down)?;
+        queue.command(&*driver.function, command, map, body, timeout)
+    }
 }
 
 impl<F: Function> Driver<F> {
@@ -62,27 +93,37 @@ impl<F: Function> Driver<F> {
     pub fn bring_up(function: Arc<F>, config: DriverConfig) -> Result<Arc<Self>, DriverError> {
         config.validate()?;
         let iovas = Arc::new(Mutex::new(IovaAllocator::new(&function.iova_ranges())));
-        let up = bringup::bring_up(&function, &iovas, &config)?;
-        let doorbells = function
-            .map_bar(
-                BAR_REGISTERS,
-                BarOffset(DOORBELLS),
-                DOORBELLS_BYTES as usize,
-            )
-            .map_err(DriverError::io("map the doorbell page"))?
-            .filter(|page| page.len() as u64 >= DOORBELLS_BYTES);
+        let generations = Arc::new(Generations::default());
+        let up = bringup::bring_up(&function, &iovas, &config, &generations)?;
+        let mapped = function.map_bar(
+            BAR_REGISTERS,
+            BarOffset(DOORBELLS),
+            DOORBELLS_BYTES as usize,
+        );
+        let doorbells = match mapped {
+            Ok(mapped) => mapped.filter(|part| part.len() as u64 >= DOORBELLS_BYTES),
+            Err(source) => {
+                // Before the admin rings go away, as in `bringup`.
+                let _ = bringup::stop(&*function, up.ready_timeout);
+                return Err(DriverError::Io {
+                    what: "map the doorbells",
+                    source,
+                });
+            }
+        };
+        let queue_ids = vec![IdState::Free; usize::from(up.identity.queue_pairs)];
         Ok(Arc::new(Self {
             function,
             config,
             identity: up.identity,
             iovas,
             doorbells,
+            generations,
             epoch: AtomicU64::new(0),
             reset_count: AtomicU32::new(up.admin.reset_count()),
             admin: Mutex::new(Admin {
                 queue: Some(up.admin),
-                queue_ids: 1,
-                orphan_ids: 0,
+                queue_ids: queue_ids.into_boxed_slice(),
                 quarantine: Vec::new(),
             }),
         }))
@@ -116,18 +157,19 @@ impl<F: Function> Driver<F> {
     /// [`DriverError::NoQueuePair`] when all are in use; what the device or the transport
     /// refuses otherwise.
     pub fn create_queue(self: &Arc<Self>) -> Result<QueuePair<F>, DriverError> {
-        let mut admin = self.lock();
-        let free = (1..=self.identity.queue_pairs).find(|id| admin.queue_ids >> id & 1 == 0);
-        let Some(id) = free else {
+        let mut admin = self.turn()?;
+        let free = admin.queue_ids.iter().position(|s| *s == IdState::Free);
+        let Some(index) = free else {
             return Err(DriverError::NoQueuePair {
                 have: self.identity.queue_pairs,
             });
         };
-        let queue = QueueId(id);
+        // There are at most 1,023, as bring-up checked.
+        let queue = QueueId(index as u16 + 1);
         let (mut pair, body) = QueuePair::prepare(Arc::clone(self), queue, self.epoch())?;
-        match self.command(&mut admin, AdminOpcode::QueueCreate, None, &body) {
+        match admin.command(self, AdminOpcode::QueueCreate, None, &body) {
             Ok(_) => {
-                admin.queue_ids |= 1 << id;
+                admin.set_id(queue, IdState::Owned);
                 pair.arm();
                 Ok(pair)
             }
@@ -139,8 +181,7 @@ impl<F: Function> Driver<F> {
                 );
                 if !unknown {
                     // The device may have taken up the rings.
-                    admin.queue_ids |= 1 << id;
-                    admin.orphan_ids |= 1 << id;
+                    admin.set_id(queue, IdState::Orphan);
                     admin.quarantine.extend(pair.regions());
                 }
                 Err(e)
@@ -166,6 +207,10 @@ impl<F: Function> Driver<F> {
                 used: 0,
             });
         };
+        let mut admin = self.turn()?;
+        let epoch = self.epoch();
+        let attr = MapAttr { name: params.name };
+        let queue = admin.queue.as_mut().ok_or(DriverError::Down)?;
         let body = MapCreateBody {
             map_type: params.map_type.into(),
             key_size: params.key_size.into(),
@@ -174,14 +219,15 @@ impl<F: Function> Driver<F> {
             cpu_slots: params.cpu_slots.into(),
             flags: 0.into(),
             seed: params.seed.into(),
-            attr: 0.into(),
-            attr_len: 0.into(),
+            attr: queue.attach(attr.as_bytes()).into(),
+            attr_len: (size_of::<MapAttr>() as u32).into(),
             reserved: 0.into(),
         };
-        let mut admin = self.lock();
-        let epoch = self.epoch();
-        let done = self.command(&mut admin, AdminOpcode::MapCreate, None, &body)?;
-        let created: MapCreated = done.payload_as();
+        let done = admin.command(self, AdminOpcode::MapCreate, None, &body)?;
+        let created: MapCreated = AdminQueue::<F>::result(&done)?;
+        if created.map.get() == 0 {
+            return Err(admin::bad(&done, CompletionFault::Handle));
+        }
         Ok(DeviceMap {
             handle: MapHandle(created.map.get()),
             key_size: params.key_size,
@@ -197,10 +243,10 @@ impl<F: Function> Driver<F> {
     ///
     /// [`DriverError::DeviceReset`] when the map is gone with an earlier reset.
     pub fn free_map(&self, map: &DeviceMap) -> Result<(), DriverError> {
-        let mut admin = self.lock();
+        let mut admin = self.turn()?;
         self.same_epoch(map)?;
         let handle = Some(map.handle);
-        self.command(&mut admin, AdminOpcode::MapFree, handle, &EmptyBody::ZERO)?;
+        admin.command(self, AdminOpcode::MapFree, handle, &EmptyBody::ZERO)?;
         Ok(())
     }
 
@@ -210,32 +256,47 @@ impl<F: Function> Driver<F> {
     ///
     /// As [`Driver::free_map`].
     pub fn query_map(&self, map: &DeviceMap) -> Result<MapInfo, DriverError> {
-        let mut admin = self.lock();
+        let mut admin = self.turn()?;
         self.same_epoch(map)?;
         let handle = Some(map.handle);
-        let done = self.command(&mut admin, AdminOpcode::MapQuery, handle, &EmptyBody::ZERO)?;
-        Ok(done.payload_as())
+        let done = admin.command(self, AdminOpcode::MapQuery, handle, &EmptyBody::ZERO)?;
+        AdminQueue::<F>::result(&done)
     }
 
-    /// Asks that a command of an I/O queue ends now. Returns whether it had not started and
-    /// will complete as aborted; otherwise it has completed, or will in the ordinary way.
+    /// Asks that a command of an I/O queue ends now. Returns whether it will, as
+    /// [`Status::Aborted`] when it had not begun and as [`Status::Interrupted`] otherwise;
+    /// `false`: it has completed, or will in the ordinary way.
     ///
     /// # Errors
     ///
-    /// Those of any admin command.
+    /// [`DriverError::QueueStopped`]: it will not complete at all; otherwise those of any admin
+    /// command.
     pub fn abort(&self, queue: QueueId, request: RequestId) -> Result<bool, DriverError> {
+        let deadline = self.function.now() + self.config.admin_timeout;
+        self.abort_until(queue, request, deadline)
+    }
+
+    /// [`Driver::abort`] that ends, with its wait for the admin queue, at `deadline`.
+    pub(crate) fn abort_until(
+        &self,
+        queue: QueueId,
+        request: RequestId,
+        deadline: Duration,
+    ) -> Result<bool, DriverError> {
         let body = AbortBody {
             request: request.0.into(),
             queue: queue.0.into(),
             reserved: [0; 38],
         };
-        let mut admin = self.lock();
-        match self.command(&mut admin, AdminOpcode::Abort, None, &body) {
+        let mut admin = self.turn_until(deadline)?;
+        let admin = admin.queue.as_mut().ok_or(DriverError::Down)?;
+        let left = deadline.saturating_sub(self.function.now());
+        match admin.try_command(&*self.function, AdminOpcode::Abort, &body, left) {
             Ok(_) => Ok(true),
-            Err(DriverError::Command {
-                status: Status::NotFound,
-                ..
-            }) => Ok(false),
+            Err(DriverError::Command { status, .. }) if status == Status::NotFound => Ok(false),
+            Err(DriverError::Command { status, .. }) if status == Status::QueueStopped => {
+                Err(DriverError::QueueStopped { queue })
+            }
             Err(e) => Err(e),
         }
     }
@@ -246,7 +307,7 @@ impl<F: Function> Driver<F> {
     ///
     /// [`DriverError::DeviceGone`], [`DriverError::Fatal`] or [`DriverError::DeviceReset`].
     pub fn check_health(&self) -> Result<(), DriverError> {
-        let admin = self.lock();
+        let admin = self.turn()?;
         match &admin.queue {
             Some(queue) => Registers(&*self.function).health(queue.reset_count()),
             None => Err(DriverError::Down),
@@ -278,10 +339,16 @@ impl<F: Function> Driver<F> {
         }
         drop(old);
         admin.quarantine.clear();
-        admin.queue_ids &= !std::mem::take(&mut admin.orphan_ids);
-        let up = bringup::bring_up(&self.function, &self.iovas, &self.config)?;
+        for id in &mut admin.queue_ids {
+            if *id == IdState::Orphan {
+                *id = IdState::Free;
+            }
+        }
+        let up = bringup::bring_up(&self.function, &self.iovas, &self.config, &self.generations)?;
         if up.identity != self.identity {
-            bringup::disable(&*self.function, STOP_TIMEOUT)?;
+            if bringup::stop(&*self.function, up.ready_timeout).is_err() {
+                admin.quarantine.push(Arc::new(up.admin.into_region()));
+            }
             return Err(DriverError::IdentityChanged);
         }
         let count = up.admin.reset_count();
@@ -295,6 +362,10 @@ impl<F: Function> Driver<F> {
     pub(crate) fn peek_health(&self) -> Result<(), DriverError> {
         let count = self.reset_count.load(Ordering::Acquire);
         Registers(&*self.function).health(count)
+    }
+
+    pub(crate) fn generations(&self) -> &Arc<Generations> {
+        &self.generations
     }
 
     pub(crate) fn doorbells(&self) -> Option<&BarMapping> {
@@ -314,18 +385,20 @@ impl<F: Function> Driver<F> {
         let mut admin = self.lock();
         if self.epoch() != epoch && admin.queue.is_some() {
             // A reset that succeeded lies between: the device knows the queue no more.
-            admin.queue_ids &= !(1 << queue.0);
+            admin.set_id(queue, IdState::Free);
             return;
         }
         let body = QueueDeleteBody {
             queue: queue.0.into(),
             reserved: [0; 46],
         };
-        match self.command(&mut admin, AdminOpcode::QueueDelete, None, &body) {
-            Ok(_) => admin.queue_ids &= !(1 << queue.0),
+        match admin.command(self, AdminOpcode::QueueDelete, None, &body) {
+            // Rule R2: the device has let go of the rings and of every buffer, whatever became
+            // of the commands.
+            Ok(_) => admin.set_id(queue, IdState::Free),
             // The id stays taken and the memory set aside until a reset.
             Err(_) => {
-                admin.orphan_ids |= 1 << queue.0;
+                admin.set_id(queue, IdState::Orphan);
                 admin.quarantine.extend(regions);
             }
         }
@@ -339,17 +412,32 @@ impl<F: Function> Driver<F> {
         }
     }
 
-    fn command<B: zerocopy::IntoBytes + zerocopy::Immutable>(
-        &self,
-        admin: &mut Admin<F>,
-        command: AdminOpcode,
-        map: Option<MapHandle>,
-        body: &B,
-    ) -> Result<offmap_abi::Completion, DriverError> {
-        let queue = admin.queue.as_mut().ok_or(DriverError::Down)?;
-        queue.command(&*self.function, command, map, body)
+    /// The admin queue, when it is this thread's turn within the time of one command.
+    fn turn(&self) -> Result<MutexGuard<'_, Admin<F>>, DriverError> {
+        self.turn_until(self.function.now() + self.config.admin_timeout)
     }
 
+    fn turn_until(&self, deadline: Duration) -> Result<MutexGuard<'_, Admin<F>>, DriverError> {
+        let started = self.function.now();
+        loop {
+            match self.admin.try_lock() {
+                Ok(admin) => return Ok(admin),
+                Err(TryLockError::Poisoned(admin)) => return Ok(admin.into_inner()),
+                Err(TryLockError::WouldBlock) => {}
+            }
+            let now = self.function.now();
+            if now >= deadline {
+                return Err(DriverError::AdminBusy {
+                    after: now.saturating_sub(started),
+                });
+            }
+            // The holder may be one that a simulated clock has to reach.
+            self.function.relax();
+        }
+    }
+
+    /// The admin queue, for those who cannot give up: resets, and deletions by a drop. Its
+    /// holders are bounded by their own deadlines.
     fn lock(&self) -> MutexGuard<'_, Admin<F>> {
         // A panic under the lock leaves the admin queue marked broken, which is all that
         // the next user must know.
@@ -361,9 +449,7 @@ impl<F: Function> Drop for Driver<F> {
     fn drop(&mut self) {
         // Rings and quarantined memory are unmapped afterwards: the device lets go of them
         // first, by being disabled or else by a reset. `dma_unmap` revokes what is left.
-        if bringup::disable(&*self.function, STOP_TIMEOUT).is_err() {
-            let _ = self.function.reset();
-        }
+        let _ = bringup::stop(&*self.function, STOP_TIMEOUT);
     }
 }
 

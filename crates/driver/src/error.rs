@@ -16,15 +16,18 @@ pub enum CompletionFault {
     /// already.
     #[error("its request is not in flight")]
     Stale,
-    /// It carries fewer bytes than the result has.
-    #[error("its payload is shorter than the result")]
-    ShortPayload,
+    /// It returned fewer bytes, in its payload or by DMA, than the result has.
+    #[error("it returned fewer bytes than the result has")]
+    ShortResult,
     /// Its count of elements contradicts its status or the command.
     #[error("its count of elements contradicts its status or the command")]
     Count,
-    /// Its dump cursor does not fit 32 bits.
-    #[error("its cursor does not fit 32 bits")]
+    /// Its dump cursor does not fit 32 bits, or is not beyond the one that the command gave.
+    #[error("its cursor does not fit 32 bits, or did not grow")]
     Cursor,
+    /// It returned a map handle that no map can have.
+    #[error("its map handle is 0, which no map has")]
+    Handle,
 }
 
 /// Every failure of the driver.
@@ -47,6 +50,16 @@ pub enum DriverError {
     Io {
         /// What was tried.
         what: &'static str,
+        /// The transport's error.
+        source: IoError,
+    },
+    /// The transport failed in an access to a register or a doorbell.
+    #[error("cannot {access} {register}: {source}")]
+    Register {
+        /// "read" or "write".
+        access: &'static str,
+        /// Name of the register, or of the doorbell.
+        register: &'static str,
         /// The transport's error.
         source: IoError,
     },
@@ -142,6 +155,12 @@ pub enum DriverError {
         /// How long the driver waited.
         after: Duration,
     },
+    /// Other threads kept the admin queue busy for as long as this one could wait.
+    #[error("the admin queue was busy for {after:?}")]
+    AdminBusy {
+        /// How long the driver waited for its turn.
+        after: Duration,
+    },
     /// The admin queue failed before, or a reset did not succeed: [`crate::Driver::reset`].
     #[error("the device is down since an earlier failure, until it is reset")]
     Down,
@@ -164,6 +183,14 @@ pub enum DriverError {
     /// The queue failed before and takes no more commands; drop it and make another.
     #[error("{queue} takes no more commands since it failed")]
     QueueBroken {
+        /// The queue.
+        queue: QueueId,
+    },
+    /// The device stopped the queue, after a protocol error or because it could not reach the
+    /// queue's memory. Commands in flight will not complete, and may have had their effect. The
+    /// queue is broken.
+    #[error("the device stopped {queue}; commands in flight on it may have had their effect")]
+    QueueStopped {
         /// The queue.
         queue: QueueId,
     },

@@ -15,6 +15,7 @@ mod bringup;
 mod config;
 mod driver;
 mod error;
+mod generations;
 mod map;
 mod queue;
 mod registers;

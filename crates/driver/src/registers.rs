@@ -11,8 +11,9 @@ impl<F: Function> Registers<'_, F> {
     pub(crate) fn read32(&self, register: &'static str, offset: u64) -> Result<u32, DriverError> {
         self.0
             .read32(regs::BAR_REGISTERS, BarOffset(offset))
-            .map_err(|source| DriverError::Io {
-                what: register_read(register),
+            .map_err(|source| DriverError::Register {
+                access: "read",
+                register,
                 source,
             })
     }
@@ -37,8 +38,9 @@ impl<F: Function> Registers<'_, F> {
         let value = self
             .0
             .read64(regs::BAR_REGISTERS, BarOffset(offset))
-            .map_err(|source| DriverError::Io {
-                what: register_read(register),
+            .map_err(|source| DriverError::Register {
+                access: "read",
+                register,
                 source,
             })?;
         match value {
@@ -47,16 +49,34 @@ impl<F: Function> Registers<'_, F> {
         }
     }
 
-    pub(crate) fn write32(&self, offset: u64, value: u32) -> Result<(), DriverError> {
+    pub(crate) fn write32(
+        &self,
+        register: &'static str,
+        offset: u64,
+        value: u32,
+    ) -> Result<(), DriverError> {
         self.0
             .write32(regs::BAR_REGISTERS, BarOffset(offset), value)
-            .map_err(DriverError::io("write a register"))
+            .map_err(|source| DriverError::Register {
+                access: "write",
+                register,
+                source,
+            })
     }
 
-    pub(crate) fn write64(&self, offset: u64, value: u64) -> Result<(), DriverError> {
+    pub(crate) fn write64(
+        &self,
+        register: &'static str,
+        offset: u64,
+        value: u64,
+    ) -> Result<(), DriverError> {
         self.0
             .write64(regs::BAR_REGISTERS, BarOffset(offset), value)
-            .map_err(DriverError::io("write a register"))
+            .map_err(|source| DriverError::Register {
+                access: "write",
+                register,
+                source,
+            })
     }
 
     pub(crate) fn status(&self) -> Result<DeviceStatus, DriverError> {
@@ -88,21 +108,5 @@ impl<F: Function> Registers<'_, F> {
             return Err(DriverError::DeviceReset);
         }
         Ok(())
-    }
-}
-
-fn register_read(register: &'static str) -> &'static str {
-    // One sentence for each register that the driver reads, so that errors stay `'static`.
-    match register {
-        "MAGIC" => "read MAGIC",
-        "VERSION" => "read VERSION",
-        "FEATURES" => "read FEATURES",
-        "QUEUE_PAIRS" => "read QUEUE_PAIRS",
-        "QUEUE_DEPTH_MAX" => "read QUEUE_DEPTH_MAX",
-        "READY_TIMEOUT_MS" => "read READY_TIMEOUT_MS",
-        "RESET_COUNT" => "read RESET_COUNT",
-        "STATUS" => "read STATUS",
-        "FATAL_CAUSE" => "read FATAL_CAUSE",
-        _ => "read a register",
     }
 }

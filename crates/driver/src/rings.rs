@@ -1,6 +1,7 @@
 //! The two rings of a queue pair in DMA memory (abi §4, §10 rules S1, C1).
 
 use offmap_abi::completion::{COMPLETION_BYTES, COMPLETION_WORDS};
+use offmap_abi::ring::RingDepth;
 use offmap_abi::submission::{SUBMISSION_BYTES, SUBMISSION_WORDS, phase_of};
 use offmap_abi::{Completion, Submission};
 use offmap_device_io::{DmaBuffer, PAGE_BYTES};
@@ -10,7 +11,7 @@ use std::sync::atomic::Ordering;
 pub(crate) struct Rings {
     sq: usize,
     cq: usize,
-    depth: u32,
+    depth: RingDepth,
     /// Submissions stored so far, free-running.
     tail: u32,
     /// Completions taken so far, free-running.
@@ -19,14 +20,13 @@ pub(crate) struct Rings {
 
 impl Rings {
     /// Bytes of one ring, in whole pages.
-    pub(crate) fn ring_bytes(depth: u32) -> usize {
-        (depth as usize * SUBMISSION_BYTES).next_multiple_of(PAGE_BYTES)
+    pub(crate) fn ring_bytes(depth: RingDepth) -> usize {
+        (depth.entries() as usize * SUBMISSION_BYTES).next_multiple_of(PAGE_BYTES)
     }
 
     /// Rings over zeroed memory, the submission ring at `sq` of the buffer and the completion
     /// ring at `cq`.
-    pub(crate) fn new(sq: usize, cq: usize, depth: u32) -> Self {
-        debug_assert!(depth.is_power_of_two());
+    pub(crate) fn new(sq: usize, cq: usize, depth: RingDepth) -> Self {
         Self {
             sq,
             cq,
@@ -46,22 +46,12 @@ impl Rings {
         self.head
     }
 
-    #[inline(always)]
-    fn phase(&self, entry: u32) -> bool {
-        entry & self.depth == 0
-    }
-
-    #[inline(always)]
-    fn position(&self, entry: u32) -> usize {
-        (entry & (self.depth - 1)) as usize
-    }
-
     /// Stores the next entry. The caller has made sure that fewer than `depth` commands are
     /// in flight (abi §4.1).
     #[inline(always)]
     pub(crate) fn push(&mut self, buffer: &DmaBuffer, entry: Submission) {
-        let at = self.sq + self.position(self.tail) * SUBMISSION_BYTES;
-        let words: [u64; SUBMISSION_WORDS] = entry.to_words(self.phase(self.tail));
+        let at = self.sq + self.depth.position(self.tail) as usize * SUBMISSION_BYTES;
+        let words: [u64; SUBMISSION_WORDS] = entry.to_words(self.depth.phase(self.tail));
         for (i, word) in words.iter().enumerate().skip(1) {
             buffer.store_u64(at + i * 8, *word, Ordering::Relaxed);
         }
@@ -73,10 +63,10 @@ impl Rings {
     /// Takes the next completion, if it is there.
     #[inline(always)]
     pub(crate) fn pop(&mut self, buffer: &DmaBuffer) -> Option<Completion> {
-        let at = self.cq + self.position(self.head) * COMPLETION_BYTES;
+        let at = self.cq + self.depth.position(self.head) as usize * COMPLETION_BYTES;
         // C1: the ownership word once; the rest only after it showed the phase.
         let word0 = buffer.load_u64(at, Ordering::Acquire);
-        if phase_of(word0) != self.phase(self.head) {
+        if phase_of(word0) != self.depth.phase(self.head) {
             return None;
         }
         let mut words = [0u64; COMPLETION_WORDS];

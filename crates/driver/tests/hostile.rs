@@ -69,10 +69,11 @@ fn lies_in_registers_are_refused_by_name() {
         (regs::MAGIC, 0x1234, "MAGIC"),
         (regs::VERSION, 0x0002_0000, "version 2.0"),
         (regs::QUEUE_PAIRS, 0, "QUEUE_PAIRS"),
-        (regs::QUEUE_PAIRS, 64, "QUEUE_PAIRS"),
+        (regs::QUEUE_PAIRS, 1024, "QUEUE_PAIRS"),
         (regs::QUEUE_DEPTH_MAX, 0, "QUEUE_DEPTH_MAX"),
         (regs::QUEUE_DEPTH_MAX, 1, "QUEUE_DEPTH_MAX"),
         (regs::QUEUE_DEPTH_MAX, 48, "QUEUE_DEPTH_MAX"),
+        (regs::QUEUE_DEPTH_MAX, 1 << 16, "QUEUE_DEPTH_MAX"),
         (regs::READY_TIMEOUT_MS, 0xffff_fffe, "READY_TIMEOUT_MS"),
     ];
     for (register, value, named) in cases {
@@ -159,6 +160,7 @@ fn lies_in_identify_are_refused_by_name() {
 #[test]
 fn a_plug_pulled_at_any_access_is_an_error() {
     let mut came_up = false;
+    let mut errors = String::new();
     for after in 0..200 {
         let device = Scripted::new();
         device.state().fail_mmio_after = Some(after);
@@ -167,6 +169,17 @@ fn a_plug_pulled_at_any_access_is_an_error() {
             came_up = true;
             break;
         }
+        errors += &format!("{}\n", result.unwrap_err());
+    }
+    for named in [
+        "read MAGIC",
+        "write CONTROL",
+        "write ADMIN_SQ",
+        "write ADMIN_DEPTH",
+        "read STATUS",
+        "write the admin submission doorbell",
+    ] {
+        assert!(errors.contains(named), "{named} is not among\n{errors}");
     }
     assert!(came_up, "bring-up takes fewer than 200 accesses");
 }
@@ -290,7 +303,7 @@ fn a_payload_that_is_too_short_is_found() {
     let mut value = [0xaa; 8];
     match queue.lookup(&map, &[1; 8], &mut value) {
         Err(DriverError::BadCompletion { fault, .. }) => {
-            assert_eq!(fault, CompletionFault::ShortPayload);
+            assert_eq!(fault, CompletionFault::ShortResult);
         }
         other => panic!("{other:?}"),
     }
@@ -485,6 +498,10 @@ fn a_dump_that_claims_too_much_breaks_the_queue() {
     for (count, cursor, expected) in [
         (4, 1, CompletionFault::Count),
         (1, 1 << 32, CompletionFault::Cursor),
+        // A walk that follows these would never end.
+        (0, 9, CompletionFault::Cursor),
+        (3, 8, CompletionFault::Cursor),
+        (3, 0, CompletionFault::Cursor),
     ] {
         let (device, _driver, mut queue, map) = ready();
         device.script(move |queue, memory, command| {
@@ -498,7 +515,7 @@ fn a_dump_that_claims_too_much_breaks_the_queue() {
             done.count = count.into();
             queue.complete(memory, done);
         });
-        match queue.dump(&map, 0, &mut [0; 24], &mut [0; 24], false) {
+        match queue.dump(&map, 9, &mut [0; 24], &mut [0; 24], false) {
             Err(DriverError::BadCompletion { fault, .. }) => assert_eq!(fault, expected),
             other => panic!("{other:?}"),
         }
@@ -531,6 +548,7 @@ fn elements_that_a_batch_forgot_do_not_look_done() {
 fn random_completions_never_panic_hang_or_mix_up_requests() {
     let quick = DriverConfig {
         op_timeout: Duration::from_millis(2),
+        admin_timeout: Duration::from_millis(50),
         ..config()
     };
     for seed in 1..=60u64 {

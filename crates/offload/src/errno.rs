@@ -1,9 +1,10 @@
 //! The one place where the device's status codes and the driver's errors become error numbers.
 //!
 //! The numbers are those that a host map gives for the same failure, so that an offloaded
-//! map and a host map agree. Reasons on the data path are fixed sentences: a miss allocates
+//! map and a host map agree, as far as the profile does not say otherwise. Reasons on the data path are fixed sentences: a miss allocates
 //! nothing.
 
+use crate::Profile;
 use offmap_bpf::{Errno, Error};
 use offmap_driver::{DriverError, IoError, Limit, Status};
 
@@ -24,7 +25,7 @@ const LAST: Error = Error::new(Errno::ENOENT, "there is no further key in the ma
 
 /// The error for a status that is not success.
 #[cold]
-pub(crate) fn of_status(status: Status, during: During) -> Error {
+pub(crate) fn of_status(profile: &Profile, status: Status, during: During) -> Error {
     match status {
         Status::NotFound => match during {
             During::NextKey | During::Walk => LAST,
@@ -38,8 +39,10 @@ pub(crate) fn of_status(status: Status, during: During) -> Error {
         Status::OutOfRange => match during {
             During::Update => Error::new(Errno::E2BIG, "the index is not below max_entries"),
             During::Delete => Error::new(Errno::EINVAL, "array elements cannot be deleted"),
-            // As a host array; the kernel's offload drivers differ (E2BIG on nfp).
-            _ => Error::new(Errno::ENOENT, "the index is not below max_entries"),
+            _ => Error::new(
+                profile.lookup_out_of_range,
+                "the index is not below max_entries",
+            ),
         },
         Status::Unsupported => match during {
             During::Delete => Error::new(Errno::EINVAL, "array elements cannot be deleted"),
@@ -56,6 +59,11 @@ pub(crate) fn of_status(status: Status, during: During) -> Error {
         Status::Aborted => Error::new(
             Errno::ETIMEDOUT,
             "the device did not run the command in time and gave it up without an effect",
+        ),
+        Status::Interrupted => Error::new(
+            Errno::EIO,
+            "the device ended the command after it had begun; whether it had its effect is \
+             unknown",
         ),
         // Not EFAULT: that number means the caller's pointers, and here the driver's own
         // buffers could not be reached.
@@ -75,11 +83,11 @@ pub(crate) fn of_status(status: Status, during: During) -> Error {
 }
 
 /// The number alone, for results that carry no reason.
-pub(crate) fn number(status: Status, during: During) -> Result<(), Errno> {
+pub(crate) fn number(profile: &Profile, status: Status, during: During) -> Result<(), Errno> {
     if status.is_success() {
         Ok(())
     } else {
-        Err(of_status(status, during).errno())
+        Err(of_status(profile, status, during).errno())
     }
 }
 
@@ -87,13 +95,19 @@ pub(crate) fn number(status: Status, during: During) -> Result<(), Errno> {
 #[cold]
 pub(crate) fn of_driver(error: &DriverError) -> Error {
     let errno = match error {
-        DriverError::TimedOut { .. } | DriverError::AdminTimeout { .. } => Errno::ETIMEDOUT,
+        DriverError::TimedOut { .. }
+        | DriverError::AdminTimeout { .. }
+        | DriverError::AdminBusy { .. } => Errno::ETIMEDOUT,
         DriverError::DeviceGone { .. }
         | DriverError::DeviceReset
         | DriverError::Down
         | DriverError::Fatal { .. }
         | DriverError::IdentityChanged => Errno::ENODEV,
         DriverError::Io {
+            source: IoError::Gone(_),
+            ..
+        }
+        | DriverError::Register {
             source: IoError::Gone(_),
             ..
         } => Errno::ENODEV,
@@ -207,17 +221,33 @@ mod tests {
             (Status::NoSpace, Walk, Errno::ENOSPC),
             (Status::NoMemory, Update, Errno::ENOMEM),
             (Status::Aborted, Update, Errno::ETIMEDOUT),
+            (Status::Interrupted, Update, Errno::EIO),
+            (Status::QueueStopped, Lookup, Errno::EIO),
             (Status(0x7777), Lookup, Errno::EIO),
         ];
+        let profile = &Profile::offmap();
         for (status, during, errno) in table {
             assert_eq!(
-                of_status(status, during).errno(),
+                of_status(profile, status, during).errno(),
                 errno,
                 "{status} {during:?}"
             );
-            assert_eq!(number(status, during), Err(errno));
+            assert_eq!(number(profile, status, during), Err(errno));
         }
-        assert_eq!(number(Status::Success, Lookup), Ok(()));
+        assert_eq!(number(profile, Status::Success, Lookup), Ok(()));
+        let unknown = of_status(profile, Status::Interrupted, Update);
+        assert!(unknown.reason().contains("unknown"), "{unknown}");
+    }
+
+    #[test]
+    fn a_profile_changes_the_numbers_that_it_names() {
+        let like_nfp = Profile {
+            lookup_out_of_range: Errno::E2BIG,
+            ..Profile::offmap()
+        };
+        let number = |during| number(&like_nfp, Status::OutOfRange, during);
+        assert_eq!(number(During::Lookup), Err(Errno::E2BIG));
+        assert_eq!(number(During::Delete), Err(Errno::EINVAL));
     }
 
     #[test]
@@ -244,10 +274,15 @@ mod tests {
     #[test]
     fn a_device_that_is_gone_is_enodev() {
         let gone = DriverError::Io {
-            what: "write a register",
+            what: "reset the function",
             source: IoError::Gone("unplugged"),
         };
-        for error in [gone, DriverError::DeviceReset, DriverError::Down] {
+        let register = DriverError::Register {
+            access: "write",
+            register: "KICK",
+            source: IoError::Gone("unplugged"),
+        };
+        for error in [gone, register, DriverError::DeviceReset, DriverError::Down] {
             assert_eq!(of_driver(&error).errno(), Errno::ENODEV);
         }
     }

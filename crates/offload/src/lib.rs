@@ -13,5 +13,5 @@ mod nic;
 mod pool;
 mod profile;
 
-pub use nic::OffloadNic;
+pub use nic::{OffloadNic, RandomSeeds, SeedSource};
 pub use profile::{FlagRule, Profile};

@@ -2,7 +2,7 @@
 
 use crate::errno::{self, During};
 use crate::nic::Shared;
-use offmap_bpf::device::{BatchOutcome, MapSpec, OffloadedMap};
+use offmap_bpf::device::{BatchOutcome, MapSpec, OffloadCommands, OffloadedMap};
 use offmap_bpf::error::Result;
 use offmap_bpf::uapi::MapType;
 use offmap_bpf::{Errno, Error};
@@ -22,7 +22,14 @@ const NOT_IN_PROFILE: Error = Error::new(
     Errno::ENOTSUPP,
     "this device has no such operation on an offloaded map",
 );
-const NO_PROGRESS: Error = Error::new(Errno::EIO, "the device's dump of the map does not advance");
+const NO_SUCH_POSITION: Error = Error::new(
+    Errno::EIO,
+    "the device's dump of the map goes on past the map's end",
+);
+const NOTHING_IN_TIME: Error = Error::new(
+    Errno::ETIMEDOUT,
+    "the device found no element of the map in the time of one command",
+);
 
 /// A map in device memory.
 pub(crate) struct NicMap<F: Function> {
@@ -50,17 +57,42 @@ impl<F: Function> NicMap<F> {
         during: During,
         operation: impl FnOnce(&mut QueuePair<F>) -> Result<Status, DriverError>,
     ) -> Result<()> {
-        let status = self.shared.pool.with(operation)?;
-        if status.is_success() {
-            Ok(())
-        } else {
-            Err(errno::of_status(status, during))
+        match self.shared.pool.with(operation) {
+            Ok(status) if status.is_success() => Ok(()),
+            Ok(status) => Err(self.failed(status, during)),
+            Err(e) => Err(errno::of_driver(&e)),
         }
     }
 
-    fn no_batch(&self) -> Option<BatchOutcome> {
-        let rules_out = !self.shared.profile.batch || self.shared.driver.identity().batch == 0;
-        rules_out.then(|| BatchOutcome::failed(NOT_IN_PROFILE))
+    #[cold]
+    fn failed(&self, status: Status, during: During) -> Error {
+        errno::of_status(&self.shared.profile, status, during)
+    }
+
+    fn has(&self, command: OffloadCommands) -> Result<()> {
+        if self.shared.commands.contains(command) {
+            Ok(())
+        } else {
+            Err(NOT_IN_PROFILE)
+        }
+    }
+
+    fn changed(
+        &self,
+        done: Result<offmap_driver::BatchDone, DriverError>,
+        during: During,
+    ) -> BatchOutcome {
+        match done {
+            Ok(done) => BatchOutcome {
+                count: done.count as u32,
+                result: if done.status.is_success() {
+                    Ok(())
+                } else {
+                    Err(self.failed(done.status, during))
+                },
+            },
+            Err(e) => BatchOutcome::failed(errno::of_driver(&e)),
+        }
     }
 
     /// The next position of a dump for the token of a batch call; `Err`: there is none.
@@ -92,20 +124,6 @@ impl<F: Function> NicMap<F> {
     }
 }
 
-fn changed(done: Result<offmap_driver::BatchDone>, during: During) -> BatchOutcome {
-    match done {
-        Ok(done) => BatchOutcome {
-            count: done.count as u32,
-            result: if done.status.is_success() {
-                Ok(())
-            } else {
-                Err(errno::of_status(done.status, during))
-            },
-        },
-        Err(e) => BatchOutcome::failed(e),
-    }
-}
-
 impl<F: Function> OffloadedMap for NicMap<F> {
     fn lookup(&self, key: &[u8], value: &mut [u8], _flags: u64) -> Result<()> {
         self.run(During::Lookup, |q| q.lookup(&self.map, key, value))
@@ -133,9 +151,7 @@ impl<F: Function> OffloadedMap for NicMap<F> {
         if self.is_array {
             return Err(NO_ARRAY_DELETE);
         }
-        if !self.shared.profile.batch {
-            return Err(NOT_IN_PROFILE);
-        }
+        self.has(OffloadCommands::LOOKUP_AND_DELETE)?;
         self.run(During::LookupAndDelete, |q| {
             q.lookup_and_delete(&self.map, key, value)
         })
@@ -147,38 +163,37 @@ impl<F: Function> OffloadedMap for NicMap<F> {
         values: &mut [u8],
         results: &mut [Result<(), Errno>],
     ) -> Result<()> {
-        if let Some(outcome) = self.no_batch() {
-            return outcome.result;
-        }
+        self.has(OffloadCommands::LOOKUP_BATCH)?;
+        let profile = &self.shared.profile;
         self.run(During::Lookup, |q| {
             q.lookup_batch(&self.map, keys, values, |i, status| {
                 if let Some(result) = results.get_mut(i) {
-                    *result = errno::number(status, During::Lookup);
+                    *result = errno::number(profile, status, During::Lookup);
                 }
             })
         })
     }
 
     fn update_batch(&self, keys: &[u8], values: &[u8], _count: u32, flags: u64) -> BatchOutcome {
-        if let Some(outcome) = self.no_batch() {
-            return outcome;
+        if let Err(e) = self.has(OffloadCommands::UPDATE_BATCH) {
+            return BatchOutcome::failed(e);
         }
         let done = self
             .shared
             .pool
             .with(|q| q.update_batch(&self.map, keys, values, flags as u32));
-        changed(done, During::Update)
+        self.changed(done, During::Update)
     }
 
     fn delete_batch(&self, keys: &[u8], _count: u32) -> BatchOutcome {
-        if let Some(outcome) = self.no_batch() {
-            return outcome;
+        if let Err(e) = self.has(OffloadCommands::DELETE_BATCH) {
+            return BatchOutcome::failed(e);
         }
         if self.is_array {
             return BatchOutcome::failed(NO_ARRAY_DELETE_BATCH);
         }
         let done = self.shared.pool.with(|q| q.delete_batch(&self.map, keys));
-        changed(done, During::Delete)
+        self.changed(done, During::Delete)
     }
 
     fn walk_batch(
@@ -190,8 +205,13 @@ impl<F: Function> OffloadedMap for NicMap<F> {
         count: u32,
         delete: bool,
     ) -> BatchOutcome {
-        if let Some(outcome) = self.no_batch() {
-            return outcome;
+        let command = if delete {
+            OffloadCommands::LOOKUP_AND_DELETE_BATCH
+        } else {
+            OffloadCommands::LOOKUP_BATCH
+        };
+        if let Err(e) = self.has(command) {
+            return BatchOutcome::failed(e);
         }
         if delete && self.is_array {
             return BatchOutcome::failed(NO_ARRAY_DELETE);
@@ -201,7 +221,7 @@ impl<F: Function> OffloadedMap for NicMap<F> {
             return unmoved(Ok(()));
         }
         let Ok(start) = self.position(in_batch) else {
-            return unmoved(Err(errno::of_status(Status::NotFound, During::Walk)));
+            return unmoved(Err(self.failed(Status::NotFound, During::Walk)));
         };
         self.walk(start, out_batch, keys, values, count, delete)
     }
@@ -225,6 +245,10 @@ impl<F: Function> OffloadedMap for NicMap<F> {
 impl<F: Function> NicMap<F> {
     /// Dumps from `start` on, command after command, until the room is used, the map ends, or
     /// the next bucket does not fit.
+    ///
+    /// A device may end a dump early with nothing in it. The commands together get the time of
+    /// one (`DriverConfig::op_timeout`); no further one is sent after that, and what is there by
+    /// then is the result.
     fn walk(
         &self,
         start: u32,
@@ -238,9 +262,11 @@ impl<F: Function> NicMap<F> {
         let mut position = start;
         let mut done = 0usize;
         let room = count as usize;
-        // Each command moves on by at least one bucket or element. No table has more buckets
-        // than this, so a device that says otherwise is stopped.
-        let mut commands_left = u64::from(self.max_entries).next_power_of_two() * 2 + 2;
+        // Each command moves on, as the driver sees to. No table has more buckets than this, so
+        // that a walk ends by itself, too.
+        let positions = u64::from(self.max_entries).next_power_of_two() * 2;
+        let driver = &self.shared.driver;
+        let deadline = driver.function().now() + driver.config().op_timeout;
         let result = loop {
             let dumped = self.shared.pool.with(|q| {
                 q.dump(
@@ -253,9 +279,8 @@ impl<F: Function> NicMap<F> {
             });
             let dumped = match dumped {
                 Ok(dumped) => dumped,
-                Err(e) => break Err(e),
+                Err(e) => break Err(errno::of_driver(&e)),
             };
-            let before = position;
             match dumped.status {
                 Status::Success | Status::NotFound => {
                     done += dumped.count;
@@ -265,14 +290,20 @@ impl<F: Function> NicMap<F> {
                     let at_end = dumped.status == Status::NotFound
                         || self.is_array && position >= self.max_entries && done < room;
                     if at_end {
-                        break Err(errno::of_status(Status::NotFound, During::Walk));
+                        break Err(self.failed(Status::NotFound, During::Walk));
                     }
                     if done == room {
                         break Ok(());
                     }
-                    commands_left -= 1;
-                    if position <= before || commands_left == 0 {
-                        break Err(NO_PROGRESS);
+                    if u64::from(position) > positions {
+                        break Err(NO_SUCH_POSITION);
+                    }
+                    if driver.function().now() >= deadline {
+                        break if done > 0 {
+                            Ok(())
+                        } else {
+                            Err(NOTHING_IN_TIME)
+                        };
                     }
                 }
                 Status::NoSpace => {
@@ -281,9 +312,9 @@ impl<F: Function> NicMap<F> {
                         // The bucket comes with the next call.
                         break Ok(());
                     }
-                    break Err(errno::of_status(Status::NoSpace, During::Walk));
+                    break Err(self.failed(Status::NoSpace, During::Walk));
                 }
-                other => break Err(errno::of_status(other, During::Walk)),
+                other => break Err(self.failed(other, During::Walk)),
             }
         };
         // At the end of an array the last key is the one before the position.

@@ -4,7 +4,7 @@ use crate::map::NicMap;
 use crate::pool::Pool;
 use crate::{Profile, errno};
 use offmap_bpf::Error;
-use offmap_bpf::device::{MapSpec, OffloadDevice, OffloadRules, OffloadedMap};
+use offmap_bpf::device::{MapSpec, OffloadCommands, OffloadDevice, OffloadRules, OffloadedMap};
 use offmap_bpf::error::Result;
 use offmap_bpf::uapi::MapFlags;
 use offmap_driver::{Driver, DriverError, Function, MapParams};
@@ -22,7 +22,26 @@ pub(crate) struct Shared<F: Function> {
     pub(crate) driver: Arc<Driver<F>>,
     pub(crate) pool: Pool<F>,
     pub(crate) profile: Profile,
+    pub(crate) commands: OffloadCommands,
+    seeds: Box<dyn SeedSource>,
     failed_frees: AtomicU64,
+}
+
+/// Where the seeds of the maps' key hashes come from.
+pub trait SeedSource: Send + Sync + 'static {
+    /// The seed of one map.
+    fn seed(&self) -> u64;
+}
+
+/// Seeds that nobody who chooses keys can know.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct RandomSeeds;
+
+impl SeedSource for RandomSeeds {
+    fn seed(&self) -> u64 {
+        // The standard library's hasher keys come from the operating system.
+        RandomState::new().build_hasher().finish()
+    }
 }
 
 impl<F: Function> Shared<F> {
@@ -39,12 +58,30 @@ impl<F: Function> OffloadNic<F> {
     ///
     /// When the device gives no queue pair.
     pub fn new(driver: Arc<Driver<F>>, profile: Profile) -> Result<Arc<Self>, DriverError> {
+        Self::with_seed(driver, profile, RandomSeeds)
+    }
+
+    /// [`OffloadNic::new`] with another source of hash seeds, so that a simulation runs again
+    /// as it ran before.
+    ///
+    /// # Errors
+    ///
+    /// As [`OffloadNic::new`].
+    pub fn with_seed(
+        driver: Arc<Driver<F>>,
+        profile: Profile,
+        seeds: impl SeedSource,
+    ) -> Result<Arc<Self>, DriverError> {
         let pool = Pool::new(Arc::clone(&driver))?;
+        let identity = driver.identity();
+        let rules = profile.rules(identity.map_types, identity.batch > 0);
         Ok(Arc::new(Self {
             shared: Arc::new(Shared {
+                commands: rules.commands,
                 driver,
                 pool,
                 profile,
+                seeds: Box::new(seeds),
                 failed_frees: AtomicU64::new(0),
             }),
         }))
@@ -96,7 +133,11 @@ impl<F: Function> OffloadDevice for OffloadNic<F> {
             value_size: spec.value_size,
             max_entries: spec.max_entries,
             cpu_slots: if percpu { spec.possible_cpus } else { 0 },
-            seed: seed(spec.map_flags),
+            seed: if spec.map_flags.contains(MapFlags::ZERO_SEED) {
+                0
+            } else {
+                shared.seeds.seed()
+            },
             name: spec.name,
         };
         let map = shared
@@ -105,14 +146,4 @@ impl<F: Function> OffloadDevice for OffloadNic<F> {
             .map_err(|e: DriverError| -> Error { errno::of_create(&e) })?;
         Ok(Arc::new(NicMap::new(Arc::clone(shared), spec, map)))
     }
-}
-
-/// Seed of a map's key hash: zero where the program asks for it, otherwise one that nobody
-/// who chooses keys can know.
-fn seed(flags: MapFlags) -> u64 {
-    if flags.contains(MapFlags::ZERO_SEED) {
-        return 0;
-    }
-    // The standard library's hasher keys come from the operating system.
-    RandomState::new().build_hasher().finish()
 }

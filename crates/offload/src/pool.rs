@@ -1,7 +1,5 @@
 //! The queue pairs of one NIC, shared by all threads.
 
-use crate::errno;
-use offmap_bpf::Error;
 use offmap_driver::{Driver, DriverError, Function, QueuePair};
 use std::cell::Cell;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -47,21 +45,25 @@ impl<F: Function> Pool<F> {
     pub(crate) fn with<T>(
         &self,
         operation: impl FnOnce(&mut QueuePair<F>) -> Result<T, DriverError>,
-    ) -> Result<T, Error> {
+    ) -> Result<T, DriverError> {
         let mut lane = self.lock();
         let usable = matches!(&*lane, Some(queue) if !queue.is_dead());
         if !usable {
             lane = self.renew(lane)?;
         }
         match &mut *lane {
-            Some(queue) => operation(queue).map_err(|e| errno::of_driver(&e)),
+            Some(queue) => operation(queue),
             None => unreachable!("`renew` returns a lane with a queue"),
         }
     }
 
     #[inline]
     fn lock(&self) -> MutexGuard<'_, Option<QueuePair<F>>> {
-        let own = THREAD.with(Cell::get) % self.lanes.len();
+        let mut own = THREAD.with(Cell::get);
+        // A division only where there are more threads than lanes.
+        if own >= self.lanes.len() {
+            own %= self.lanes.len();
+        }
         match Self::try_lock(&self.lanes[own]) {
             Some(lane) => lane,
             None => self.lock_any(own),
@@ -98,7 +100,7 @@ impl<F: Function> Pool<F> {
     fn renew<'p>(
         &'p self,
         mut lane: MutexGuard<'p, Option<QueuePair<F>>>,
-    ) -> Result<MutexGuard<'p, Option<QueuePair<F>>>, Error> {
+    ) -> Result<MutexGuard<'p, Option<QueuePair<F>>>, DriverError> {
         // The old pair goes first: its id is then free for the new one.
         *lane = None;
         match self.driver.create_queue() {
@@ -115,9 +117,9 @@ impl<F: Function> Pool<F> {
                         return Ok(other);
                     }
                 }
-                Err(errno::of_driver(&DriverError::NoQueuePair { have }))
+                Err(DriverError::NoQueuePair { have })
             }
-            Err(e) => Err(errno::of_driver(&e)),
+            Err(e) => Err(e),
         }
     }
 }

@@ -17,6 +17,10 @@ pub struct FlagRule {
 
 /// What a device admits beyond the limits of its firmware.
 ///
+/// BPF_F_NUMA_NODE is admitted, and means no more than the core's check that the node is there:
+/// the values are in device memory, which has no node, and the DMA buffers that commands
+/// travel through belong to the queues, whose node is `DriverConfig::numa_node`.
+///
 /// Flags in neither [`Profile::flags`] nor [`Profile::refused`] get EINVAL and a general
 /// sentence.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -30,8 +34,11 @@ pub struct Profile {
     /// Flags that it refuses with a sentence of their own, in the order in which they are
     /// checked.
     pub refused: &'static [FlagRule],
-    /// Batch commands and LOOKUP_AND_DELETE reach the device, instead of failing with 524.
-    pub batch: bool,
+    /// Commands that reach the device, instead of failing with 524. The batch commands also
+    /// need a device that has them.
+    pub commands: OffloadCommands,
+    /// Error of a lookup in an array, at or past `max_entries`. A host array gives ENOENT.
+    pub lookup_out_of_range: Errno,
 }
 
 const fn type_bits(types: &[MapType]) -> u64 {
@@ -84,7 +91,8 @@ impl Profile {
                 .union(MapFlags::RDONLY_PROG)
                 .union(MapFlags::WRONLY_PROG),
             refused: OFFMAP_REFUSED,
-            batch: true,
+            commands: OffloadCommands::all(),
+            lookup_out_of_range: Errno::ENOENT,
         }
     }
 
@@ -93,10 +101,12 @@ impl Profile {
     pub const fn rules(&self, device_types: u64, device_batch: bool) -> OffloadRules {
         OffloadRules {
             more_map_types: self.map_types & device_types,
-            commands: if self.batch && device_batch {
-                OffloadCommands::all()
+            commands: if device_batch {
+                self.commands
             } else {
-                OffloadCommands::empty()
+                // A command on one element, which every device has.
+                self.commands
+                    .intersection(OffloadCommands::LOOKUP_AND_DELETE)
             },
         }
     }
@@ -188,7 +198,13 @@ mod tests {
         let rules = profile.rules(DEVICE, true);
         assert!(rules.admits(MapType::PERCPU_HASH) && rules.commands.is_all());
         assert!(!rules.admits(MapType::PERCPU_ARRAY));
-        assert!(profile.rules(DEVICE, false).commands.is_empty());
+        let single = OffloadCommands::LOOKUP_AND_DELETE;
+        assert_eq!(profile.rules(DEVICE, false).commands, single);
+        let strict = Profile {
+            commands: OffloadCommands::empty(),
+            ..Profile::offmap()
+        };
+        assert!(strict.rules(DEVICE, true).commands.is_empty());
     }
 
     #[test]

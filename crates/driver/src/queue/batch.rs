@@ -138,8 +138,8 @@ impl<F: Function> QueuePair<F> {
         values: &[u8],
         flags: u32,
     ) -> Result<BatchDone, DriverError> {
-        self.batch_len(map, keys.len(), Some(values.len()))?;
-        self.change_batch(IoOpcode::BatchUpdate, map, keys, values, flags)
+        let total = self.batch_len(map, keys.len(), Some(values.len()))?;
+        self.change_batch(IoOpcode::BatchUpdate, map, total, (keys, values), flags)
     }
 
     /// Removes an array of keys in order, and stops at the first failure.
@@ -148,16 +148,16 @@ impl<F: Function> QueuePair<F> {
     ///
     /// As [`QueuePair::lookup_batch`].
     pub fn delete_batch(&mut self, map: &DeviceMap, keys: &[u8]) -> Result<BatchDone, DriverError> {
-        self.batch_len(map, keys.len(), None)?;
-        self.change_batch(IoOpcode::BatchDelete, map, keys, &[], 0)
+        let total = self.batch_len(map, keys.len(), None)?;
+        self.change_batch(IoOpcode::BatchDelete, map, total, (keys, &[]), 0)
     }
 
     fn change_batch(
         &mut self,
         opcode: IoOpcode,
         map: &DeviceMap,
-        keys: &[u8],
-        values: &[u8],
+        total: usize,
+        (keys, values): (&[u8], &[u8]),
         flags: u32,
     ) -> Result<BatchDone, DriverError> {
         let key = map.key_size();
@@ -166,7 +166,6 @@ impl<F: Function> QueuePair<F> {
         } else {
             0
         };
-        let total = keys.len() / key;
         let chunk = self.chunk_len(key + value + 2)?;
         let mut first = 0;
         while first < total {
@@ -226,8 +225,8 @@ impl<F: Function> QueuePair<F> {
     }
 
     /// Returns keys and values in iteration order from `cursor` on (0: the start), at most as
-    /// many as `keys` and `values` have room for, and removes them when `delete` is set. One
-    /// command: it may return fewer than there is room for.
+    /// many as `keys` and `values` have room for, and removes them when `delete` is set. It may
+    /// return fewer than there is room for, even none; with success the cursor has grown.
     ///
     /// # Errors
     ///
@@ -240,9 +239,29 @@ impl<F: Function> QueuePair<F> {
         values: &mut [u8],
         delete: bool,
     ) -> Result<Dumped, DriverError> {
-        let (key, value) = (map.key_size(), map.value_stride());
         let room = self.batch_len(map, keys.len(), Some(values.len()))?;
-        let count = room.min(self.chunk_len(key + value)?);
+        let usual = self.chunk_len(map.key_size() + map.value_stride())?;
+        let dumped = self.dump_up_to(map, cursor, room.min(usual), keys, values, delete)?;
+        let needed = dumped.needed as usize;
+        // A bucket that the caller has room for and that is only more than a command usually
+        // takes.
+        let fits = needed > usual && needed <= room.min(self.driver.identity().batch as usize);
+        if dumped.status == Status::NoSpace && fits {
+            return self.dump_up_to(map, dumped.cursor, needed, keys, values, delete);
+        }
+        Ok(dumped)
+    }
+
+    fn dump_up_to(
+        &mut self,
+        map: &DeviceMap,
+        cursor: u32,
+        count: usize,
+        keys: &mut [u8],
+        values: &mut [u8],
+        delete: bool,
+    ) -> Result<Dumped, DriverError> {
+        let (key, value) = (map.key_size(), map.value_stride());
         let command = Command {
             opcode: if delete {
                 IoOpcode::BatchDumpDelete
@@ -265,8 +284,13 @@ impl<F: Function> QueuePair<F> {
             if valid && done > count {
                 return Err(CompletionFault::Count);
             }
-            let Ok(cursor) = u32::try_from(result.cursor.get()) else {
-                return Err(CompletionFault::Cursor);
+            // With success the next dump goes on further down, so that a walk ends (§7.2).
+            let next = match u32::try_from(result.cursor.get()) {
+                Ok(next) if next > cursor => next,
+                Ok(next) if next == cursor && !status.is_success() => next,
+                // A cursor past the end comes back as the device likes.
+                Ok(next) if status == Status::NotFound => next,
+                _ => return Err(CompletionFault::Cursor),
             };
             let done = if valid { done } else { 0 };
             let buffer = queue.place_region(place).buffer();
@@ -274,7 +298,7 @@ impl<F: Function> QueuePair<F> {
             buffer.read(arrays.values, &mut values[..done * value]);
             Ok(Dumped {
                 count: done,
-                cursor,
+                cursor: next,
                 status,
                 needed: result.needed.get(),
             })
@@ -318,7 +342,7 @@ impl<F: Function> QueuePair<F> {
     ) -> Result<T, DriverError> {
         let (token, arrays, place) = self.write_batch(command, keys, values)?;
         self.commit()?;
-        let slot = token.0.slot();
+        let slot = token.request.slot();
         let completion = self.await_slot(slot)?;
         if let Err(e) = self.ended(completion.status()) {
             self.release(slot);
@@ -326,7 +350,7 @@ impl<F: Function> QueuePair<F> {
         }
         let result = finish(self, &completion, arrays, place);
         self.release(slot);
-        result.map_err(|fault| self.reject(token.0, fault))
+        result.map_err(|fault| self.reject(token.request, fault))
     }
 
     fn write_batch(
@@ -366,6 +390,17 @@ impl<F: Function> QueuePair<F> {
         let buffer = region.buffer();
         buffer.write(arrays.keys, keys);
         buffer.write(arrays.values, values);
+        // What the command returns is zeroed, as in `write_element`.
+        let returns_keys = matches!(
+            command.opcode,
+            IoOpcode::BatchDump | IoOpcode::BatchDumpDelete
+        );
+        if returns_keys {
+            buffer.zero(arrays.keys, command.count * key);
+        }
+        if returns_keys || command.opcode == IoOpcode::BatchLookup {
+            buffer.zero(arrays.values, command.count * command.value_bytes);
+        }
         if command.statuses {
             for first in (0..command.count).step_by(STATUS_CHUNK) {
                 let count = STATUS_CHUNK.min(command.count - first);
@@ -390,7 +425,7 @@ impl<F: Function> QueuePair<F> {
         let entry = Submission::new(command.opcode.0, request, &body).with_map(command.map.handle);
         self.rings.push(self.region.buffer(), entry);
         self.counters.submitted += 1;
-        Ok((Token(request), arrays, place))
+        Ok((self.token(request), arrays, place))
     }
 }
 

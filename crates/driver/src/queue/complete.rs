@@ -5,7 +5,7 @@ use super::{QueuePair, Token};
 use crate::{CompletionFault, DriverError};
 use offmap_abi::{Completion, RequestId, Status};
 use offmap_device_io::Function;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Looks at the completion ring before a waiter looks at the clock for the first time. An
 /// inline device and an awake one answer within these.
@@ -30,7 +30,7 @@ impl<F: Function> Finished<'_, F> {
     /// Which command it was.
     #[inline]
     pub fn token(&self) -> Token {
-        Token(self.completion.request())
+        self.queue.token(self.completion.request())
     }
 
     /// How it ended.
@@ -109,7 +109,10 @@ impl<F: Function> QueuePair<F> {
     /// Waits until a command is finished and returns it; `None` when none is outstanding.
     ///
     /// After [`crate::DriverConfig::op_timeout`] it asks the device to abort all that are in
-    /// flight; those come back with [`Status::Aborted`], without an effect.
+    /// flight; those come back with [`Status::Aborted`], without an effect, or with
+    /// [`Status::Interrupted`]. All aborts together, and the wait for their completions, get
+    /// one [`crate::DriverConfig::admin_timeout`]. So a call ends after the sum of the two
+    /// timeouts, and the time that a thread needs to notice.
     ///
     /// # Errors
     ///
@@ -145,12 +148,8 @@ impl<F: Function> QueuePair<F> {
     pub fn wait_for(&mut self, token: Token) -> Result<Finished<'_, F>, DriverError> {
         self.usable()?;
         self.commit()?;
-        let slot = token.0.slot();
-        let state = match self.slots.get(slot) {
-            Some(entry) if entry.generation == token.0.generation() => entry.state,
-            _ => State::Free,
-        };
-        match state {
+        let slot = token.request.slot();
+        match self.state_of(token) {
             State::InFlight => {
                 let completion = self.await_slot(slot)?;
                 Ok(self.finished(slot, completion))
@@ -160,23 +159,47 @@ impl<F: Function> QueuePair<F> {
                 let completion = self.stash[usize::from(slot)];
                 Ok(self.finished(slot, completion))
             }
-            State::Free | State::Quarantined => Err(DriverError::NoSuchRequest {
-                queue: self.id,
-                request: token.0,
-            }),
+            State::Free | State::Quarantined => Err(self.no_such(token)),
         }
     }
 
-    /// Asks the device to end a command now. Returns whether it will complete as
-    /// [`Status::Aborted`]; either way its completion is still to be taken.
+    /// Asks the device to end a command now. Returns whether it will, as [`Status::Aborted`] or
+    /// [`Status::Interrupted`]; either way its completion is still to be taken.
     ///
     /// # Errors
     ///
-    /// Those of [`crate::Driver::abort`].
+    /// [`DriverError::NoSuchRequest`] as [`QueuePair::wait_for`], otherwise those of
+    /// [`crate::Driver::abort`]. After [`DriverError::QueueStopped`] the queue is broken.
     pub fn abort(&mut self, token: Token) -> Result<bool, DriverError> {
         self.usable()?;
         self.commit()?;
-        self.driver.abort(self.id, token.0)
+        match self.state_of(token) {
+            State::InFlight => {}
+            State::Done => return Ok(false),
+            State::Free | State::Quarantined => return Err(self.no_such(token)),
+        }
+        match self.driver.abort(self.id, token.request) {
+            Err(e @ DriverError::QueueStopped { .. }) => Err(self.lose(e)),
+            other => other,
+        }
+    }
+
+    fn state_of(&self, token: Token) -> State {
+        match self.slots.get(token.request.slot()) {
+            Some(entry)
+                if token.queue == self.serial && entry.generation == token.request.generation() =>
+            {
+                entry.state
+            }
+            _ => State::Free,
+        }
+    }
+
+    fn no_such(&self, token: Token) -> DriverError {
+        DriverError::NoSuchRequest {
+            queue: self.id,
+            request: token.request,
+        }
     }
 
     #[inline]
@@ -204,7 +227,7 @@ impl<F: Function> QueuePair<F> {
         }
         let entry = self.slots.of(slot);
         if entry.inline {
-            // `take` saw to it that the payload is at least as long as the room.
+            // `take` saw to it that at least `room` bytes were returned, either way.
             out.copy_from_slice(&completion.payload[..out.len()]);
         } else {
             let region = self.place_region(entry.place);
@@ -228,11 +251,9 @@ impl<F: Function> QueuePair<F> {
                 CompletionFault::Stale
             }
             Some(entry)
-                if entry.inline
-                    && completion.status().is_success()
-                    && completion.count.get() < entry.room =>
+                if completion.count.get() < entry.room && completion.status().is_success() =>
             {
-                CompletionFault::ShortPayload
+                CompletionFault::ShortResult
             }
             Some(_) => {
                 self.counters.completed += 1;
@@ -317,11 +338,11 @@ impl<F: Function> QueuePair<F> {
         wanted: Option<u16>,
         timeout: Duration,
     ) -> Result<Option<(u16, Completion)>, DriverError> {
-        let started = Instant::now();
+        let started = self.driver.function().now();
         let mut health_at = HEALTH_FIRST;
         let mut turns = 0u32;
         loop {
-            let waited = started.elapsed();
+            let waited = self.driver.function().now().saturating_sub(started);
             let burst = if turns < SPIN_TURNS {
                 FAST_TURNS
             } else {
@@ -333,7 +354,7 @@ impl<F: Function> QueuePair<F> {
                     return Ok(Some(found));
                 }
                 if turns >= SPIN_TURNS {
-                    std::thread::yield_now();
+                    self.driver.function().relax();
                 }
             }
             turns = turns.saturating_add(burst);
@@ -360,33 +381,54 @@ impl<F: Function> QueuePair<F> {
         self.counters.timeouts += 1;
         let mut overdue = self.slots.in_flight();
         overdue.retain(|request| wanted.is_none_or(|slot| slot == request.slot()));
+        // One for all of them, the wait for the admin queue included.
+        let now = || self.driver.function().now();
+        let deadline = now() + self.driver.config().admin_timeout;
+        let mut stopped = false;
         for request in &overdue {
-            if self.driver.abort(self.id, *request).is_err() {
+            match self.driver.abort_until(self.id, *request, deadline) {
+                Ok(_) => {}
+                Err(DriverError::QueueStopped { .. }) => {
+                    stopped = true;
+                    break;
+                }
                 // The completions may come all the same; they get their time below.
-                break;
+                Err(_) => break,
             }
         }
-        let grace = self.driver.config().admin_timeout;
-        let started = Instant::now();
         for request in &overdue {
             while self.slots.of(request.slot()).state == State::InFlight {
-                let left = grace.saturating_sub(started.elapsed());
+                // A stopped queue gets the one look at what came before it stopped.
+                let left = if stopped {
+                    Duration::ZERO
+                } else {
+                    deadline.saturating_sub(self.driver.function().now())
+                };
                 match self.look_until(None, left)? {
                     Some((slot, completion)) => self.stash(slot, completion),
                     None => {
-                        for lost in self.slots.in_flight() {
-                            self.slots.set(lost.slot(), State::Quarantined);
-                        }
                         let queue = self.id;
-                        return Err(self.breaks(DriverError::TimedOut {
-                            queue,
-                            after,
-                            quarantined: true,
+                        return Err(self.lose(if stopped {
+                            DriverError::QueueStopped { queue }
+                        } else {
+                            DriverError::TimedOut {
+                                queue,
+                                after,
+                                quarantined: true,
+                            }
                         }));
                     }
                 }
             }
         }
         Ok(())
+    }
+
+    /// Sets what is in flight aside and breaks the queue.
+    fn lose(&mut self, error: DriverError) -> DriverError {
+        for lost in self.slots.in_flight() {
+            self.slots.set(lost.slot(), State::Quarantined);
+        }
+        self.breaks(error)
     }
 }

@@ -17,25 +17,34 @@ use crate::driver::{self, Driver};
 use crate::rings::Rings;
 use crate::{DeviceMap, DriverError, Notify};
 use offmap_abi::admin::QueueCreateBody;
-use offmap_abi::notify::NOTIFY_BYTES;
+use offmap_abi::notify::{NOTIFY_ALIGN, NOTIFY_BYTES};
 use offmap_abi::regs::Features;
+use offmap_abi::ring::RingDepth;
 use offmap_abi::{Completion, QueueId, RequestId};
 use offmap_device_io::{DmaRegion, Function, PAGE_BYTES};
 use slots::{Larges, Slots};
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A command in flight on a queue pair, or finished and not yet taken.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub struct Token(pub(crate) RequestId);
+pub struct Token {
+    request: RequestId,
+    /// Of the queue pair that gave it out, so that no other one takes it for its own.
+    queue: u64,
+}
 
 impl Token {
     /// The id under which the device knows the command.
     pub const fn request(self) -> RequestId {
-        self.0
+        self.request
     }
 }
+
+/// Serial numbers of queue pairs, of all drivers. They never leave this process.
+static NEXT_SERIAL: AtomicU64 = AtomicU64::new(0);
 
 /// What a queue pair has done since it was made.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -77,6 +86,7 @@ enum Bell {
 pub struct QueuePair<F: Function> {
     driver: Arc<Driver<F>>,
     id: QueueId,
+    serial: u64,
     epoch: u64,
     /// Rings, notify block, and a data area for each slot.
     ///
@@ -111,12 +121,18 @@ impl<F: Function> QueuePair<F> {
     ) -> Result<(Self, QueueCreateBody), DriverError> {
         let config = driver.config();
         let identity = driver.identity();
-        let depth = config.queue_depth.min(identity.queue_depth_max);
+        let Some(ring_depth) = RingDepth::new(config.queue_depth.min(identity.queue_depth_max))
+        else {
+            unreachable!("both were checked: the one at bring-up, the other by `validate`");
+        };
+        let depth = ring_depth.entries();
         let has_block = identity.features.contains(Features::NOTIFY_BLOCK);
-        let ring_bytes = Rings::ring_bytes(depth);
+        let ring_bytes = Rings::ring_bytes(ring_depth);
         let block_at = 2 * ring_bytes;
         // The notify block has a page to itself: it is the one line that both sides poll.
-        const { assert!(NOTIFY_BYTES <= PAGE_BYTES) };
+        const {
+            assert!(NOTIFY_BYTES <= PAGE_BYTES && (PAGE_BYTES as u64).is_multiple_of(NOTIFY_ALIGN));
+        }
         let slots_at = block_at + PAGE_BYTES;
         let slot_bytes = config.slot_bytes;
         let bell = match config.notify {
@@ -140,13 +156,19 @@ impl<F: Function> QueuePair<F> {
         let blank = Completion::new(RequestId(0), offmap_abi::Status::Internal);
         let pair = Self {
             id,
+            serial: NEXT_SERIAL.fetch_add(1, Ordering::Relaxed),
             epoch,
-            rings: Rings::new(0, ring_bytes, depth),
+            rings: Rings::new(0, ring_bytes, ring_depth),
             bell,
             committed: 0,
             released: 0,
             release_every: (depth / 4).max(1),
-            slots: Slots::new(depth, slots_at, slot_bytes),
+            slots: Slots::new(
+                depth,
+                slots_at,
+                slot_bytes,
+                Arc::clone(driver.generations()),
+            ),
             larges: Larges::new(depth as usize),
             stash: vec![blank; depth as usize].into_boxed_slice(),
             done: VecDeque::with_capacity(depth as usize),

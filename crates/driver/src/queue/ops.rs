@@ -24,7 +24,7 @@ impl<F: Function> QueuePair<F> {
         self.run(&Op::Lookup { map, key }, value)
     }
 
-    /// Stores `value` under `key`; `flags` is BPF_ANY (0), BPF_NOEXIST (1) or BPF_EXIST (2).
+    /// Stores `value` under `key`; `flags` as in [`Op::Update`].
     ///
     /// # Errors
     ///
@@ -115,7 +115,7 @@ impl<F: Function> QueuePair<F> {
             Err(e) => return Err(self.not_taken(e)),
         };
         self.commit()?;
-        let slot = token.0.slot();
+        let slot = token.request.slot();
         let completion = self.await_slot(slot)?;
         let status = completion.status();
         self.copy_result(slot, &completion, out);

@@ -2,6 +2,7 @@
 
 use crate::DriverError;
 use crate::driver::Driver;
+use crate::generations::Generations;
 use offmap_abi::RequestId;
 use offmap_device_io::{DmaRegion, Function};
 use std::sync::Arc;
@@ -51,14 +52,21 @@ pub(super) struct Slots {
     table: Box<[Slot]>,
     /// Free slots, the last used one on top: its memory is warm.
     free: Vec<u16>,
+    generations: Arc<Generations>,
     base: usize,
     slot_bytes: usize,
 }
 
 impl Slots {
-    pub(super) fn new(depth: u32, base: usize, slot_bytes: usize) -> Self {
+    pub(super) fn new(
+        depth: u32,
+        base: usize,
+        slot_bytes: usize,
+        generations: Arc<Generations>,
+    ) -> Self {
         let blank = Slot {
-            generation: 0,
+            // One lease for all slots: ids differ by the slot, too.
+            generation: generations.lease(),
             state: State::Free,
             inline: false,
             room: 0,
@@ -73,6 +81,7 @@ impl Slots {
             free: (0..depth as u16).rev().collect(),
             base,
             slot_bytes,
+            generations,
         }
     }
 
@@ -98,7 +107,7 @@ impl Slots {
     pub(super) fn claim(&mut self, inline: bool, room: u32, place: Place) -> Option<RequestId> {
         let slot = self.free.pop()?;
         let entry = &mut self.table[usize::from(slot)];
-        entry.generation = (entry.generation + 1) & (RequestId::GENERATIONS - 1);
+        entry.generation = self.generations.after(entry.generation);
         entry.state = State::InFlight;
         entry.inline = inline;
         entry.room = room;

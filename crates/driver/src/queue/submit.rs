@@ -10,7 +10,7 @@ use offmap_abi::notify::{
 };
 use offmap_abi::regs::{DOORBELLS, KICK};
 use offmap_abi::submission::{ElementBody, INLINE_KEY_BYTES, INLINE_VALUE_BYTES, IovaRef};
-use offmap_abi::{IoOpcode, Submission, SubmissionFlags};
+use offmap_abi::{IoOpcode, RequestId, Submission, SubmissionFlags};
 use offmap_device_io::{DmaRegion, Function};
 use std::sync::atomic::{Ordering, fence};
 
@@ -34,7 +34,8 @@ pub enum Op<'a> {
         key: &'a [u8],
         /// The value, [`DeviceMap::value_stride`] bytes.
         value: &'a [u8],
-        /// BPF_ANY (0), BPF_NOEXIST (1) or BPF_EXIST (2).
+        /// [`offmap_abi::submission::UPDATE_ANY`], `UPDATE_NOEXIST` or `UPDATE_EXIST`, whose
+        /// values are those of BPF_ANY, BPF_NOEXIST and BPF_EXIST.
         flags: u32,
     },
     /// Removes a key.
@@ -260,7 +261,7 @@ impl<F: Function> QueuePair<F> {
     #[cold]
     fn kick(&mut self) -> Result<(), DriverError> {
         self.counters.kicks += 1;
-        let written = Registers(&**self.driver.function()).write32(KICK, self.id.0.into());
+        let written = Registers(&**self.driver.function()).write32("KICK", KICK, self.id.0.into());
         written.map_err(|e| self.breaks(e))
     }
 
@@ -270,7 +271,9 @@ impl<F: Function> QueuePair<F> {
                 page.store_u64((offset - DOORBELLS) as usize, count.into());
                 Ok(())
             }
-            None => Registers(&**self.driver.function()).write64(offset, count.into()),
+            None => {
+                Registers(&**self.driver.function()).write64("a doorbell", offset, count.into())
+            }
         };
         written.map_err(|e| self.breaks(e))
     }
@@ -363,6 +366,11 @@ impl<F: Function> QueuePair<F> {
             at: value_at,
             ..place
         };
+        if !inline_result {
+            // The device is not believed that it wrote the result: what it leaves out must not
+            // be what another command left here, of another map perhaps.
+            region.buffer().zero(value_at, element.room);
+        }
         let claimed = self.slots.claim(inline_result, element.room as u32, result);
         let Some(request) = claimed else {
             unreachable!("a free slot was seen above");
@@ -372,7 +380,15 @@ impl<F: Function> QueuePair<F> {
             .with_flags(flags);
         self.rings.push(self.region.buffer(), entry);
         self.counters.submitted += 1;
-        Ok(Token(request))
+        Ok(self.token(request))
+    }
+
+    #[inline(always)]
+    pub(super) fn token(&self, request: RequestId) -> Token {
+        Token {
+            request,
+            queue: self.serial,
+        }
     }
 
     /// The region that a place lies in.

@@ -9,7 +9,10 @@
     reason = "each test binary uses its part of the helper"
 )]
 
-use offmap_abi::admin::{IdentifyBody, IdentifyData, MapCreated, QueueCreateBody, QueueDeleteBody};
+use offmap_abi::admin::{
+    IdentifyBody, IdentifyData, MapAttr, MapCreateBody, MapCreated, MapInfo, QueueCreateBody,
+    QueueDeleteBody,
+};
 use offmap_abi::notify::{EventWord, NOTIFY_CQ_HEAD, NOTIFY_SQ_EVENT, NOTIFY_SQ_TAIL};
 use offmap_abi::regs::{self, DeviceStatus, Features};
 use offmap_abi::submission::{ElementBody, IovaRef, phase_of};
@@ -21,7 +24,8 @@ use offmap_device_io::{
 };
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use zerocopy::{FromZeros, IntoBytes};
+use std::time::{Duration, Instant};
+use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 /// A seeded generator (xorshift64*), so that a failure can be run again.
 pub struct Rng(pub u64);
@@ -167,6 +171,10 @@ pub enum Abort {
     NotFound,
     /// ABORT itself is never answered.
     Ignore,
+    /// "No such command is waiting", after this time.
+    Slow(Duration),
+    /// The queue has stopped.
+    Stopped,
 }
 
 pub type IoScript = Box<dyn FnMut(&mut Queue, &Memory, Submission) + Send>;
@@ -188,6 +196,14 @@ pub struct State {
     pub answers_admin: bool,
     pub answers_delete: bool,
     pub reset_fails: bool,
+    pub obeys_disable: bool,
+    pub map_bar_fails: bool,
+    /// Admin results are a byte short.
+    pub short_admin: bool,
+    /// Name of each map made.
+    pub names: Vec<[u8; 16]>,
+    /// Admin answers that are held back, and until when.
+    late: Vec<(Instant, Completion)>,
     pub io: IoScript,
     pub kicks: Vec<u32>,
     pub doorbells: u32,
@@ -234,8 +250,14 @@ pub fn honest_answer(memory: &Memory, command: &Submission) -> Completion {
         done.with_payload(&value)
     } else {
         memory.write(IovaRef::iova_of(&body.value), &value);
-        done
+        returned(done, value.len())
     }
+}
+
+/// The same completion with `bytes` as the number of bytes returned.
+pub fn returned(mut done: Completion, bytes: usize) -> Completion {
+    done.count = (bytes as u32).into();
+    done
 }
 
 impl Scripted {
@@ -278,6 +300,11 @@ impl Scripted {
                 answers_admin: true,
                 answers_delete: true,
                 reset_fails: false,
+                obeys_disable: true,
+                map_bar_fails: false,
+                short_admin: false,
+                names: Vec::new(),
+                late: Vec::new(),
                 io: Box::new(honest),
                 kicks: Vec::new(),
                 doorbells: 0,
@@ -331,8 +358,12 @@ impl State {
     fn write(&mut self, offset: u64, value: u64) {
         match offset {
             regs::CONTROL if value & 1 == 0 => {
+                if !self.obeys_disable {
+                    return;
+                }
                 self.ready = false;
                 self.queues.clear();
+                self.late.clear();
             }
             regs::CONTROL => {
                 self.ready = self.obeys_enable && self.fatal == 0;
@@ -373,6 +404,10 @@ impl State {
             AdminOpcode::Identify => {
                 let body: IdentifyBody = command.body();
                 self.memory.write(body.iova.get(), self.identify.as_bytes());
+                answer = returned(answer, size_of::<IdentifyData>());
+            }
+            AdminOpcode::MapQuery => {
+                answer = answer.with_payload(MapInfo::new_zeroed().as_bytes());
             }
             AdminOpcode::QueueCreate => {
                 let body: QueueCreateBody = command.body();
@@ -401,6 +436,12 @@ impl State {
             }
             AdminOpcode::MapCreate => {
                 self.maps_made += 1;
+                let body: MapCreateBody = command.body();
+                let attr = self
+                    .memory
+                    .read(body.attr.get(), body.attr_len.get() as usize);
+                let attr = MapAttr::read_from_bytes(&attr).expect("a whole MapAttr");
+                self.names.push(attr.name);
                 let made = MapCreated {
                     map: (0x1_0000 + self.maps_made).into(),
                     reserved: 0.into(),
@@ -415,6 +456,14 @@ impl State {
                     Abort::NotFound => {
                         answer = Completion::new(command.request(), Status::NotFound);
                     }
+                    Abort::Slow(time) => {
+                        let answer = Completion::new(command.request(), Status::NotFound);
+                        self.late.push((Instant::now() + time, answer));
+                        return;
+                    }
+                    Abort::Stopped => {
+                        answer = Completion::new(command.request(), Status::QueueStopped);
+                    }
                     Abort::Complete => {
                         let victim = RequestId(body.request.get());
                         if let Some(queue) = self.queues.get_mut(&body.queue.get()) {
@@ -425,6 +474,9 @@ impl State {
                 }
             }
             _ => {}
+        }
+        if self.short_admin && answer.count.get() > 0 {
+            answer.count -= 1;
         }
         if self.answers_admin
             && let Some(queue) = self.queues.get_mut(&0)
@@ -491,6 +543,9 @@ impl Function for Scripted {
         _offset: BarOffset,
         _len: usize,
     ) -> Result<Option<BarMapping>, IoError> {
+        if self.state().map_bar_fails {
+            return Err(IoError::Gone("the script does not let it map"));
+        }
         Ok(None)
     }
 
@@ -507,9 +562,17 @@ impl Function for Scripted {
         Ok(())
     }
 
-    fn dma_unmap(&self, iova: Iova, _len: usize) -> Result<(), IoError> {
-        let gone = self.state().memory.maps.remove(&iova.0);
+    fn dma_unmap(&self, iova: Iova, len: usize) -> Result<(), IoError> {
+        let mut state = self.state();
+        let gone = state.memory.maps.remove(&iova.0);
         assert!(gone.is_some(), "{iova:?} unmapped twice");
+        let range = iova.0..iova.0 + len as u64;
+        for (id, queue) in state.queues.iter().filter(|_| state.ready) {
+            assert!(
+                !range.contains(&queue.sq),
+                "the rings of queue {id} are unmapped under the device"
+            );
+        }
         Ok(())
     }
 
@@ -533,6 +596,7 @@ impl Function for Scripted {
         state.ready = false;
         state.fatal = 0;
         state.command = 0;
+        state.late.clear();
         state.queues.clear();
         *state.registers.entry(regs::RESET_COUNT).or_insert(0) += 1;
         Ok(())
@@ -543,6 +607,13 @@ impl Function for Scripted {
         let state = &mut *state;
         if !state.ready {
             return;
+        }
+        let now = Instant::now();
+        while let Some(at) = state.late.iter().position(|(due, _)| *due <= now) {
+            let (_, answer) = state.late.swap_remove(at);
+            if let Some(admin) = state.queues.get_mut(&0) {
+                admin.complete(&state.memory, answer);
+            }
         }
         let ids: Vec<u16> = state.queues.keys().copied().collect();
         for id in ids {
