@@ -43,9 +43,10 @@ impl Device {
         if self.admin_work.is_some() {
             return Ok(0);
         }
-        let Some(command) = self.queues[ADMIN].fetch(&self.dma, &self.doorbells)? else {
+        let Some(words) = self.queues[ADMIN].fetch(&self.dma, &self.doorbells)? else {
             return Ok(0);
         };
+        let command = Submission::from_words(words);
         let request = command.request();
         let answer = match AdminOpcode(command.opcode) {
             AdminOpcode::QueueCreate => Some(self.queue_create(&command)),

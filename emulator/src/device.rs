@@ -16,7 +16,7 @@ use crate::queue::{Queue, QueueSpec, Stop};
 use crate::regs::RegisterFile;
 use offmap_abi::regs::{self, Control, DeviceStatus, FatalCause, Features};
 use offmap_abi::ring::RingDepth;
-use offmap_abi::{Completion, IoOpcode, QueueId, Status};
+use offmap_abi::{Completion, IoOpcode, QueueId, Status, Submission};
 use offmap_device_io::{BarInfo, BarMapping, BarOffset, DmaBuffer, DmaPlacement, Interrupt};
 use offmap_device_io::{IoError, Iova};
 use offmap_firmware_model::{Firmware, Progress};
@@ -189,9 +189,10 @@ impl Device {
             }
         }
         while *spent < BURST {
-            let Some(command) = queue.fetch(&self.dma, &self.doorbells)? else {
+            let Some(words) = queue.fetch(&self.dma, &self.doorbells)? else {
                 break;
             };
+            let command = Submission::from_words(words);
             let progress = if queue.take_abort(&command) {
                 Progress::Done(Completion::new(command.request(), Status::Aborted))
             } else {
