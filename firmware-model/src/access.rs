@@ -4,18 +4,30 @@
 //! next; what an access yields is copied or consumed inside the access call. A policy may
 //! therefore count accesses, or let another engine run between any two of them.
 
+use crate::HostMemory;
 use offmap_abi::{DevAddr, Status};
 
-/// An access outside device memory. The firmware's own addresses are in range, so this means
-/// that its state is inconsistent.
+/// Why an access to device memory failed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct MemoryFault;
+pub enum MemoryFault {
+    /// It was outside the memory. The firmware's own addresses are in range, so this means
+    /// that its state is inconsistent: [`Status::Internal`].
+    OutOfRange,
+    /// The memory's check code does not match the data: [`Status::MediaError`].
+    Media,
+}
 
 impl From<MemoryFault> for Status {
-    fn from(_: MemoryFault) -> Self {
-        Self::Internal
+    fn from(fault: MemoryFault) -> Self {
+        match fault {
+            MemoryFault::OutOfRange => Self::Internal,
+            MemoryFault::Media => Self::MediaError,
+        }
     }
 }
+
+/// Bytes that [`Access::send`] moves at a time where a policy has no better way.
+const PIECE_BYTES: usize = 256;
 
 /// An access policy over device memory.
 pub trait Access {
@@ -34,6 +46,34 @@ pub trait Access {
         len: usize,
         f: impl FnOnce(&mut [u8]) -> R,
     ) -> Result<R, MemoryFault>;
+
+    /// Copies the `len` bytes at `at` to host memory at `iova`, by DMA. No access to device
+    /// memory is open while host memory is reached: the bytes go through a buffer, piece by
+    /// piece. A policy under which nothing else runs meanwhile may do it in one copy.
+    ///
+    /// # Errors
+    ///
+    /// [`Status::DmaFault`], when host memory cannot be written; a part may have been. What a
+    /// [`MemoryFault`] stands for, when device memory cannot be read.
+    fn send(
+        &mut self,
+        at: DevAddr,
+        len: usize,
+        host: &mut impl HostMemory,
+        iova: u64,
+    ) -> Result<(), Status> {
+        let mut buffer = [0; PIECE_BYTES];
+        let mut done = 0;
+        while done < len {
+            let piece = &mut buffer[..(len - done).min(PIECE_BYTES)];
+            let from = at.offset(done as u64);
+            self.with_bytes(from, piece.len(), |bytes| piece.copy_from_slice(bytes))?;
+            let to = iova.checked_add(done as u64).ok_or(Status::DmaFault)?;
+            host.write(to, piece)?;
+            done += piece.len();
+        }
+        Ok(())
+    }
 
     /// Reads `N` bytes.
     #[inline(always)]
@@ -126,5 +166,17 @@ impl<A: Access> Access for Counting<'_, A> {
         self.counts.writes += 1;
         self.counts.written_bytes += len as u64;
         self.inner.with_bytes_mut(at, len, f)
+    }
+
+    fn send(
+        &mut self,
+        at: DevAddr,
+        len: usize,
+        host: &mut impl HostMemory,
+        iova: u64,
+    ) -> Result<(), Status> {
+        self.counts.reads += 1;
+        self.counts.read_bytes += len as u64;
+        self.inner.send(at, len, host, iova)
     }
 }

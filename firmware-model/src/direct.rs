@@ -3,13 +3,15 @@
 
 use crate::access::Access;
 use crate::access::{AccessCounts, Counting};
-use crate::dispatch::Io;
+use crate::dispatch::{Io, Position};
 use crate::maps::Map;
+use crate::memory::DeviceMemory;
 use crate::table::hash::ChainScan;
-use crate::table::{BPF_EXIST, NextKey, ValueWrite, copy_out};
-use crate::{Firmware, HostMemory, Storage};
+use crate::table::{NextKey, ValueWrite, copy_out};
+use crate::{Firmware, HostMemory, Progress, Storage};
 use offmap_abi::admin::MapInfo;
-use offmap_abi::{Completion, MapHandle, Status, Submission};
+use offmap_abi::submission::UPDATE_EXIST;
+use offmap_abi::{IoOpcode, MapHandle, Status, Submission};
 
 /// How device memory is used.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -61,14 +63,14 @@ impl<S: Storage> Firmware<S> {
         let value = value
             .get_mut(..map.value_bytes())
             .ok_or(Status::InvalidLength)?;
-        let at = map.table.find(&mut self.memory, key)?;
-        self.memory
-            .with_bytes(at, value.len(), |bytes| copy_out(value, bytes))?;
+        map.table.with_value(&mut self.memory, key, |memory, at| {
+            memory.with_bytes(at, value.len(), |bytes| copy_out(value, bytes))
+        })??;
         Ok(())
     }
 
-    /// Stores `value`, all slots of it for a per-CPU map. `flags` is BPF_ANY (0), BPF_NOEXIST
-    /// (1) or BPF_EXIST (2).
+    /// Stores `value`, all slots of it for a per-CPU map. `flags` is one of the
+    /// `UPDATE_*` of [`offmap_abi::submission`].
     ///
     /// Statuses: `NotFound`, `Exists`, `Full`, `OutOfRange` (arrays), `InvalidField` (flags),
     /// `InvalidMap`, `InvalidLength`.
@@ -88,7 +90,7 @@ impl<S: Storage> Firmware<S> {
         write: impl FnOnce(&Map) -> Option<ValueWrite<'v>>,
     ) -> Result<(), Status> {
         let map = self.maps.get(map)?;
-        if flags > BPF_EXIST {
+        if flags > UPDATE_EXIST {
             return Err(Status::InvalidField);
         }
         check_key(map, key)?;
@@ -129,13 +131,16 @@ impl<S: Storage> Firmware<S> {
         let next = next
             .get_mut(..map.key_size())
             .ok_or(Status::InvalidLength)?;
-        match map.table.next(&mut self.memory, key)? {
-            NextKey::Index(index) => next.copy_from_slice(&index.to_le_bytes()),
-            NextKey::At(at) => {
-                self.memory
-                    .with_bytes(at, next.len(), |bytes| next.copy_from_slice(bytes))?;
+        let found = |memory: &mut DeviceMemory<S>, found| match found {
+            NextKey::Index(index) => {
+                next.copy_from_slice(&u32::to_le_bytes(index));
+                Ok(())
             }
-        }
+            NextKey::At(at) => {
+                memory.with_bytes(at, next.len(), |bytes| next.copy_from_slice(bytes))
+            }
+        };
+        map.table.with_next(&mut self.memory, key, found)??;
         Ok(())
     }
 
@@ -166,12 +171,11 @@ impl<S: Storage> Firmware<S> {
             .get_mut(..shape.size as usize)
             .ok_or(Status::InvalidLength)?;
         let slot = u64::from(engine % shape.slots.max(1));
-        let at = map
-            .table
-            .find(&mut self.memory, key)?
-            .offset(slot * u64::from(shape.slot_bytes));
-        self.memory
-            .with_bytes(at, value.len(), |bytes| value.copy_from_slice(bytes))?;
+        let offset = slot * u64::from(shape.slot_bytes);
+        map.table.with_value(&mut self.memory, key, |memory, at| {
+            let at = at.offset(offset);
+            memory.with_bytes(at, value.len(), |bytes| value.copy_from_slice(bytes))
+        })??;
         Ok(())
     }
 
@@ -237,21 +241,53 @@ impl<S: Storage> Firmware<S> {
         }
     }
 
-    /// As [`Self::io`], and counts the accesses to device memory that the command makes.
+    /// As [`Self::io`], and counts the accesses to device memory that the step makes.
     pub fn io_counted(
         &mut self,
+        context: u16,
         command: &Submission,
         host: &mut impl HostMemory,
-    ) -> (Completion, AccessCounts) {
+    ) -> (Progress, AccessCounts) {
+        self.counted(context, command, None, host)
+    }
+
+    /// As [`Self::resume_io`], likewise.
+    pub fn resume_io_counted(
+        &mut self,
+        context: u16,
+        host: &mut impl HostMemory,
+    ) -> (Progress, AccessCounts) {
+        match self.under_way.get(context) {
+            Some((command, from)) => self.counted(context, &command, Some(from), host),
+            None => (self.resume_io(context, host), AccessCounts::default()),
+        }
+    }
+
+    fn counted(
+        &mut self,
+        context: u16,
+        command: &Submission,
+        from: Option<Position>,
+        host: &mut impl HostMemory,
+    ) -> (Progress, AccessCounts) {
+        let batch = IoOpcode(command.opcode).is_batch();
+        if batch && from.is_none() && self.under_way.has(context) {
+            return (self.io(context, command, host), AccessCounts::default());
+        }
         let mut access = Counting::new(&mut self.memory);
-        let completion = Io {
+        let mut io = Io {
             config: &self.config,
             maps: &self.maps,
             scratch: &mut self.scratch,
             access: &mut access,
             host,
+        };
+        if !batch {
+            let completion = io.run(command);
+            return (Progress::Done(completion), access.counts());
         }
-        .run(command);
-        (completion, access.counts())
+        let step = io.run_batch(command, from.unwrap_or_else(|| Position::start(command)));
+        let counts = access.counts();
+        (self.keep(context, command, step), counts)
     }
 }

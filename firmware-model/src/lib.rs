@@ -31,10 +31,10 @@ pub use direct::MemoryStats;
 
 use allocator::Allocator;
 use dispatch::admin::Pending;
-use dispatch::{Io, Scratch};
+use dispatch::{Io, Position, Scratch, Step, UnderWay};
 use maps::Maps;
 use memory::DeviceMemory;
-use offmap_abi::{Completion, DevAddr, RequestId, Status, Submission};
+use offmap_abi::{Completion, DevAddr, IoOpcode, RequestId, Status, Submission};
 
 /// The bytes that stand for device memory. Zeroed when handed over.
 pub trait Storage: AsRef<[u8]> + AsMut<[u8]> + Send {}
@@ -70,6 +70,11 @@ pub enum Progress {
     More,
 }
 
+/// Bytes that a step of a command may move, and one element or bucket chain more.
+pub const STEP_BYTES: usize = 256 << 10;
+/// Buckets, or elements, that a step of a command may visit, and one bucket chain more.
+pub const STEP_BUCKETS: usize = 4096;
+
 /// The firmware and the memory it runs on.
 #[derive(Debug)]
 pub struct Firmware<S> {
@@ -79,6 +84,7 @@ pub struct Firmware<S> {
     maps: Maps,
     scratch: Scratch,
     pending: Option<Pending>,
+    under_way: UnderWay,
 }
 
 impl<S: Storage> Firmware<S> {
@@ -95,6 +101,7 @@ impl<S: Storage> Firmware<S> {
             maps: Maps::new(&config),
             scratch: Scratch::new(&config),
             pending: None,
+            under_way: UnderWay::default(),
             config,
         })
     }
@@ -104,10 +111,17 @@ impl<S: Storage> Firmware<S> {
         &self.config
     }
 
-    /// Runs a command of an I/O queue. Commands on one element are done at once.
+    /// Runs a command of an I/O queue. Commands on one element are done at once; a batch may
+    /// take several steps, each bounded by [`STEP_BYTES`] and [`STEP_BUCKETS`].
     ///
-    /// `context` is a place where one command may be under way; the caller numbers them (one
-    /// for each queue, say).
+    /// `context` is a place where one batch may be under way; the caller numbers them (one for
+    /// each queue, say). A batch that comes while another is under way in its context ends
+    /// with [`Status::Internal`] and changes nothing.
+    ///
+    /// Between the steps of a batch any command may run in another context. The batch then
+    /// has its effect element by element (a dump: bucket by bucket), each at one moment. A map
+    /// that is freed in between ends it with [`Status::InvalidMap`], and the count is that of
+    /// the elements done before.
     #[inline]
     pub fn io(
         &mut self,
@@ -115,39 +129,79 @@ impl<S: Storage> Firmware<S> {
         command: &Submission,
         host: &mut impl HostMemory,
     ) -> Progress {
-        let _ = context;
-        Progress::Done(
-            Io {
-                config: &self.config,
-                maps: &self.maps,
-                scratch: &mut self.scratch,
-                access: &mut self.memory,
-                host,
+        if IoOpcode(command.opcode).is_batch() {
+            return self.begin_batch(context, command, host);
+        }
+        Progress::Done(self.engine(host).run(command))
+    }
+
+    #[inline(always)]
+    fn engine<'a, H: HostMemory>(&'a mut self, host: &'a mut H) -> Io<'a, DeviceMemory<S>, H> {
+        Io {
+            config: &self.config,
+            maps: &self.maps,
+            scratch: &mut self.scratch,
+            access: &mut self.memory,
+            host,
+        }
+    }
+
+    #[inline(never)]
+    fn begin_batch(
+        &mut self,
+        context: u16,
+        command: &Submission,
+        host: &mut impl HostMemory,
+    ) -> Progress {
+        if self.under_way.has(context) {
+            return Progress::Done(Completion::new(command.request(), Status::Internal));
+        }
+        let step = self
+            .engine(host)
+            .run_batch(command, Position::start(command));
+        self.keep(context, command, step)
+    }
+
+    /// Keeps a batch that is not done yet.
+    fn keep(&mut self, context: u16, command: &Submission, step: Step) -> Progress {
+        match step {
+            Step::Done(completion) => {
+                self.under_way.remove(context);
+                Progress::Done(completion)
             }
-            .run(command),
-        )
+            Step::At(position) => {
+                self.under_way.put(context, command, position);
+                Progress::More
+            }
+        }
     }
 
     /// Does the next bounded piece of the command for which [`Self::io`] returned
     /// [`Progress::More`] in that context. Without one, it completes request 0 with
     /// [`Status::Internal`].
     pub fn resume_io(&mut self, context: u16, host: &mut impl HostMemory) -> Progress {
-        let _ = (context, host);
-        Progress::Done(Completion::new(RequestId(0), Status::Internal))
+        let Some((command, position)) = self.under_way.get(context) else {
+            return Progress::Done(Completion::new(RequestId(0), Status::Internal));
+        };
+        let step = self.engine(host).run_batch(&command, position);
+        self.keep(context, &command, step)
     }
 
     /// Forgets the command under way in a context, if there is one; whether there was. What it
-    /// did stays done, and the caller completes it as `Interrupted`.
+    /// did stays done, and the caller completes it as [`Status::Interrupted`].
     pub fn abandon_io(&mut self, context: u16) -> bool {
-        let _ = context;
-        false
+        self.under_way.remove(context)
     }
 
-    /// Forgets all maps, and a command under way. Handles from before stay invalid.
+    /// Forgets all maps, and the commands under way. Handles from before stay invalid, and
+    /// device memory reads as zero from now on. The cost does not depend on what was in it.
     pub fn reset(&mut self) {
         self.pending = None;
+        self.under_way.clear();
         self.maps.clear();
+        self.scratch.shrink();
         self.allocator = Allocator::new(self.config.memory_bytes);
+        self.memory.reset();
     }
 
     /// Reads device memory through the host's window; past the end it reads all ones.

@@ -1,4 +1,11 @@
 //! The map table: slots with generations.
+//!
+//! A handle is a slot and the slot's generation, which goes on with every map in the slot and
+//! comes round after 65,535 of them. A handle that is kept for so long would name another map,
+//! so slots are used in turn: there are [`SPARE_SLOTS`] more than maps may live at a time (as
+//! far as 16 bits number them), and a new map gets the one that was freed longest ago. Between
+//! two uses of a slot lies one of every other free slot, so that even while all other maps live
+//! on, a handle comes round only after 65,535 * 4,096 creations.
 
 use crate::config::Config;
 use crate::table::Table;
@@ -31,6 +38,9 @@ impl Map {
     }
 }
 
+/// Slots beyond the number of maps, as far as 16 bits number them.
+const SPARE_SLOTS: u32 = 4095;
+
 /// A slot. Its generation is that of the map in it, or of the next one; never 0.
 #[derive(Debug)]
 struct Slot {
@@ -49,16 +59,23 @@ pub(crate) struct Maps {
     /// Entries that the live maps declare together.
     entries_total: u64,
     limit: u32,
+    /// Number of slots, at least `limit`.
+    slots_max: usize,
 }
 
 impl Maps {
     pub(crate) fn new(config: &Config) -> Self {
+        Self::with_spare(config.maps, SPARE_SLOTS)
+    }
+
+    fn with_spare(limit: u32, spare: u32) -> Self {
         Self {
             slots: Vec::new(),
             free: VecDeque::new(),
             live: 0,
             entries_total: 0,
-            limit: config.maps,
+            limit,
+            slots_max: limit.saturating_add(spare).min(1 << 16) as usize,
         }
     }
 
@@ -90,7 +107,7 @@ impl Maps {
             return None;
         }
         // Slots that were never used come first, for the same reason as the queue's order.
-        let index = if self.slots.len() < self.limit as usize {
+        let index = if self.slots.len() < self.slots_max {
             self.slots.push(Slot {
                 generation: 1,
                 map: None,
@@ -131,5 +148,54 @@ impl Maps {
         }
         self.live = 0;
         self.entries_total = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::table::layout::{Geometry, MapKind};
+
+    fn map() -> Map {
+        let spec = MapSpec {
+            kind: MapKind::Array,
+            key_size: 4,
+            value_size: 8,
+            max_entries: 1,
+            cpu_slots: 0,
+            seed: 0,
+            name: [0; 16],
+        };
+        let geometry = Geometry::new(&spec).unwrap();
+        let base = DevAddr(0);
+        Map {
+            table: Table::new(base, &spec, &geometry),
+            spec,
+            base,
+            bytes: geometry.total_bytes,
+        }
+    }
+
+    #[test]
+    fn a_handle_comes_round_as_late_as_can_be() {
+        const SPARE: u32 = 3;
+        let mut maps = Maps::with_spare(2, SPARE);
+        let stays = maps.insert(map()).unwrap();
+        let first = maps.insert(map()).unwrap();
+        maps.remove(first).unwrap();
+        let mut creations = 0u32;
+        loop {
+            let handle = maps.insert(map()).unwrap();
+            assert!(maps.insert(map()).is_none(), "more maps than may be");
+            creations += 1;
+            if handle == first {
+                break;
+            }
+            assert!(maps.get(first).is_err());
+            maps.remove(handle).unwrap();
+        }
+        // All slots but that of the map that stayed took part.
+        assert_eq!(creations, 65_535 * (SPARE + 1));
+        assert!(maps.get(stays).is_ok());
     }
 }

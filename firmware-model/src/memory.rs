@@ -3,13 +3,18 @@
 //! Storage is zero when handed over and may be backed lazily, so memory remembers which
 //! 64 KiB chunks were ever written. Zeroing a region for a new map then costs only its
 //! written chunks, and a map of ten million entries on fresh memory costs nothing.
+//!
+//! A reset must not take longer because memory is full, and must hide what was in it from the
+//! next owner. It only marks the written chunks as *stale*: the window shows a stale chunk as
+//! zero, and whoever writes to it, a new map or the window, zeroes it first. No map lies in a
+//! stale chunk, so tables need not look.
 
-use crate::Storage;
 use crate::access::{Access, MemoryFault};
+use crate::{HostMemory, Storage};
 use alloc::vec;
 use alloc::vec::Vec;
 use core::ops::Range;
-use offmap_abi::DevAddr;
+use offmap_abi::{DevAddr, Status};
 
 /// Bytes of a chunk, the unit in which writes are remembered: a power of two.
 const CHUNK_BYTES: u64 = 64 << 10;
@@ -24,17 +29,46 @@ pub struct DeviceMemory<S> {
     size_bytes: u64,
     /// Bit `n`: chunk `n` was written since it was last known to be zero.
     written: Vec<u64>,
+    /// Bit `n`: chunk `n` holds what was written before a reset. Such a chunk is written too.
+    stale: Vec<u64>,
 }
 
 impl<S: Storage> DeviceMemory<S> {
     /// Memory of `size_bytes` over zeroed `storage` that is at least as long.
     pub(crate) fn new(storage: S, size_bytes: u64) -> Self {
-        let chunks = size_bytes.div_ceil(CHUNK_BYTES);
+        let words = size_bytes.div_ceil(CHUNK_BYTES).div_ceil(64) as usize;
         Self {
             storage,
             size_bytes,
-            written: vec![0; chunks.div_ceil(64) as usize],
+            written: vec![0; words],
+            stale: vec![0; words],
         }
+    }
+
+    /// Makes all memory read as zero. No map may be left in it. The cost is a bit for each
+    /// chunk.
+    pub(crate) fn reset(&mut self) {
+        self.stale.copy_from_slice(&self.written);
+    }
+
+    /// Whether a chunk holds what was written before a reset.
+    fn is_stale(&self, chunk: u64) -> bool {
+        let word = self.stale.get((chunk / 64) as usize);
+        word.is_some_and(|word| word >> (chunk % 64) & 1 != 0)
+    }
+
+    /// Zeroes a whole chunk, which is neither written nor stale from then on.
+    fn clear_chunk(&mut self, chunk: u64) -> Result<(), MemoryFault> {
+        let start = chunk * CHUNK_BYTES;
+        let end = (start + CHUNK_BYTES).min(self.size_bytes);
+        let piece = range(DevAddr(start), end.saturating_sub(start) as usize)?;
+        let bytes = self.storage.as_mut().get_mut(piece);
+        bytes.ok_or(MemoryFault::OutOfRange)?.fill(0);
+        let (word, keep) = ((chunk / 64) as usize, !(1 << (chunk % 64)));
+        for bits in [&mut self.written, &mut self.stale] {
+            *bits.get_mut(word).ok_or(MemoryFault::OutOfRange)? &= keep;
+        }
+        Ok(())
     }
 
     /// Size in bytes.
@@ -48,14 +82,18 @@ impl<S: Storage> DeviceMemory<S> {
         self.storage
             .as_ref()
             .get(range(at, len)?)
-            .ok_or(MemoryFault)
+            .ok_or(MemoryFault::OutOfRange)
     }
 
     /// The `len` bytes at `at`, which count as written from now on.
     #[inline(always)]
     fn bytes_mut(&mut self, at: DevAddr, len: usize) -> Result<&mut [u8], MemoryFault> {
         let range = range(at, len)?;
-        let bytes = self.storage.as_mut().get_mut(range).ok_or(MemoryFault)?;
+        let bytes = self
+            .storage
+            .as_mut()
+            .get_mut(range)
+            .ok_or(MemoryFault::OutOfRange)?;
         let first = at.0 / CHUNK_BYTES;
         let last = (at.0 + (len as u64).saturating_sub(1)) / CHUNK_BYTES;
         for chunk in first..=last {
@@ -72,8 +110,18 @@ impl<S: Storage> DeviceMemory<S> {
         let inside = self.inside(at, into.len());
         let (head, tail) = into.split_at_mut(inside);
         tail.fill(0xff);
-        if let Ok(bytes) = self.bytes(at, inside) {
-            head.copy_from_slice(bytes);
+        let mut at = at.0;
+        let mut left = head;
+        while !left.is_empty() {
+            let chunk = at / CHUNK_BYTES;
+            let in_chunk = ((chunk + 1) * CHUNK_BYTES - at).min(left.len() as u64) as usize;
+            let (piece, rest) = left.split_at_mut(in_chunk);
+            match self.bytes(DevAddr(at), in_chunk) {
+                Ok(bytes) if !self.is_stale(chunk) => piece.copy_from_slice(bytes),
+                _ => piece.fill(0),
+            }
+            at += in_chunk as u64;
+            left = rest;
         }
     }
 
@@ -82,6 +130,11 @@ impl<S: Storage> DeviceMemory<S> {
         let inside = self.inside(at, from.len());
         if inside == 0 {
             return;
+        }
+        for chunk in at.0 / CHUNK_BYTES..=(at.0 + inside as u64 - 1) / CHUNK_BYTES {
+            if self.is_stale(chunk) && self.clear_chunk(chunk).is_err() {
+                return;
+            }
         }
         if let Ok(bytes) = self.bytes_mut(at, inside) {
             bytes.copy_from_slice(&from[..inside]);
@@ -104,22 +157,23 @@ impl<S: Storage> DeviceMemory<S> {
             let chunk = at / CHUNK_BYTES;
             let chunk_start = chunk * CHUNK_BYTES;
             let stop = (chunk_start + CHUNK_BYTES).min(end);
-            let word = self
-                .written
-                .get_mut((chunk / 64) as usize)
-                .ok_or(MemoryFault)?;
-            let bit = 1 << (chunk % 64);
-            if *word & bit == 0 {
+            let word = self.written.get((chunk / 64) as usize);
+            let word = word.ok_or(MemoryFault::OutOfRange)?;
+            if word >> (chunk % 64) & 1 == 0 {
                 at = stop;
                 continue;
             }
-            // Only a chunk that is zeroed whole is known to be zero afterwards.
-            if at == chunk_start && stop == (chunk_start + CHUNK_BYTES).min(self.size_bytes) {
-                *word &= !bit;
+            // Only a chunk that is zeroed whole is known to be zero afterwards. A stale one is,
+            // beyond the region too: nothing lives in it, and its next owner must not see it.
+            let whole =
+                at == chunk_start && stop == (chunk_start + CHUNK_BYTES).min(self.size_bytes);
+            if whole || self.is_stale(chunk) {
+                self.clear_chunk(chunk)?;
+                return Ok(stop);
             }
             let piece = range(DevAddr(at), (stop - at) as usize)?;
-            let bytes = self.storage.as_mut().get_mut(piece).ok_or(MemoryFault)?;
-            bytes.fill(0);
+            let bytes = self.storage.as_mut().get_mut(piece);
+            bytes.ok_or(MemoryFault::OutOfRange)?.fill(0);
             return Ok(stop);
         }
         Ok(at)
@@ -129,8 +183,8 @@ impl<S: Storage> DeviceMemory<S> {
 /// The storage range of an access, if it can be expressed.
 #[inline(always)]
 fn range(at: DevAddr, len: usize) -> Result<Range<usize>, MemoryFault> {
-    let start = usize::try_from(at.0).map_err(|_| MemoryFault)?;
-    let end = start.checked_add(len).ok_or(MemoryFault)?;
+    let start = usize::try_from(at.0).map_err(|_| MemoryFault::OutOfRange)?;
+    let end = start.checked_add(len).ok_or(MemoryFault::OutOfRange)?;
     Ok(start..end)
 }
 
@@ -153,6 +207,19 @@ impl<S: Storage> Access for DeviceMemory<S> {
         f: impl FnOnce(&mut [u8]) -> R,
     ) -> Result<R, MemoryFault> {
         self.bytes_mut(at, len).map(f)
+    }
+
+    /// One copy: nothing else runs meanwhile.
+    #[inline(always)]
+    fn send(
+        &mut self,
+        at: DevAddr,
+        len: usize,
+        host: &mut impl HostMemory,
+        iova: u64,
+    ) -> Result<(), Status> {
+        host.write(iova, self.bytes(at, len)?)?;
+        Ok(())
     }
 }
 
@@ -208,6 +275,43 @@ mod tests {
     }
 
     #[test]
+    fn a_reset_hides_what_was_there_from_window_and_maps() {
+        let size = 4 * CHUNK + 100;
+        let mut memory = memory(size, size + CHUNK);
+        memory.window_write(DevAddr(0), &vec![0xaa; size as usize]);
+        memory.reset();
+        let mut all = vec![1; size as usize];
+        memory.window_read(DevAddr(0), &mut all);
+        assert!(all.iter().all(|&byte| byte == 0));
+        // A few bytes through the window bring up nothing around them.
+        memory.window_write(DevAddr(CHUNK - 2), &[7; 4]);
+        memory.window_read(DevAddr(0), &mut all);
+        for (i, &byte) in all.iter().enumerate() {
+            let own = (CHUNK - 2..CHUNK + 2).contains(&(i as u64));
+            assert_eq!(byte, if own { 7 } else { 0 }, "byte {i}");
+        }
+        // Nor does a new map that takes only a part of a chunk, for itself and its neighbours.
+        let (from, end) = (2 * CHUNK + 64, 4 * CHUNK + 64);
+        let mut at = from;
+        while at < end {
+            at = memory.zero_step(at, end).unwrap();
+        }
+        memory
+            .with_bytes_mut(DevAddr(from), 1, |b| b[0] = 9)
+            .unwrap();
+        memory.window_read(DevAddr(2 * CHUNK), &mut all[..2 * CHUNK as usize + 100]);
+        let shown = &all[..2 * CHUNK as usize + 100];
+        assert_eq!(shown.iter().map(|&b| u64::from(b)).sum::<u64>(), 9);
+        let real = memory.bytes(DevAddr(from), (end - from) as usize).unwrap();
+        assert!(real[1..].iter().all(|&byte| byte == 0));
+        // What was written since the reset is hidden by the next one.
+        memory.reset();
+        memory.window_read(DevAddr(0), &mut all);
+        assert!(all.iter().all(|&byte| byte == 0));
+        assert_eq!(memory.storage[from as usize], 9, "a reset does not zero");
+    }
+
+    #[test]
     fn the_window_ends_where_memory_ends() {
         // Storage is longer than the memory, and must not show.
         let mut memory = memory(100, 200);
@@ -221,10 +325,13 @@ mod tests {
             assert_eq!(got, [0xff; 4]);
         }
         assert_eq!(memory.storage[100..], [0; 100]);
-        assert_eq!(memory.bytes(DevAddr(u64::MAX), 2), Err(MemoryFault));
+        assert_eq!(
+            memory.bytes(DevAddr(u64::MAX), 2),
+            Err(MemoryFault::OutOfRange)
+        );
         assert_eq!(
             memory.with_bytes_mut(DevAddr(199), 2, |_| ()),
-            Err(MemoryFault)
+            Err(MemoryFault::OutOfRange)
         );
     }
 }

@@ -158,8 +158,12 @@ fn identify_writes_no_more_than_its_room() {
         };
         let command = Submission::new(AdminOpcode::Identify.0, RequestId(1), &body);
         let (done, _) = admin(&mut firmware, &command, &mut host);
-        assert_eq!((done.status(), done.count.get()), (Status::Success, 0));
         let wrote = (len as usize).min(128);
+        let expected_count = wrote as u32;
+        assert_eq!(
+            (done.status(), done.count.get()),
+            (Status::Success, expected_count)
+        );
         assert_eq!(host.bytes[..wrote], expected[..wrote]);
         assert!(host.bytes[wrote..].iter().all(|&b| b == 0xee));
     }
@@ -205,6 +209,62 @@ fn admin_refuses_what_is_not_its_own() {
     }
     assert_eq!(free(&mut firmware, MapHandle(0)), Status::InvalidMap);
     assert_eq!(query(&mut firmware, MapHandle(1)).0, Status::InvalidMap);
+}
+
+#[test]
+fn admin_commands_refuse_what_they_do_not_use() {
+    let mut firmware = firmware(Config::with_memory(1 << 20));
+    let idle = firmware.memory_stats();
+    let shape = Shape::new(HASH, 8, 8, 10);
+    let identify = IdentifyBody {
+        iova: BASE.into(),
+        len: 0.into(),
+        reserved: [0; 36],
+    };
+    let identify_body = Submission::new(0, RequestId(0), &identify).body;
+    let map_create = Submission::new(0, RequestId(0), &shape.body()).body;
+    let live = create(&mut firmware, &shape);
+    for (opcode, body, map, reserved) in [
+        (AdminOpcode::Identify, identify_body, 0, vec![12, 47]),
+        // Its flags, an address without attributes, and the last word.
+        (
+            AdminOpcode::MapCreate,
+            map_create,
+            0,
+            vec![20, 32, 39, 44, 47],
+        ),
+        (AdminOpcode::MapQuery, [0; 48], live.0, vec![0, 47]),
+        (AdminOpcode::MapFree, [0; 48], live.0, vec![0, 47]),
+    ] {
+        let mut refused = |command: &Submission| {
+            let done = admin(&mut firmware, command, &mut Host::new(64)).0;
+            assert_eq!(done.status(), Status::InvalidField, "{opcode}");
+        };
+        let sound = Submission::new(opcode.0, RequestId(1), &body).with_map(MapHandle(map));
+        for byte in reserved {
+            let mut command = sound;
+            command.body[byte] = 1;
+            refused(&command);
+        }
+        for flag in [1, 2, 4, 0x80] {
+            let mut command = sound;
+            command.flags = flag;
+            refused(&command);
+        }
+        let mut command = sound;
+        command.phase = 0x100.into();
+        refused(&command);
+        if map == 0 {
+            refused(&sound.with_map(live));
+        }
+        let done = admin(&mut firmware, &sound, &mut Host::new(64)).0;
+        assert_eq!(done.status(), Status::Success, "{opcode}");
+        if opcode == AdminOpcode::MapCreate {
+            let created: MapCreated = done.payload_as();
+            free(&mut firmware, MapHandle(created.map.get()));
+        }
+    }
+    assert_eq!(firmware.memory_stats(), idle, "the map was freed");
 }
 
 #[test]
@@ -266,10 +326,26 @@ impl Elements {
             key: IovaRef::field(KEYS),
             value: IovaRef::field(VALUES),
         };
+        match opcode {
+            IoOpcode::GetFirst => {
+                body.key_len = 0.into();
+                body.key = [0; 16];
+            }
+            IoOpcode::Delete => {
+                body.value_len = 0.into();
+                body.value = [0; 16];
+            }
+            IoOpcode::Nop => body = <ElementBody as zerocopy::FromZeros>::new_zeroed(),
+            _ => {}
+        }
         let mut command = Submission::new(opcode.0, RequestId(1), &body).with_map(self.map);
+        if opcode == IoOpcode::Nop {
+            command.map = 0.into();
+        }
         change(&mut command, &mut body);
         let mut with_body = Submission::new(command.opcode, RequestId(1), &body);
         with_body.flags = command.flags;
+        with_body.phase = command.phase;
         with_body.map = command.map;
         io(&mut self.firmware, &with_body, &mut self.host).status()
     }
@@ -340,16 +416,50 @@ fn element_commands_check_every_field() {
         let found = elements.status(Op::Lookup, |_, b| b.value_len = 4096.into());
         assert_eq!(found, Status::Success, "{op} lost the key to a fault");
     }
-    // Flags that this version does not know, and reserved fields, are ignored.
-    let status = elements.status(Op::Lookup, |c, b| {
-        c.flags = 0xfc;
-        b.reserved = 5.into();
-    });
-    assert_eq!(status, Status::Success);
-    assert_eq!(
-        elements.status(Op::Nop, |c, _| c.map = 9.into()),
-        Status::Success
-    );
+    // What no version has named, or what the command does not use.
+    for op in with_key.into_iter().chain([Op::GetFirst, Op::Nop]) {
+        type Change = dyn Fn(&mut Submission, &mut ElementBody);
+        let mut changes: Vec<(&str, &Change)> = vec![
+            ("flag 2", &|c, _| c.flags |= 4),
+            ("flag 7", &|c, _| c.flags |= 0x80),
+            ("beside the phase", &|c, _| c.phase = 2.into()),
+            ("top of the phase", &|c, _| c.phase = 0x8001.into()),
+            ("reserved", &|_, b| b.reserved = 1.into()),
+            ("beside the key's address", &|_, b| b.key[8] = 1),
+            ("beside the value's address", &|_, b| b.value[15] = 0x80),
+        ];
+        if op == Op::GetFirst || op == Op::Nop {
+            changes.push(("key length", &|_, b| b.key_len = 8.into()));
+            changes.push(("key", &|_, b| b.key[0] = 1));
+            changes.push(("inline key", &|c, b| {
+                c.flags |= SubmissionFlags::KEY_INLINE.bits();
+                b.key[0] = 1;
+            }));
+        }
+        if op == Op::Delete || op == Op::Nop {
+            changes.push(("value length", &|_, b| b.value_len = 8.into()));
+            changes.push(("value", &|_, b| b.value[0] = 1));
+        }
+        if op == Op::Nop {
+            changes.push(("map", &|c, _| c.map = 9.into()));
+            changes.push(("flags", &|_, b| b.map_flags = 1.into()));
+        }
+        if op != Op::Update {
+            changes.push(("value of an inline result", &|c, b| {
+                c.flags |= SubmissionFlags::VALUE_INLINE.bits();
+                b.value[0] = 1;
+            }));
+        }
+        for (what, change) in changes {
+            let status = elements.status(op, change);
+            assert_eq!(status, Status::InvalidField, "{op} with {what}");
+        }
+    }
+    let found = elements.status(Op::Lookup, |_, _| ());
+    assert_eq!(found, Status::Success, "a refused command had an effect");
+    let phase = elements.status(Op::Lookup, |c, _| c.phase = 1.into());
+    assert_eq!(phase, Status::Success);
+    assert_eq!(elements.status(Op::Nop, |_, _| ()), Status::Success);
     for opcode in (0..=255).filter(|&o| !Op::ALL.contains(&Op(o))) {
         let status = elements.status(Op(opcode), |_, _| ());
         assert_eq!(status, Status::InvalidOpcode, "{opcode:#x}");
@@ -401,7 +511,11 @@ fn inline_operands_must_fit_their_fields() {
         elements.status(Op::Update, with(48, both)),
         Status::InvalidField
     );
-    assert_eq!(elements.status(Op::Lookup, with(48, both)), Status::Success);
+    let lookup = |c: &mut Submission, b: &mut ElementBody| {
+        with(48, both)(c, b);
+        b.value = [0; 16];
+    };
+    assert_eq!(elements.status(Op::Lookup, lookup), Status::Success);
 }
 
 #[test]
@@ -433,8 +547,10 @@ fn batch_commands_check_every_field() {
         let mut command = batch(op, map, &shape, 4, 0, 0);
         let mut body: BatchBody = command.body();
         change(&mut command, &mut body);
-        let changed =
+        let mut changed =
             Submission::new(op.0, RequestId(78), &body).with_map(MapHandle(command.map.get()));
+        changed.flags = command.flags;
+        changed.phase = command.phase;
         let done = io(&mut firmware, &changed, &mut host);
         (done.status(), done.count.get())
     };
@@ -464,10 +580,39 @@ fn batch_commands_check_every_field() {
         let nowhere = |_: &mut Submission, b: &mut BatchBody| {
             b.count = 0.into();
             b.keys = u64::MAX.into();
-            b.values = u64::MAX.into();
-            b.statuses = u64::MAX.into();
+            for field in [&mut b.values, &mut b.statuses] {
+                *field = if field.get() == 0 { 0 } else { u64::MAX }.into();
+            }
         };
         assert_eq!(run(op, &nowhere), (Status::Success, 0), "{op}");
+        // What no version has named, or what the command does not use.
+        let (dump, update) = (
+            [Op::BatchDump, Op::BatchDumpDelete].contains(&op),
+            op == Op::BatchUpdate,
+        );
+        type Change = dyn Fn(&mut Submission, &mut BatchBody);
+        let mut changes: Vec<(&str, &Change)> = vec![
+            ("flag 2", &|c, _| c.flags = 4),
+            ("an inline key", &|c, _| c.flags = 1),
+            ("an inline value", &|c, _| c.flags = 2),
+            ("beside the phase", &|c, _| c.phase = 2.into()),
+        ];
+        if dump {
+            changes.push(("statuses", &|_, b| b.statuses = STATUSES.into()));
+        } else {
+            changes.push(("a cursor", &|_, b| b.cursor = (1 << 40).into()));
+        }
+        if op == Op::BatchDelete {
+            changes.push(("values", &|_, b| b.values = VALUES.into()));
+            changes.push(("a value length", &|_, b| b.value_len = 8.into()));
+        }
+        if !update {
+            changes.push(("flags", &|_, b| b.map_flags = 1.into()));
+        }
+        for (what, change) in changes {
+            let refused = run(op, change);
+            assert_eq!(refused, (Status::InvalidField, 0), "{op} with {what}");
+        }
         // Arrays that wrap around the end of the address space.
         if op != Op::BatchDump && op != Op::BatchDumpDelete {
             let wrap = |_: &mut Submission, b: &mut BatchBody| b.keys = (u64::MAX - 9).into();

@@ -23,6 +23,7 @@ pub mod admin;
 pub mod completion;
 pub mod hash;
 pub mod ids;
+pub mod map_type;
 pub mod notify;
 pub mod opcode;
 pub mod regs;
@@ -32,6 +33,7 @@ pub mod submission;
 
 pub use completion::Completion;
 pub use ids::{DevAddr, MapHandle, QueueId, RequestId};
+pub use map_type::MapType;
 pub use opcode::{AdminOpcode, IoOpcode};
 pub use status::Status;
 pub use submission::{Submission, SubmissionFlags};

@@ -1,9 +1,10 @@
 //! Admin commands: IDENTIFY, MAP_CREATE, MAP_FREE, MAP_QUERY (abi §6).
 
+use super::reserved_bits;
 use crate::maps::Map;
 use crate::table::Table;
 use crate::table::hash::ChainScan;
-use crate::table::layout::{Geometry, MapKind, MapSpec};
+use crate::table::layout::{Geometry, MapKind, MapSpec, ValueShape};
 use crate::{Firmware, HostMemory, Progress, Storage};
 use offmap_abi::admin::{
     IdentifyBody, IdentifyData, Limit, LimitDetail, MAP_ATTR_BYTES_MAX, MapAttr, MapCreateBody,
@@ -20,6 +21,10 @@ const _: () = assert!(FIRMWARE_NAME.len() <= 32);
 
 /// An admin command that takes more than one step.
 #[derive(Clone, Copy, Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there is one in a device, and it must not allocate"
+)]
 pub(crate) enum Pending {
     /// MAP_CREATE: the memory is taken, and zero up to `zeroed`.
     Create {
@@ -73,6 +78,16 @@ impl Refusal {
     }
 }
 
+/// Reserved bytes, the operand flags, and the map where the command is for none: zero.
+fn check_reserved(command: &Submission, reserved: &[u8], for_map: bool) -> Result<(), Status> {
+    let head = reserved_bits(command) | u32::from(command.flags);
+    let map = if for_map { 0 } else { command.map.get() };
+    if head | map != 0 || reserved.iter().any(|&byte| byte != 0) {
+        return Err(Status::InvalidField);
+    }
+    Ok(())
+}
+
 /// Refuses what exceeds a limit that nothing shares.
 fn within(limit: Limit, asked: u32, allowed: u32) -> Result<(), Refusal> {
     if asked > allowed {
@@ -97,8 +112,10 @@ fn read_attr(body: &MapCreateBody, host: &mut impl HostMemory) -> Result<MapAttr
     let mut attr = MapAttr::default();
     let known = attr.as_mut_bytes();
     let (head, tail) = (len.min(known.len()), len.saturating_sub(known.len()));
-    host.read(body.attr.get(), &mut known[..head])
-        .map_err(|_| Refusal::from(Status::DmaFault))?;
+    if head != 0 {
+        host.read(body.attr.get(), &mut known[..head])
+            .map_err(|_| Refusal::from(Status::DmaFault))?;
+    }
     let mut at = body.attr.get().wrapping_add(head as u64);
     let mut left = tail;
     while left > 0 {
@@ -148,9 +165,18 @@ impl<S: Storage> Firmware<S> {
             return Progress::Done(Completion::new(request, Status::Internal));
         }
         let result = match AdminOpcode(command.opcode) {
-            AdminOpcode::Identify => self.identify_to(command, host).map_err(Refusal::from),
+            AdminOpcode::Identify => match self.identify_to(command, host) {
+                Ok(len) => {
+                    let mut done = Completion::new(request, Status::Success);
+                    done.count = U32::new(len);
+                    return Progress::Done(done);
+                }
+                Err(status) => Err(status.into()),
+            },
             AdminOpcode::MapCreate => self.map_create(command, host),
-            AdminOpcode::MapFree => self.free_map(command.map()).map_err(Refusal::from),
+            AdminOpcode::MapFree => check_reserved(command, &command.body, true)
+                .and_then(|()| self.free_map(command.map()))
+                .map_err(Refusal::from),
             AdminOpcode::MapQuery => self.map_query(command).map_err(Refusal::from),
             _ => Err(Refusal::from(Status::InvalidOpcode)),
         };
@@ -186,19 +212,21 @@ impl<S: Storage> Firmware<S> {
         }
     }
 
+    /// Writes what IDENTIFY reports; returns how many bytes of it.
     fn identify_to(
         &mut self,
         command: &Submission,
         host: &mut impl HostMemory,
-    ) -> Result<(), Status> {
+    ) -> Result<u32, Status> {
         let body: IdentifyBody = command.body();
+        check_reserved(command, &body.reserved, false)?;
         let data = self.identify();
         let bytes = data.as_bytes();
         let len = bytes.len().min(body.len.get() as usize);
         if len != 0 {
             host.write(body.iova.get(), &bytes[..len])?;
         }
-        Ok(())
+        Ok(len as u32)
     }
 
     fn map_create(
@@ -207,10 +235,30 @@ impl<S: Storage> Firmware<S> {
         host: &mut impl HostMemory,
     ) -> Result<(), Refusal> {
         let body: MapCreateBody = command.body();
+        // Without attributes there is no address either.
+        let iova = match body.attr_len.get() {
+            0 => body.attr.get(),
+            _ => 0,
+        };
+        check_reserved(command, &body.reserved.get().to_le_bytes(), false)?;
+        check_reserved(command, &iova.to_le_bytes(), false)?;
         let attr = read_attr(&body, host)?;
         let spec = self.check_create(&body, &attr)?;
         let free = self.allocator.largest_free();
         let used = self.allocator.size_bytes() - self.allocator.free_bytes();
+        let value = ValueShape::new(&spec).map_or(usize::MAX, |value| value.wire as usize);
+        if !self.scratch.reserve_value(value) {
+            // It is the firmware's own memory that is used up, which holds one value.
+            let allowed = self.scratch.value_bytes() as u64;
+            let limit = Limit::ValueBytes;
+            return Err(Refusal::limit(
+                Status::NoMemory,
+                limit,
+                value as u64,
+                allowed,
+                0,
+            ));
+        }
         let refused = |asked| Refusal::limit(Status::NoMemory, Limit::Memory, asked, free, used);
         let geometry = Geometry::new(&spec).ok_or_else(|| refused(u64::MAX))?;
         let bytes = geometry.total_bytes;
@@ -299,6 +347,14 @@ impl<S: Storage> Firmware<S> {
                 });
                 Progress::More
             }
+            Ok(_) if !self.scratch.grow_step(map.value_bytes()) => {
+                self.pending = Some(Pending::Create {
+                    request,
+                    map,
+                    zeroed: end,
+                });
+                Progress::More
+            }
             Ok(_) => Progress::Done(match self.finish_create(map) {
                 Ok(handle) => {
                     let created = MapCreated {
@@ -323,7 +379,6 @@ impl<S: Storage> Firmware<S> {
     fn finish_create(&mut self, map: Map) -> Result<MapHandle, Status> {
         use crate::access::Access;
         self.memory.write(map.base, map.spec.description())?;
-        self.scratch.reserve_value(map.value_bytes());
         self.maps.insert(map).ok_or(Status::Internal)
     }
 
@@ -334,6 +389,7 @@ impl<S: Storage> Firmware<S> {
     }
 
     fn map_query(&mut self, command: &Submission) -> Result<(), Status> {
+        check_reserved(command, &command.body, true)?;
         self.maps.get(command.map())?;
         self.pending = Some(Pending::Query {
             request: command.request(),

@@ -12,23 +12,32 @@
 //!   them may have been written too.
 //! * A dump returns whole chains. On `DmaFault` count and cursor stand before the chain that
 //!   could not be written; a dump that deletes has deleted exactly the chains before it.
+//!
+//! A step does bounded work, and other commands may run between the steps of a batch. Each step
+//! judges the whole command again, so that a map that was freed in between is noticed before
+//! any table is touched; the completion then carries `InvalidMap` and the count of the elements
+//! done before. A chain of a hash table is not divided, since a dump shows it at one moment, and
+//! neither is an element: a step may exceed its budget by one of them.
 
-use super::{Io, element_at, no_flags, update_flags};
+use super::{Budget, Io, Position, Step, element_at, reserved_bits, update_flags};
 use crate::HostMemory;
 use crate::access::Access;
 use crate::maps::Map;
 use crate::table::array::ArrayTable;
+use crate::table::bucket::BUCKET_SLOTS;
 use crate::table::hash::HashTable;
 use crate::table::{LANES, Table, ValueWrite};
+use core::ops::ControlFlow;
 use offmap_abi::completion::BatchResult;
 use offmap_abi::submission::BatchBody;
 use offmap_abi::{Completion, IoOpcode, RequestId, Status, Submission};
 use zerocopy::IntoBytes;
 use zerocopy::little_endian::{U32, U64};
 
-/// How a batch ended.
+/// How a batch ended, or how a step of it did.
 struct Outcome {
-    status: Status,
+    /// The status of a batch that ended; `None`: there is more to do.
+    status: Option<Status>,
     count: usize,
     cursor: u64,
     needed: u32,
@@ -37,7 +46,7 @@ struct Outcome {
 impl Outcome {
     fn new(status: Status, count: usize) -> Self {
         Self {
-            status,
+            status: Some(status),
             count,
             cursor: 0,
             needed: 0,
@@ -48,16 +57,48 @@ impl Outcome {
         Self { cursor, ..self }
     }
 
-    fn completion(&self, request: RequestId) -> Completion {
+    /// There is more to do after `count` elements.
+    fn more(count: usize) -> Self {
+        Self {
+            status: None,
+            count,
+            cursor: 0,
+            needed: 0,
+        }
+    }
+
+    fn step(&self, request: RequestId) -> Step {
+        let count = self.count as u32;
+        let Some(status) = self.status else {
+            return Step::At(Position {
+                done: count,
+                cursor: self.cursor,
+            });
+        };
         let result = BatchResult {
             cursor: U64::new(self.cursor),
             needed: U32::new(self.needed),
             reserved: U32::ZERO,
         };
-        let mut completion = Completion::new(request, self.status).with_payload(result.as_bytes());
-        completion.count = U32::new(self.count as u32);
-        completion
+        let mut completion = Completion::new(request, status).with_payload(result.as_bytes());
+        completion.count = U32::new(count);
+        Step::Done(completion)
     }
+}
+
+/// The completion of a batch that was refused at a step.
+pub(super) fn refused(command: &Submission, status: Status, from: Position) -> Completion {
+    let mut completion = Completion::new(command.request(), status);
+    if from.done != 0 {
+        let result = BatchResult {
+            cursor: U64::new(from.cursor),
+            needed: U32::ZERO,
+            reserved: U32::ZERO,
+        };
+        completion = completion.with_payload(result.as_bytes());
+    }
+    completion.count = U32::new(from.done);
+    completion
 }
 
 /// The arrays of a batch.
@@ -68,32 +109,22 @@ struct Arrays {
     statuses: u64,
     key_size: usize,
     stride: usize,
+    /// Elements done in earlier steps.
+    start: usize,
 }
 
 impl<A: Access, H: HostMemory> Io<'_, A, H> {
-    /// Any batch command.
-    pub(super) fn batch(
-        &mut self,
-        command: &Submission,
-        opcode: IoOpcode,
-    ) -> Result<Completion, Status> {
+    /// A step of any batch command, from `from` on.
+    pub(super) fn batch(&mut self, command: &Submission, from: Position) -> Result<Step, Status> {
         let body: BatchBody = command.body();
+        let opcode = IoOpcode(command.opcode);
         // Before the map: an opcode that is none has no operands to judge.
         if opcode.name().is_none() {
             return Err(Status::InvalidOpcode);
         }
         let map = self.maps.get(command.map())?;
-        let flags = match opcode {
-            IoOpcode::BatchUpdate => update_flags(body.map_flags.get())?,
-            IoOpcode::BatchLookup
-            | IoOpcode::BatchDelete
-            | IoOpcode::BatchDump
-            | IoOpcode::BatchDumpDelete => {
-                no_flags(body.map_flags.get())?;
-                0
-            }
-            _ => return Err(Status::InvalidOpcode),
-        };
+        check_reserved(command, &body, opcode)?;
+        let flags = update_flags(body.map_flags.get())?;
         if body.key_len.get() != map.spec.key_size {
             return Err(Status::InvalidLength);
         }
@@ -108,7 +139,6 @@ impl<A: Access, H: HostMemory> Io<'_, A, H> {
         if deletes && map.spec.kind.is_array() {
             return Err(Status::Unsupported);
         }
-        let cursor = body.cursor.get();
         let arrays = Arrays {
             count: body.count.get() as usize,
             keys: body.keys.get(),
@@ -116,21 +146,22 @@ impl<A: Access, H: HostMemory> Io<'_, A, H> {
             statuses: body.statuses.get(),
             key_size: map.key_size(),
             stride: map.value_bytes(),
+            start: from.done as usize,
         };
         let outcome = if arrays.count == 0 {
-            Outcome::new(Status::Success, 0).at(cursor)
+            Outcome::new(Status::Success, 0).at(from.cursor)
         } else {
             match opcode {
                 IoOpcode::BatchLookup => self.batch_lookup(map, &arrays),
                 IoOpcode::BatchUpdate => self.batch_change(map, &arrays, Some(flags)),
                 IoOpcode::BatchDelete => self.batch_change(map, &arrays, None),
                 _ => match &map.table {
-                    Table::Hash(table) => self.dump_hash(table, &arrays, cursor, deletes),
-                    Table::Array(table) => self.dump_array(table, &arrays, cursor),
+                    Table::Hash(table) => self.dump_hash(table, &arrays, from.cursor, deletes),
+                    Table::Array(table) => self.dump_array(table, &arrays, from.cursor),
                 },
             }
         };
-        Ok(outcome.completion(command.request()))
+        Ok(outcome.step(command.request()))
     }
 
     /// Reads the keys of `lanes` elements from `first` on to the scratch.
@@ -166,10 +197,6 @@ impl<A: Access, H: HostMemory> Io<'_, A, H> {
         Ok(self.host.write(iova, &self.scratch.statuses[..2 * lanes])?)
     }
 
-    fn set_status(&mut self, lane: usize, status: Status) {
-        self.scratch.statuses[2 * lane..][..2].copy_from_slice(&status.0.to_le_bytes());
-    }
-
     /// How many elements fit the scratch at a time: at least one.
     fn lanes(&self, arrays: &Arrays, with_values: bool) -> usize {
         let mut lanes = LANES.min(self.scratch.keys.len() / arrays.key_size.max(1));
@@ -180,11 +207,17 @@ impl<A: Access, H: HostMemory> Io<'_, A, H> {
     }
 
     fn batch_lookup(&mut self, map: &Map, arrays: &Arrays) -> Outcome {
+        let mut budget = Budget::STEP;
         let mut lanes_max = self.lanes(arrays, false);
-        let mut found = [Err(Status::NotFound); LANES];
-        let mut done = 0;
+        let mut done = arrays.start;
         while done < arrays.count {
-            let lanes = lanes_max.min(arrays.count - done);
+            if budget.is_spent() {
+                return Outcome::more(done);
+            }
+            let bytes = arrays.key_size + arrays.stride;
+            let lanes = lanes_max
+                .min(arrays.count - done)
+                .min(budget.elements(bytes));
             if let Err(status) = self.read_keys(arrays, done, lanes) {
                 if lanes == 1 {
                     return Outcome::new(status, done);
@@ -193,39 +226,34 @@ impl<A: Access, H: HostMemory> Io<'_, A, H> {
                 lanes_max = 1;
                 continue;
             }
+            budget.spend(lanes * bytes, lanes);
             let keys = &self.scratch.keys[..lanes * arrays.key_size];
-            map.table
-                .find_many(self.access, keys, arrays.key_size, &mut found);
+            let statuses = &mut self.scratch.statuses;
+            let host = &mut *self.host;
             let mut finished = 0;
             let mut failure = None;
-            for (lane, &lookup) in found.iter().enumerate().take(lanes) {
-                let status = match lookup {
-                    Ok(at) => {
-                        let host = &mut *self.host;
-                        let wrote = element_at(arrays.values, done + lane, arrays.stride)
-                            .and_then(|iova| {
-                                self.access
-                                    .with_bytes(at, arrays.stride, |bytes| host.write(iova, bytes))
-                                    .map_err(Status::from)
-                            })
-                            .and_then(|wrote| wrote.map_err(Status::from));
-                        match wrote {
-                            Ok(()) => Status::Success,
-                            Err(status) => {
-                                failure = Some(status);
-                                break;
-                            }
-                        }
+            let visit = |access: &mut A, lane, found: Result<_, Status>| {
+                let status = match found {
+                    Ok(at) => element_at(arrays.values, done + lane, arrays.stride)
+                        .and_then(|iova| access.send(at, arrays.stride, host, iova))
+                        .err(),
+                    Err(status) if is_broken(status) => Some(status),
+                    Err(status) => {
+                        set_status(statuses, lane, status);
+                        finished += 1;
+                        return ControlFlow::Continue(());
                     }
-                    Err(Status::Internal) => {
-                        failure = Some(Status::Internal);
-                        break;
-                    }
-                    Err(status) => status,
                 };
-                self.set_status(lane, status);
+                if status.is_some() {
+                    failure = status;
+                    return ControlFlow::Break(());
+                }
+                set_status(statuses, lane, Status::Success);
                 finished += 1;
-            }
+                ControlFlow::Continue(())
+            };
+            map.table
+                .visit_many(self.access, keys, arrays.key_size, visit);
             if finished != 0
                 && let Err(status) = self.write_statuses(arrays, done, finished)
             {
@@ -245,10 +273,17 @@ impl<A: Access, H: HostMemory> Io<'_, A, H> {
 
     /// Batch update with its flags, or batch delete.
     fn batch_change(&mut self, map: &Map, arrays: &Arrays, flags: Option<u32>) -> Outcome {
+        let mut budget = Budget::STEP;
         let mut lanes_max = self.lanes(arrays, flags.is_some());
-        let mut done = 0;
+        let mut done = arrays.start;
         while done < arrays.count {
-            let lanes = lanes_max.min(arrays.count - done);
+            if budget.is_spent() {
+                return Outcome::more(done);
+            }
+            let bytes = arrays.key_size + flags.map_or(0, |_| arrays.stride);
+            let lanes = lanes_max
+                .min(arrays.count - done)
+                .min(budget.elements(bytes));
             let read = self
                 .read_keys(arrays, done, lanes)
                 .and_then(|()| match flags {
@@ -262,6 +297,7 @@ impl<A: Access, H: HostMemory> Io<'_, A, H> {
                 lanes_max = 1;
                 continue;
             }
+            budget.spend(lanes * bytes, lanes);
             let mut applied = 0;
             let mut failure = None;
             for lane in 0..lanes {
@@ -276,11 +312,11 @@ impl<A: Access, H: HostMemory> Io<'_, A, H> {
                 };
                 match result {
                     Ok(()) => {
-                        self.set_status(lane, Status::Success);
+                        set_status(&mut self.scratch.statuses, lane, Status::Success);
                         applied += 1;
                     }
                     Err(status) => {
-                        self.set_status(lane, status);
+                        set_status(&mut self.scratch.statuses, lane, status);
                         failure = Some(status);
                         break;
                     }
@@ -304,74 +340,71 @@ impl<A: Access, H: HostMemory> Io<'_, A, H> {
         cursor: u64,
         deletes: bool,
     ) -> Outcome {
-        let mut done = 0;
-        let mut home = cursor;
-        while home < table.home_count() {
-            let room = arrays.count - done;
-            let references = &mut self.scratch.references;
-            let needed = match table.collect(self.access, home, references, room) {
-                Ok(needed) => needed,
-                Err(status) => return Outcome::new(status, done).at(home),
+        let mut budget = Budget::STEP;
+        let mut done = arrays.start;
+        let mut at = cursor;
+        loop {
+            if budget.is_spent() {
+                return Outcome::more(done).at(at);
+            }
+            let home = match table.next_home(self.access, at) {
+                Ok(Some(home)) => home,
+                Ok(None) => {
+                    return Outcome::new(Status::NotFound, done).at(table.home_count());
+                }
+                Err(status) => return Outcome::new(status, done).at(at),
             };
-            if needed > room {
-                if done != 0 {
+            let room = arrays.count - done;
+            let host = &mut *self.host;
+            let send = |access: &mut A, index, key, value| {
+                let iova = element_at(arrays.keys, done + index, arrays.key_size)?;
+                access.send(key, arrays.key_size, host, iova)?;
+                let iova = element_at(arrays.values, done + index, arrays.stride)?;
+                access.send(value, arrays.stride, host, iova)
+            };
+            let references = &mut self.scratch.references;
+            match table.visit_chain(self.access, home, references, room, deletes, send) {
+                Ok(needed) if needed > room && done != 0 => {
                     return Outcome::new(Status::Success, done).at(home);
                 }
-                return Outcome {
-                    needed: needed as u32,
-                    ..Outcome::new(Status::NoSpace, 0).at(home)
-                };
+                Ok(needed) if needed > room => {
+                    return Outcome {
+                        needed: needed as u32,
+                        ..Outcome::new(Status::NoSpace, 0).at(home)
+                    };
+                }
+                Ok(needed) => {
+                    let bytes = needed * (arrays.key_size + arrays.stride);
+                    budget.spend(bytes, needed.div_ceil(BUCKET_SLOTS as usize));
+                    done += needed;
+                    at = home + 1;
+                }
+                Err(status) => return Outcome::new(status, done).at(home),
             }
-            let chain =
-                self.dump_chain(table, arrays, done)
-                    .and_then(|()| match deletes && needed != 0 {
-                        true => table.clear_chain(self.access, home, &self.scratch.references),
-                        false => Ok(()),
-                    });
-            if let Err(status) = chain {
-                return Outcome::new(status, done).at(home);
-            }
-            done += needed;
-            home += 1;
         }
-        Outcome::new(Status::NotFound, done).at(table.home_count())
-    }
-
-    /// Writes the entries whose references stand in the scratch, from element `first` on.
-    fn dump_chain(
-        &mut self,
-        table: &HashTable,
-        arrays: &Arrays,
-        first: usize,
-    ) -> Result<(), Status> {
-        for (index, &reference) in self.scratch.references.iter().enumerate() {
-            let (key, value) = table.entry(reference)?;
-            let host = &mut *self.host;
-            let iova = element_at(arrays.keys, first + index, arrays.key_size)?;
-            self.access
-                .with_bytes(key, arrays.key_size, |bytes| host.write(iova, bytes))??;
-            let iova = element_at(arrays.values, first + index, arrays.stride)?;
-            self.access
-                .with_bytes(value, arrays.stride, |bytes| host.write(iova, bytes))??;
-        }
-        Ok(())
     }
 
     /// As the kernel's `generic_map_lookup_batch`: the end is reported by the dump that finds
     /// nothing left to fill its arrays with, not by one that fills them exactly.
     fn dump_array(&mut self, table: &ArrayTable, arrays: &Arrays, cursor: u64) -> Outcome {
-        let mut done = 0;
+        let mut budget = Budget::STEP;
+        let mut done = arrays.start;
+        let mut at = cursor;
         while done < arrays.count {
-            let at = cursor.saturating_add(done as u64);
             let Some(index) = u32::try_from(at).ok().filter(|&i| i < table.max_entries()) else {
                 return Outcome::new(Status::NotFound, done).at(table.max_entries().into());
             };
+            if budget.is_spent() {
+                return Outcome::more(done).at(at);
+            }
             if let Err(status) = self.dump_value(table, arrays, done, index) {
                 return Outcome::new(status, done).at(at);
             }
+            budget.spend(arrays.key_size + arrays.stride, 1);
             done += 1;
+            at += 1;
         }
-        Outcome::new(Status::Success, done).at(cursor + done as u64)
+        Outcome::new(Status::Success, done).at(at)
     }
 
     fn dump_value(
@@ -384,11 +417,37 @@ impl<A: Access, H: HostMemory> Io<'_, A, H> {
         let iova = element_at(arrays.keys, element, arrays.key_size)?;
         self.host.write(iova, &index.to_le_bytes())?;
         let iova = element_at(arrays.values, element, arrays.stride)?;
-        let host = &mut *self.host;
-        self.access
-            .with_bytes(table.value_at(index), arrays.stride, |bytes| {
-                host.write(iova, bytes)
-            })??;
-        Ok(())
+        table.with_index(self.access, index, |access, at| {
+            access.send(at, arrays.stride, self.host, iova)
+        })
+    }
+}
+
+/// A status that says that the device has failed, not that the element has it.
+fn is_broken(status: Status) -> bool {
+    matches!(status, Status::Internal | Status::MediaError)
+}
+
+fn set_status(statuses: &mut [u8; 2 * LANES], lane: usize, status: Status) {
+    statuses[2 * lane..][..2].copy_from_slice(&status.0.to_le_bytes());
+}
+
+/// Fields that the command does not use, and all flags: zero.
+fn check_reserved(command: &Submission, body: &BatchBody, opcode: IoOpcode) -> Result<(), Status> {
+    // Operands of a batch are never inline.
+    let mut rest = u64::from(reserved_bits(command) | u32::from(command.flags));
+    if opcode != IoOpcode::BatchUpdate {
+        rest |= u64::from(body.map_flags.get());
+    }
+    if opcode == IoOpcode::BatchDelete {
+        rest |= u64::from(body.value_len.get()) | body.values.get();
+    }
+    rest |= match opcode {
+        IoOpcode::BatchDump | IoOpcode::BatchDumpDelete => body.statuses.get(),
+        _ => body.cursor.get(),
+    };
+    match rest {
+        0 => Ok(()),
+        _ => Err(Status::InvalidField),
     }
 }

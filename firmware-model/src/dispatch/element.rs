@@ -1,10 +1,11 @@
 //! Commands on one element (abi §7.1).
 //!
-//! Checks, in order: the map handle, the flags, the lengths against the map, that an inline
-//! operand fits its field; then operands are read, and only then does the table change.
-//! Fields that a command does not use are ignored.
+//! Checks, in order: the map handle; reserved fields, unknown flags and operands that the
+//! command does not use, all of which must be zero; the lengths against the map; that an inline
+//! operand fits its field. Then operands are read, and only then does the table change. The
+//! padding of an inline operand is not looked at.
 
-use super::{Io, no_flags, update_flags};
+use super::{Io, reserved_bits, update_flags};
 use crate::HostMemory;
 use crate::access::Access;
 use crate::maps::Map;
@@ -12,6 +13,7 @@ use crate::table::{NextKey, ValueWrite};
 use offmap_abi::completion::INLINE_RESULT_BYTES;
 use offmap_abi::submission::{ElementBody, INLINE_KEY_BYTES, INLINE_VALUE_BYTES, IovaRef};
 use offmap_abi::{Completion, DevAddr, Status, Submission, SubmissionFlags};
+use zerocopy::little_endian::U32;
 
 /// Reads a key: from the descriptor, or by DMA to `scratch`.
 #[inline(always)]
@@ -29,6 +31,50 @@ fn read_key<'a>(
     let key = scratch.get_mut(..len).ok_or(Status::Internal)?;
     host.read(IovaRef::iova_of(&body.key), key)?;
     Ok(key)
+}
+
+/// What a command does not use.
+struct Unused {
+    key: bool,
+    /// A value given: the field may still say where a result goes.
+    value: bool,
+}
+
+/// Reserved fields, unknown flags and unused operands: zero. One comparison for all of them.
+#[inline(always)]
+fn check_reserved(
+    command: &Submission,
+    body: &ElementBody,
+    flags: u32,
+    unused: Unused,
+) -> Result<(), Status> {
+    let words = |field: &[u8; 16]| {
+        let field = u128::from_le_bytes(*field);
+        (field as u64, (field >> 64) as u64)
+    };
+    let operand = |field, unused: bool, inline: bool| {
+        let (iova, beside) = words(field);
+        // An address has a reserved half beside it; an unused field is zero whole.
+        let low = if unused { iova } else { 0 };
+        let high = if unused || !inline { beside } else { 0 };
+        low | high
+    };
+    let has = |flag| command.flags().contains(flag);
+    let (key_inline, value_inline) = (
+        has(SubmissionFlags::KEY_INLINE),
+        has(SubmissionFlags::VALUE_INLINE),
+    );
+    let key_len = if unused.key { body.key_len.get() } else { 0 };
+    let ones = reserved_bits(command) | flags | body.reserved.get() | key_len;
+    // Where a result goes to the payload, the field names no address.
+    let value_unused = unused.value && value_inline;
+    let rest = operand(&body.key, unused.key, key_inline)
+        | operand(&body.value, value_unused, value_inline);
+    if u64::from(ones) | rest == 0 {
+        Ok(())
+    } else {
+        Err(Status::InvalidField)
+    }
 }
 
 /// Checks the length of a key and that it fits where it stands.
@@ -67,14 +113,20 @@ fn deliver(
     at: DevAddr,
     len: usize,
 ) -> Result<Completion, Status> {
-    let done = Completion::new(command.request(), Status::Success);
+    let mut done = Completion::new(command.request(), Status::Success);
     if command.flags().contains(SubmissionFlags::VALUE_INLINE) {
         return Ok(access.with_bytes(at, len, |bytes| done.with_payload(bytes))?);
     }
-    let iova = IovaRef::iova_of(&body.value);
-    access.with_bytes(at, len, |bytes| host.write(iova, bytes))??;
+    access.send(at, len, host, IovaRef::iova_of(&body.value))?;
+    done.count = U32::new(len as u32);
     Ok(done)
 }
+
+/// The commands that return something use their value field for that alone.
+const RETURNS: Unused = Unused {
+    key: false,
+    value: true,
+};
 
 impl<A: Access, H: HostMemory> Io<'_, A, H> {
     /// LOOKUP.
@@ -82,19 +134,26 @@ impl<A: Access, H: HostMemory> Io<'_, A, H> {
     pub(super) fn lookup(&mut self, command: &Submission) -> Result<Completion, Status> {
         let body: ElementBody = command.body();
         let map = self.maps.get(command.map())?;
-        no_flags(body.map_flags.get())?;
+        check_reserved(command, &body, body.map_flags.get(), RETURNS)?;
         check_key(command, &body, map)?;
-        check_room(command, &body, map.value_bytes())?;
-        let key = read_key(command, &body, map, self.host, &mut self.scratch.keys)?;
-        let at = map.table.find(self.access, key)?;
         let len = map.value_bytes();
-        deliver(command, &body, self.access, self.host, at, len)
+        check_room(command, &body, len)?;
+        let host = &mut *self.host;
+        let key = read_key(command, &body, map, host, &mut self.scratch.keys)?;
+        map.table.with_value(self.access, key, |access, at| {
+            deliver(command, &body, access, host, at, len)
+        })?
     }
 
     /// UPDATE.
     pub(super) fn update(&mut self, command: &Submission) -> Result<Completion, Status> {
         let body: ElementBody = command.body();
         let map = self.maps.get(command.map())?;
+        let unused = Unused {
+            key: false,
+            value: false,
+        };
+        check_reserved(command, &body, 0, unused)?;
         let flags = update_flags(body.map_flags.get())?;
         check_key(command, &body, map)?;
         let len = map.value_bytes();
@@ -122,7 +181,10 @@ impl<A: Access, H: HostMemory> Io<'_, A, H> {
     pub(super) fn delete(&mut self, command: &Submission) -> Result<Completion, Status> {
         let body: ElementBody = command.body();
         let map = self.maps.get(command.map())?;
-        no_flags(body.map_flags.get())?;
+        // It has no value: neither a length nor a field.
+        let value = u128::from_le_bytes(body.value) != 0;
+        let flags = body.map_flags.get() | body.value_len.get() | u32::from(value);
+        check_reserved(command, &body, flags, RETURNS)?;
         check_key(command, &body, map)?;
         if map.spec.kind.is_array() {
             return Err(Status::Unsupported);
@@ -136,18 +198,18 @@ impl<A: Access, H: HostMemory> Io<'_, A, H> {
     pub(super) fn lookup_and_delete(&mut self, command: &Submission) -> Result<Completion, Status> {
         let body: ElementBody = command.body();
         let map = self.maps.get(command.map())?;
-        no_flags(body.map_flags.get())?;
+        check_reserved(command, &body, body.map_flags.get(), RETURNS)?;
         check_key(command, &body, map)?;
         if map.spec.kind.is_array() {
             return Err(Status::Unsupported);
         }
         let len = map.value_bytes();
         check_room(command, &body, len)?;
-        let key = read_key(command, &body, map, self.host, &mut self.scratch.keys)?;
-        let at = map.table.find(self.access, key)?;
-        let done = deliver(command, &body, self.access, self.host, at, len)?;
-        map.table.delete(self.access, key)?;
-        Ok(done)
+        let host = &mut *self.host;
+        let key = read_key(command, &body, map, host, &mut self.scratch.keys)?;
+        map.table.take(self.access, key, |access, at| {
+            deliver(command, &body, access, host, at, len)
+        })
     }
 
     /// GET_FIRST, and GET_NEXT where there is a key.
@@ -158,34 +220,36 @@ impl<A: Access, H: HostMemory> Io<'_, A, H> {
     ) -> Result<Completion, Status> {
         let body: ElementBody = command.body();
         let map = self.maps.get(command.map())?;
-        no_flags(body.map_flags.get())?;
+        let unused = Unused {
+            key: !has_key,
+            value: true,
+        };
+        check_reserved(command, &body, body.map_flags.get(), unused)?;
         if has_key {
             check_key(command, &body, map)?;
         }
         let len = map.key_size();
         check_room(command, &body, len)?;
+        let host = &mut *self.host;
         let key = if has_key {
-            Some(read_key(
-                command,
-                &body,
-                map,
-                self.host,
-                &mut self.scratch.keys,
-            )?)
+            let scratch = &mut self.scratch.keys;
+            Some(read_key(command, &body, map, host, scratch)?)
         } else {
             None
         };
-        match map.table.next(self.access, key)? {
-            NextKey::At(at) => deliver(command, &body, self.access, self.host, at, len),
-            NextKey::Index(index) => {
-                let done = Completion::new(command.request(), Status::Success);
-                if command.flags().contains(SubmissionFlags::VALUE_INLINE) {
-                    return Ok(done.with_payload(&index.to_le_bytes()));
+        map.table
+            .with_next(self.access, key, |access, next| match next {
+                NextKey::At(at) => deliver(command, &body, access, host, at, len),
+                NextKey::Index(index) => {
+                    let bytes = index.to_le_bytes();
+                    let mut done = Completion::new(command.request(), Status::Success);
+                    if command.flags().contains(SubmissionFlags::VALUE_INLINE) {
+                        return Ok(done.with_payload(&bytes));
+                    }
+                    host.write(IovaRef::iova_of(&body.value), &bytes)?;
+                    done.count = U32::new(bytes.len() as u32);
+                    Ok(done)
                 }
-                let iova = IovaRef::iova_of(&body.value);
-                self.host.write(iova, &index.to_le_bytes())?;
-                Ok(done)
-            }
-        }
+            })?
     }
 }

@@ -7,15 +7,17 @@ mod element;
 use crate::access::Access;
 use crate::maps::Maps;
 use crate::table::LANES;
-use crate::{Config, HostFault, HostMemory};
+use crate::{Config, HostFault, HostMemory, STEP_BUCKETS, STEP_BYTES};
 use alloc::vec;
 use alloc::vec::Vec;
-use offmap_abi::{Completion, IoOpcode, Status, Submission};
+use offmap_abi::submission::{BatchBody, UPDATE_ANY, UPDATE_EXIST, UPDATE_NOEXIST};
+use offmap_abi::{Completion, IoOpcode, Status, Submission, SubmissionFlags};
 
 /// Least room for keys, and for values, in bytes: what a batch reads at a time.
 const SCRATCH_BYTES: usize = 16 << 10;
 
-/// Buffers of the firmware, so that no command allocates.
+/// Buffers of the firmware, so that no command on elements allocates. Nothing in them outlives
+/// a step.
 #[derive(Debug)]
 pub(crate) struct Scratch {
     keys: Vec<u8>,
@@ -34,11 +36,31 @@ impl Scratch {
         }
     }
 
-    /// Makes room for one value of a map that is created.
-    pub(crate) fn reserve_value(&mut self, bytes: usize) {
-        if self.values.len() < bytes {
-            self.values.resize(bytes, 0);
+    /// Takes memory for a value of `bytes` of a map that is created; whether there is any. The
+    /// room is there once [`Self::grow_step`] has said so.
+    pub(crate) fn reserve_value(&mut self, bytes: usize) -> bool {
+        let more = bytes.saturating_sub(self.values.len());
+        self.values.try_reserve_exact(more).is_ok()
+    }
+
+    /// A bounded step towards room for a value of `bytes`; whether it is there.
+    pub(crate) fn grow_step(&mut self, bytes: usize) -> bool {
+        let next = bytes.min(self.values.len().saturating_add(STEP_BYTES));
+        if self.values.len() < next {
+            self.values.resize(next, 0);
         }
+        self.values.len() >= bytes
+    }
+
+    /// Bytes of the longest value that there is room for.
+    pub(crate) fn value_bytes(&self) -> usize {
+        self.values.len()
+    }
+
+    /// Gives back what values of maps that are gone took.
+    pub(crate) fn shrink(&mut self) {
+        self.values.truncate(SCRATCH_BYTES);
+        self.values.shrink_to(SCRATCH_BYTES);
     }
 }
 
@@ -52,21 +74,134 @@ pub(crate) struct Io<'a, A, H> {
 }
 
 impl<A: Access, H: HostMemory> Io<'_, A, H> {
-    /// Runs the command to its end.
+    /// Runs a command that is no batch.
     #[inline]
     pub(crate) fn run(&mut self, command: &Submission) -> Completion {
         let result = match IoOpcode(command.opcode) {
-            IoOpcode::Nop => Ok(Completion::new(command.request(), Status::Success)),
+            IoOpcode::Nop => nop(command),
             IoOpcode::Lookup => self.lookup(command),
             IoOpcode::Update => self.update(command),
             IoOpcode::Delete => self.delete(command),
             IoOpcode::GetFirst => self.get_next(command, false),
             IoOpcode::GetNext => self.get_next(command, true),
             IoOpcode::LookupAndDelete => self.lookup_and_delete(command),
-            opcode if opcode.is_batch() && self.config.batch != 0 => self.batch(command, opcode),
             _ => Err(Status::InvalidOpcode),
         };
         result.unwrap_or_else(|status| Completion::new(command.request(), status))
+    }
+
+    /// Runs a bounded piece of a batch from `from` on.
+    pub(crate) fn run_batch(&mut self, command: &Submission, from: Position) -> Step {
+        let result = match self.config.batch {
+            0 => Err(Status::InvalidOpcode),
+            _ => self.batch(command, from),
+        };
+        result.unwrap_or_else(|status| Step::Done(batch::refused(command, status, from)))
+    }
+}
+
+/// NOP: nothing in it has a meaning.
+fn nop(command: &Submission) -> Result<Completion, Status> {
+    let used = command.body.iter().any(|&byte| byte != 0) || command.map.get() != 0;
+    match reserved_bits(command) | u32::from(used) {
+        0 => Ok(Completion::new(command.request(), Status::Success)),
+        _ => Err(Status::InvalidField),
+    }
+}
+
+/// How far a batch got.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Position {
+    /// Elements done.
+    done: u32,
+    /// Where a dump goes on; 0 for other batches.
+    cursor: u64,
+}
+
+impl Position {
+    /// Where a command starts.
+    pub(crate) fn start(command: &Submission) -> Self {
+        let body: BatchBody = command.body();
+        Self {
+            done: 0,
+            cursor: body.cursor.get(),
+        }
+    }
+}
+
+/// What a step of a batch ends with.
+pub(crate) enum Step {
+    Done(Completion),
+    /// More is to be done, from here on.
+    At(Position),
+}
+
+/// Batches under way, ordered by context. Each is kept as its command and how far it got, so
+/// that a step starts by judging the command as if it had just come: its map may be gone.
+#[derive(Debug, Default)]
+pub(crate) struct UnderWay {
+    batches: Vec<(u16, Submission, Position)>,
+}
+
+impl UnderWay {
+    fn find(&self, context: u16) -> Result<usize, usize> {
+        self.batches.binary_search_by_key(&context, |batch| batch.0)
+    }
+
+    pub(crate) fn has(&self, context: u16) -> bool {
+        self.find(context).is_ok()
+    }
+
+    pub(crate) fn get(&self, context: u16) -> Option<(Submission, Position)> {
+        let (_, command, position) = self.batches.get(self.find(context).ok()?)?;
+        Some((*command, *position))
+    }
+
+    pub(crate) fn put(&mut self, context: u16, command: &Submission, position: Position) {
+        match self.find(context) {
+            Ok(index) => self.batches[index] = (context, *command, position),
+            Err(index) => self.batches.insert(index, (context, *command, position)),
+        }
+    }
+
+    /// Whether there was one.
+    pub(crate) fn remove(&mut self, context: u16) -> bool {
+        let found = self.find(context);
+        if let Ok(index) = found {
+            self.batches.remove(index);
+        }
+        found.is_ok()
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.batches.clear();
+    }
+}
+
+/// What is left of the work that one step of a batch may do.
+struct Budget {
+    bytes: usize,
+    buckets: usize,
+}
+
+impl Budget {
+    const STEP: Self = Self {
+        bytes: STEP_BYTES,
+        buckets: STEP_BUCKETS,
+    };
+
+    fn spend(&mut self, bytes: usize, buckets: usize) {
+        self.bytes = self.bytes.saturating_sub(bytes);
+        self.buckets = self.buckets.saturating_sub(buckets);
+    }
+
+    fn is_spent(&self) -> bool {
+        self.bytes == 0 || self.buckets == 0
+    }
+
+    /// How many elements of `bytes` each it is enough for: at least one.
+    fn elements(&self, bytes: usize) -> usize {
+        self.buckets.min(self.bytes / bytes.max(1)).max(1)
     }
 }
 
@@ -84,20 +219,19 @@ fn element_at(iova: u64, index: usize, stride: usize) -> Result<u64, Status> {
         .ok_or(Status::DmaFault)
 }
 
-/// Checks update flags: one of BPF_ANY, BPF_NOEXIST and BPF_EXIST.
+/// Checks update flags: one of the `UPDATE_*` of [`offmap_abi::submission`].
 #[inline(always)]
 fn update_flags(flags: u32) -> Result<u32, Status> {
     match flags {
-        0..=2 => Ok(flags),
+        UPDATE_ANY | UPDATE_NOEXIST | UPDATE_EXIST => Ok(flags),
         _ => Err(Status::InvalidField),
     }
 }
 
-/// Checks that an operation that takes no flags got none.
+/// The bits of a submission's first word that no version has named: unknown flags, and what
+/// stands beside the phase. Callers fold them into one comparison with other reserved fields.
 #[inline(always)]
-fn no_flags(flags: u32) -> Result<(), Status> {
-    match flags {
-        0 => Ok(()),
-        _ => Err(Status::InvalidField),
-    }
+fn reserved_bits(command: &Submission) -> u32 {
+    let known = SubmissionFlags::KEY_INLINE.bits() | SubmissionFlags::VALUE_INLINE.bits();
+    u32::from(command.flags & !known) | u32::from(command.phase.get() & !1)
 }

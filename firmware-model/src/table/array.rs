@@ -29,9 +29,18 @@ impl ArrayTable {
         self.max_entries
     }
 
-    /// Address of the value at `index`, which is below `max_entries`.
+    /// Calls `f` with the address of the value at `index`, which is below `max_entries`.
+    pub(crate) fn with_index<A: Access, R>(
+        &self,
+        access: &mut A,
+        index: u32,
+        f: impl FnOnce(&mut A, DevAddr) -> R,
+    ) -> R {
+        f(access, self.value_at(index))
+    }
+
     #[inline(always)]
-    pub(crate) fn value_at(&self, index: u32) -> DevAddr {
+    fn value_at(&self, index: u32) -> DevAddr {
         self.entries.offset(u64::from(index) * self.stride)
     }
 

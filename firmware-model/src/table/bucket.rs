@@ -55,7 +55,7 @@ impl Bucket {
     ) -> Result<Probe, MemoryFault> {
         access.with_bytes(at, BUCKET_BYTES as usize, |line| {
             let Ok(line) = <&[u8; BUCKET_BYTES as usize]>::try_from(line) else {
-                return Err(MemoryFault);
+                return Err(MemoryFault::OutOfRange);
             };
             let mut rest = tags_of(line).matches(tag);
             let candidate = rest.next().map(|slot| reference_of(line, slot));

@@ -18,6 +18,10 @@
 //! trusted: references and links are checked against the pools, every walk ends after as many
 //! buckets as there are, and a contradiction ends the command with [`Status::Internal`].
 //!
+//! Walks over the whole table (get-next, dumps) find the next home bucket that holds anything in
+//! a tree of bits ([`super::occupancy`]), which is written only when a home bucket becomes empty
+//! or ceases to be.
+//!
 //! The state line, after the map's description: count of entries (4 bytes), entries ever
 //! taken (4), first free entry plus one (4), overflow buckets ever taken (4), first free
 //! overflow bucket plus one (4). Free entries are linked through their first word, free
@@ -25,10 +29,13 @@
 
 use super::bucket::{BUCKET_BYTES, BUCKET_SLOTS, Bucket, Probe, Slots, Tags, tag_of};
 use super::layout::{DESCRIPTION_BYTES, Geometry, MapSpec, ValueShape};
-use super::{BPF_EXIST, LANES, ValueWrite, exists, fill_padded, write_value};
+use super::occupancy::Occupancy;
+use super::{LANES, ValueWrite, exists, fill_padded, write_value};
 use crate::access::Access;
 use alloc::vec::Vec;
+use core::ops::ControlFlow;
 use offmap_abi::hash::KeyHash;
+use offmap_abi::submission::UPDATE_EXIST;
 use offmap_abi::{DevAddr, Status};
 
 /// A hash table at its place in device memory. What is here is read-only for the life of the
@@ -46,6 +53,7 @@ pub struct HashTable {
     state: DevAddr,
     value_offset: u32,
     pub(crate) value: ValueShape,
+    occupancy: Occupancy,
 }
 
 /// The state line.
@@ -102,6 +110,7 @@ impl HashTable {
             state: base.offset(DESCRIPTION_BYTES),
             value_offset: geometry.value_offset as u32,
             value: geometry.value,
+            occupancy: Occupancy::new(base.offset(geometry.occupancy), geometry.home_count.into()),
         }
     }
 
@@ -177,9 +186,21 @@ impl HashTable {
         Err(Status::Internal)
     }
 
+    /// Calls `f` with the address of the key's value.
+    #[inline(always)]
+    pub(crate) fn with_value<A: Access, R>(
+        &self,
+        access: &mut A,
+        key: &[u8],
+        f: impl FnOnce(&mut A, DevAddr) -> R,
+    ) -> Result<R, Status> {
+        let at = self.find(access, key)?;
+        Ok(f(access, at))
+    }
+
     /// Address of the key's value.
     #[inline]
-    pub(crate) fn find(&self, access: &mut impl Access, key: &[u8]) -> Result<DevAddr, Status> {
+    fn find(&self, access: &mut impl Access, key: &[u8]) -> Result<DevAddr, Status> {
         // With the length known, the hash and the comparison are a few instructions each.
         match key.len() {
             4 => self.find_sized::<4>(access, key),
@@ -243,31 +264,32 @@ impl HashTable {
         Ok(self.value_at(entry))
     }
 
-    /// Looks up the keys packed in `keys`, at most [`LANES`] of them.
+    /// Looks up the keys packed in `keys`, at most [`LANES`] of them, and visits the results in
+    /// order until `visit` breaks.
     #[inline]
-    pub(crate) fn find_many(
+    pub(crate) fn visit_many<A: Access>(
         &self,
-        access: &mut impl Access,
+        access: &mut A,
         keys: &[u8],
         key_size: usize,
-        found: &mut [Result<DevAddr, Status>; LANES],
+        visit: impl FnMut(&mut A, usize, Result<DevAddr, Status>) -> ControlFlow<()>,
     ) {
         match key_size {
-            4 => self.find_lanes(access, keys.as_chunks::<4>().0.iter(), found),
-            8 => self.find_lanes(access, keys.as_chunks::<8>().0.iter(), found),
-            16 => self.find_lanes(access, keys.as_chunks::<16>().0.iter(), found),
-            _ => self.find_lanes(access, keys.chunks_exact(key_size), found),
+            4 => self.visit_lanes(access, keys.as_chunks::<4>().0.iter(), visit),
+            8 => self.visit_lanes(access, keys.as_chunks::<8>().0.iter(), visit),
+            16 => self.visit_lanes(access, keys.as_chunks::<16>().0.iter(), visit),
+            _ => self.visit_lanes(access, keys.chunks_exact(key_size), visit),
         }
     }
 
-    /// Three passes (hash, buckets, entries), in each of which the loads of different keys do
-    /// not depend on each other and overlap.
+    /// Passes (hash, buckets, entries) in each of which the loads of different keys do not
+    /// depend on each other and overlap.
     #[inline(always)]
-    fn find_lanes<K: AsRef<[u8]>>(
+    fn visit_lanes<A: Access, K: AsRef<[u8]>>(
         &self,
-        access: &mut impl Access,
+        access: &mut A,
         keys: impl ExactSizeIterator<Item = K> + Clone,
-        found: &mut [Result<DevAddr, Status>; LANES],
+        mut visit: impl FnMut(&mut A, usize, Result<DevAddr, Status>) -> ControlFlow<()>,
     ) {
         let count = keys.len().min(LANES);
         let mut hashes = [0; LANES];
@@ -278,11 +300,17 @@ impl HashTable {
         for (probe, &hash) in probes.iter_mut().zip(&hashes[..count]) {
             *probe = Bucket::probe(access, self.home_at(hash), tag_of(hash));
         }
-        for (((key, &hash), probe), found) in keys.zip(&hashes).zip(&probes).zip(found) {
+        let mut found = [Err(Status::NotFound); LANES];
+        for (((key, &hash), probe), found) in keys.zip(&hashes).zip(&probes).zip(&mut found) {
             *found = match probe {
                 Ok(probe) => self.resolve(access, hash, key.as_ref(), probe),
                 Err(fault) => Err((*fault).into()),
             };
+        }
+        for (lane, &found) in found[..count].iter().enumerate() {
+            if visit(access, lane, found).is_break() {
+                return;
+            }
         }
     }
 
@@ -336,7 +364,7 @@ impl HashTable {
                 let at = self.value_at(self.entry_at(spot.reference)?);
                 write_value(access, at, &self.value, value, false)
             }
-            Located::Absent { .. } if flags == BPF_EXIST => Err(Status::NotFound),
+            Located::Absent { .. } if flags == UPDATE_EXIST => Err(Status::NotFound),
             Located::Absent { last, tags } => {
                 let mut state = self.load_state(access)?;
                 if state.count >= self.max_entries {
@@ -354,6 +382,10 @@ impl HashTable {
                     Some(slot) => {
                         Bucket::write_reference(access, last, slot, reference)?;
                         Bucket::write_tags(access, last, tags.with(slot, tag))?;
+                        // Only a home bucket is ever empty.
+                        if tags == Tags(0) {
+                            self.occupancy.set(access, hash & self.home_mask)?;
+                        }
                     }
                     None => {
                         let index = self.take_bucket(access, &mut state)?;
@@ -370,10 +402,27 @@ impl HashTable {
 
     /// Removes a key.
     pub(crate) fn delete(&self, access: &mut impl Access, key: &[u8]) -> Result<(), Status> {
+        self.take(access, key, |_, _| Ok(()))
+    }
+
+    /// Calls `f` with the address of the key's value, and removes the key if that succeeds.
+    pub(crate) fn take<A: Access, R>(
+        &self,
+        access: &mut A,
+        key: &[u8],
+        f: impl FnOnce(&mut A, DevAddr) -> Result<R, Status>,
+    ) -> Result<R, Status> {
         let hash = self.hash.hash(key);
         let Located::Present(spot) = self.locate(access, hash, key)? else {
             return Err(Status::NotFound);
         };
+        let taken = f(access, self.value_at(self.entry_at(spot.reference)?))?;
+        self.remove(access, hash & self.home_mask, &spot)?;
+        Ok(taken)
+    }
+
+    /// Removes the entry at a spot in the chain of `home`.
+    fn remove(&self, access: &mut impl Access, home: u64, spot: &Spot) -> Result<(), Status> {
         let mut state = self.load_state(access)?;
         if state.count == 0 {
             return Err(Status::Internal);
@@ -413,21 +462,32 @@ impl HashTable {
                 Bucket::write_link(access, previous, 0)?;
                 self.release_bucket(access, &mut state, index)?;
             }
-            _ => Bucket::write_tags(access, tail_at, tail_tags)?,
+            _ => {
+                Bucket::write_tags(access, tail_at, tail_tags)?;
+                if tail_tags == Tags(0) {
+                    self.occupancy.clear(access, home)?;
+                }
+            }
         }
         self.release_entry(access, &mut state, spot.reference)?;
         state.count -= 1;
         self.store_state(access, &state)
     }
 
-    /// Address of the key that follows `key`: home buckets in order, and within a chain by
-    /// ascending reference. A deletion moves references within a chain but changes none, so a
-    /// walk that deletes as it goes skips no entry that stays.
-    pub(crate) fn next(
+    /// Calls `f` with the address of the key that follows `key`: home buckets in order, and
+    /// within a chain by ascending reference. A deletion moves references within a chain but
+    /// changes none, so a walk that deletes as it goes skips no entry that stays.
+    pub(crate) fn with_next<A: Access, R>(
         &self,
-        access: &mut impl Access,
+        access: &mut A,
         key: Option<&[u8]>,
-    ) -> Result<DevAddr, Status> {
+        f: impl FnOnce(&mut A, DevAddr) -> R,
+    ) -> Result<R, Status> {
+        let at = self.next(access, key)?;
+        Ok(f(access, at))
+    }
+
+    fn next(&self, access: &mut impl Access, key: Option<&[u8]>) -> Result<DevAddr, Status> {
         let mut home = 0;
         if let Some(key) = key {
             let hash = self.hash.hash(key);
@@ -443,13 +503,19 @@ impl HashTable {
                 Err(status) => return Err(status),
             }
         }
-        while home < self.home_count() {
-            if let Some(next) = self.next_in_chain(access, home, None)? {
-                return self.entry_at(next);
-            }
-            home += 1;
-        }
-        Err(Status::NotFound)
+        let home = self.next_home(access, home)?.ok_or(Status::NotFound)?;
+        // The tree promised one.
+        let next = self.next_in_chain(access, home, None)?;
+        self.entry_at(next.ok_or(Status::Internal)?)
+    }
+
+    /// The first home bucket from `from` on that is not empty.
+    pub(crate) fn next_home(
+        &self,
+        access: &mut impl Access,
+        from: u64,
+    ) -> Result<Option<u64>, Status> {
+        self.occupancy.next(access, from)
     }
 
     /// The least reference in the chain of `home` that is greater than `after`.
@@ -496,9 +562,37 @@ impl HashTable {
         Err(Status::Internal)
     }
 
+    /// Visits the entries of the chain of `home`, which is not empty, by ascending reference, if
+    /// there are at most `room`; `each` gets the place in that order and the addresses of key
+    /// and value. Then, with `remove`, empties the chain. Returns how many entries there are.
+    ///
+    /// `references` is a buffer, with room for `room`.
+    pub(crate) fn visit_chain<A: Access>(
+        &self,
+        access: &mut A,
+        home: u64,
+        references: &mut Vec<u32>,
+        room: usize,
+        remove: bool,
+        mut each: impl FnMut(&mut A, usize, DevAddr, DevAddr) -> Result<(), Status>,
+    ) -> Result<usize, Status> {
+        let needed = self.collect(access, home, references, room)?;
+        if needed > room {
+            return Ok(needed);
+        }
+        for (index, &reference) in references.iter().enumerate() {
+            let entry = self.entry_at(reference)?;
+            each(access, index, entry, self.value_at(entry))?;
+        }
+        if remove {
+            self.clear_chain(access, home, references)?;
+        }
+        Ok(needed)
+    }
+
     /// Collects the references of a chain in ascending order, if there are at most `room`;
     /// returns how many there are.
-    pub(crate) fn collect(
+    fn collect(
         &self,
         access: &mut impl Access,
         home: u64,
@@ -507,30 +601,24 @@ impl HashTable {
     ) -> Result<usize, Status> {
         references.clear();
         let mut count = 0;
-        let max_entries = self.max_entries;
-        let mut valid = true;
         self.walk(access, home, |bucket, slots| {
             count += slots.len() as usize;
             if count <= room {
                 references.extend(slots.map(|slot| bucket.reference(slot)));
             }
         })?;
-        valid &= references.iter().all(|&reference| reference < max_entries);
-        if !valid {
+        let max_entries = self.max_entries;
+        let valid = references.iter().all(|&reference| reference < max_entries);
+        // The tree of bits promised that there is one.
+        if count == 0 || !valid {
             return Err(Status::Internal);
         }
         references.sort_unstable();
         Ok(count)
     }
 
-    /// Addresses of the key and the value of an entry.
-    pub(crate) fn entry(&self, reference: u32) -> Result<(DevAddr, DevAddr), Status> {
-        let entry = self.entry_at(reference)?;
-        Ok((entry, self.value_at(entry)))
-    }
-
     /// Removes all entries of a chain; `references` are those of the chain.
-    pub(crate) fn clear_chain(
+    fn clear_chain(
         &self,
         access: &mut impl Access,
         home: u64,
@@ -545,6 +633,7 @@ impl HashTable {
         let mut link = Bucket::read(access, at)?.link();
         Bucket::write_tags(access, at, Tags(0))?;
         Bucket::write_link(access, at, 0)?;
+        self.occupancy.clear(access, home)?;
         for _ in 0..self.overflow_count {
             if link == 0 {
                 break;

@@ -4,12 +4,14 @@
 //! never read back. After it:
 //!
 //! * arrays: the values, `round_up(value_size, 8)` bytes each (times the per-CPU slots);
-//! * hash tables: a state line, the home buckets, the overflow buckets, the entries
-//!   (see [`super::hash`]).
+//! * hash tables: a state line, the home buckets, the overflow buckets, the occupancy tree of
+//!   the home buckets, the entries (see [`super::hash`]).
 //!
 //! The geometry itself stays with the firmware, out of the window's reach.
 
 use super::bucket::BUCKET_BYTES;
+use super::occupancy;
+use offmap_abi::MapType;
 use offmap_abi::admin::{MapAttr, MapCreateBody};
 
 /// Bytes of the description at the start of a map.
@@ -37,10 +39,10 @@ impl MapKind {
     /// The UAPI `enum bpf_map_type` value.
     pub const fn uapi(self) -> u32 {
         match self {
-            Self::Hash => 1,
-            Self::Array => 2,
-            Self::PercpuHash => 5,
-            Self::PercpuArray => 6,
+            Self::Hash => MapType::Hash.0,
+            Self::Array => MapType::Array.0,
+            Self::PercpuHash => MapType::PercpuHash.0,
+            Self::PercpuArray => MapType::PercpuArray.0,
         }
     }
 
@@ -53,7 +55,7 @@ impl MapKind {
     pub fn bits() -> u64 {
         Self::ALL
             .iter()
-            .fold(0, |bits, kind| bits | 1 << kind.uapi())
+            .fold(0, |bits, kind| bits | MapType(kind.uapi()).bit())
     }
 
     /// Whether an entry has a value for each CPU.
@@ -136,7 +138,7 @@ pub struct ValueShape {
 }
 
 impl ValueShape {
-    fn new(spec: &MapSpec) -> Option<Self> {
+    pub(crate) fn new(spec: &MapSpec) -> Option<Self> {
         let slot_bytes = spec.value_size.checked_next_multiple_of(8)?;
         let stored = slot_bytes.checked_mul(spec.cpu_slots.max(1))?;
         let percpu = spec.kind.is_percpu();
@@ -167,6 +169,8 @@ pub(crate) struct Geometry {
     pub(crate) overflow: u64,
     /// Number of overflow buckets; 0 for arrays.
     pub(crate) overflow_count: u32,
+    /// Occupancy tree of the home buckets.
+    pub(crate) occupancy: u64,
     /// First entry.
     pub(crate) entries: u64,
     /// All of the map.
@@ -189,6 +193,7 @@ impl Geometry {
                 home_count: 0,
                 overflow: 0,
                 overflow_count: 0,
+                occupancy: 0,
                 entries: DESCRIPTION_BYTES,
                 total_bytes,
             });
@@ -202,7 +207,8 @@ impl Geometry {
         let entry_bytes = value_offset.checked_add(value.stored.into())?;
         let homes = DESCRIPTION_BYTES + BUCKET_BYTES;
         let overflow = homes + u64::from(home_count) * BUCKET_BYTES;
-        let entries = overflow + u64::from(overflow_count) * BUCKET_BYTES;
+        let occupancy = overflow + u64::from(overflow_count) * BUCKET_BYTES;
+        let entries = occupancy + occupancy::tree_bytes(home_count.into());
         let total_bytes = entries.checked_add(entry_bytes.checked_mul(max)?)?;
         Some(Self {
             value,
@@ -212,6 +218,7 @@ impl Geometry {
             home_count,
             overflow,
             overflow_count,
+            occupancy,
             entries,
             total_bytes,
         })

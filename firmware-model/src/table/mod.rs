@@ -1,22 +1,23 @@
 //! Map tables laid out in device memory.
+//!
+//! No operation hands out an address that is read later. What is done with the entry that an
+//! operation found is done in a call that the table makes, so that the table brackets it: a
+//! policy under which engines run beside each other has one place for a lock, or for the check
+//! of a sequence word.
 
 pub(crate) mod array;
 pub mod bucket;
 pub mod hash;
 pub mod layout;
+pub(crate) mod occupancy;
 
 use crate::access::Access;
 use array::ArrayTable;
+use core::ops::ControlFlow;
 use hash::HashTable;
 use layout::{Geometry, MapSpec, ValueShape};
+use offmap_abi::submission::UPDATE_NOEXIST;
 use offmap_abi::{DevAddr, Status};
-
-/// BPF_ANY: create or replace.
-pub const BPF_ANY: u32 = 0;
-/// BPF_NOEXIST: create only.
-pub const BPF_NOEXIST: u32 = 1;
-/// BPF_EXIST: replace only.
-pub const BPF_EXIST: u32 = 2;
 
 /// Elements that a batch handles side by side, so that their cache misses overlap.
 pub(crate) const LANES: usize = 32;
@@ -44,7 +45,7 @@ pub(crate) enum NextKey {
 #[inline(always)]
 pub(crate) fn exists(flags: u32) -> Result<(), Status> {
     match flags {
-        BPF_NOEXIST => Err(Status::Exists),
+        UPDATE_NOEXIST => Err(Status::Exists),
         _ => Ok(()),
     }
 }
@@ -135,35 +136,43 @@ impl Table {
         }
     }
 
-    /// Address of the key's value.
+    /// Calls `f` with the address of the key's value.
     #[inline(always)]
-    pub(crate) fn find(&self, access: &mut impl Access, key: &[u8]) -> Result<DevAddr, Status> {
+    pub(crate) fn with_value<A: Access, R>(
+        &self,
+        access: &mut A,
+        key: &[u8],
+        f: impl FnOnce(&mut A, DevAddr) -> R,
+    ) -> Result<R, Status> {
         match self {
-            Self::Hash(table) => table.find(access, key),
-            Self::Array(table) => table.find(key),
+            Self::Hash(table) => table.with_value(access, key, f),
+            Self::Array(table) => Ok(f(access, table.find(key)?)),
         }
     }
 
-    /// Looks up the keys packed in `keys`, at most [`LANES`] of them.
+    /// Looks up the keys packed in `keys`, at most [`LANES`] of them, and visits the results in
+    /// order until `visit` breaks.
     #[inline(always)]
-    pub(crate) fn find_many(
+    pub(crate) fn visit_many<A: Access>(
         &self,
-        access: &mut impl Access,
+        access: &mut A,
         keys: &[u8],
         key_size: usize,
-        found: &mut [Result<DevAddr, Status>; LANES],
+        mut visit: impl FnMut(&mut A, usize, Result<DevAddr, Status>) -> ControlFlow<()>,
     ) {
         match self {
-            Self::Hash(table) => table.find_many(access, keys, key_size, found),
+            Self::Hash(table) => table.visit_many(access, keys, key_size, visit),
             Self::Array(table) => {
-                for (key, found) in keys.chunks_exact(key_size).zip(found) {
-                    *found = table.find(key);
+                for (lane, key) in keys.chunks_exact(key_size).enumerate() {
+                    if visit(access, lane, table.find(key)).is_break() {
+                        return;
+                    }
                 }
             }
         }
     }
 
-    /// Stores a value; `flags` is one of [`BPF_ANY`], [`BPF_NOEXIST`], [`BPF_EXIST`].
+    /// Stores a value; `flags` is one of the `UPDATE_*` of [`offmap_abi::submission`].
     pub(crate) fn update(
         &self,
         access: &mut impl Access,
@@ -185,15 +194,32 @@ impl Table {
         }
     }
 
-    /// The key after `key`; the first one when `key` is `None` or not there.
-    pub(crate) fn next(
+    /// Calls `f` with the value of the key, and removes the key if that succeeds.
+    pub(crate) fn take<A: Access, R>(
         &self,
-        access: &mut impl Access,
-        key: Option<&[u8]>,
-    ) -> Result<NextKey, Status> {
+        access: &mut A,
+        key: &[u8],
+        f: impl FnOnce(&mut A, DevAddr) -> Result<R, Status>,
+    ) -> Result<R, Status> {
         match self {
-            Self::Hash(table) => table.next(access, key).map(NextKey::At),
-            Self::Array(table) => table.next(key).map(NextKey::Index),
+            Self::Hash(table) => table.take(access, key, f),
+            Self::Array(_) => Err(Status::Unsupported),
+        }
+    }
+
+    /// Calls `f` with the key after `key`; the first one when `key` is `None` or not there.
+    pub(crate) fn with_next<A: Access, R>(
+        &self,
+        access: &mut A,
+        key: Option<&[u8]>,
+        f: impl FnOnce(&mut A, NextKey) -> R,
+    ) -> Result<R, Status> {
+        match self {
+            Self::Hash(table) => table.with_next(access, key, |a, at| f(a, NextKey::At(at))),
+            Self::Array(table) => {
+                let index = table.next(key)?;
+                Ok(f(access, NextKey::Index(index)))
+            }
         }
     }
 
