@@ -56,8 +56,8 @@ impl<'f> Rings<'f> {
         let phase = self.sent & DEPTH == 0;
         let at = (self.sent & (DEPTH - 1)) as usize * 64;
         let words = s.to_words(phase);
-        for i in 1..8 {
-            self.sq.store_u64(at + i * 8, words[i], Ordering::Relaxed);
+        for (i, word) in words.iter().enumerate().skip(1) {
+            self.sq.store_u64(at + i * 8, *word, Ordering::Relaxed);
         }
         self.sq.store_u64(at, words[0], Ordering::Release);
         self.sent = self.sent.wrapping_add(1);
