@@ -1,61 +1,111 @@
 //! The admin queue: commands about queues are carried out here, the others by the firmware.
+//!
+//! A command whose work grows with a map or a ring takes several steps, as those of the
+//! firmware do, so that the other queues and the host's register accesses get their turn.
 
-use crate::device::Device;
+use crate::device::{Device, PIECE_COST};
 use crate::dma::Host;
-use crate::queue::{Queue, QueueSpec};
+use crate::queue::{Found, Queue, QueueSpec, Search, Stop};
 use offmap_abi::admin::{AbortBody, QueueCreateBody, QueueDeleteBody};
-use offmap_abi::regs::FatalCause;
+use offmap_abi::ring::RingDepth;
 use offmap_abi::{AdminOpcode, Completion, QueueId, RequestId, Status, Submission};
 use offmap_firmware_model::Progress;
 
 /// Place of the admin queue among [`Device::queues`], while the device runs.
 const ADMIN: usize = 0;
+/// Ring entries that one piece of a command looks at or completes.
+const PIECE_ENTRIES: u32 = 256;
+
+/// An admin command that takes several steps. Its completion has a place since it was
+/// fetched; no further admin command is fetched meanwhile.
+#[derive(Debug)]
+pub(crate) enum AdminWork {
+    /// A command of the firmware.
+    Firmware,
+    /// QUEUE_DELETE, with how many commands it may still complete as aborted.
+    Delete {
+        request: RequestId,
+        queue: QueueId,
+        left: u32,
+    },
+    /// ABORT, on its way through the ring.
+    Abort {
+        request: RequestId,
+        queue: QueueId,
+        target: RequestId,
+        search: Search,
+    },
+}
 
 impl Device {
-    /// Runs the next admin command, or its first piece; whether there was one.
-    pub(crate) fn serve_admin(&mut self) -> Result<bool, FatalCause> {
-        if self.admin_under_way {
-            return Ok(false);
+    /// Runs the next admin command, or its first piece; what that cost.
+    pub(crate) fn serve_admin(&mut self) -> Result<u32, Stop> {
+        if self.admin_work.is_some() {
+            return Ok(0);
         }
-        let Some(command) = self.queues[ADMIN].fetch(&self.dma, &self.doorbells)? else {
-            return Ok(false);
+        let Some(words) = self.queues[ADMIN].fetch(&self.dma, &self.doorbells)? else {
+            return Ok(0);
         };
-        let status = match AdminOpcode(command.opcode) {
-            AdminOpcode::QueueCreate => self.queue_create(&command),
+        let command = Submission::from_words(words);
+        let request = command.request();
+        let answer = match AdminOpcode(command.opcode) {
+            AdminOpcode::QueueCreate => Some(self.queue_create(&command)),
             AdminOpcode::QueueDelete => self.queue_delete(&command),
-            AdminOpcode::Abort => self.abort(&command)?,
+            AdminOpcode::Abort => self.abort(&command),
             _ => {
                 let progress = self.firmware.admin(&command, &mut Host(&mut self.dma));
                 self.admin_progress(progress)?;
-                return Ok(true);
+                return Ok(PIECE_COST);
             }
         };
-        self.complete_admin(Completion::new(command.request(), status))?;
-        Ok(true)
+        match answer {
+            Some(status) => self.complete_admin(Completion::new(request, status))?,
+            None => self.resume_admin()?,
+        }
+        Ok(PIECE_COST)
     }
 
-    /// Does the next piece of the admin command under way.
-    pub(crate) fn resume_admin(&mut self) -> Result<(), FatalCause> {
-        let progress = self.firmware.resume(&mut Host(&mut self.dma));
-        self.admin_progress(progress)
+    /// Does the next piece of the admin command under way, if there is one.
+    pub(crate) fn resume_admin(&mut self) -> Result<(), Stop> {
+        let (request, answer) = match self.admin_work.take() {
+            None => return Ok(()),
+            Some(AdminWork::Firmware) => {
+                let progress = self.firmware.resume(&mut Host(&mut self.dma));
+                return self.admin_progress(progress);
+            }
+            Some(AdminWork::Delete {
+                request,
+                queue,
+                left,
+            }) => (request, self.delete_on(request, queue, left)),
+            Some(AdminWork::Abort {
+                request,
+                queue,
+                target,
+                search,
+            }) => (request, self.abort_on(request, queue, target, search)),
+        };
+        match answer {
+            Some(status) => self.complete_admin(Completion::new(request, status)),
+            None => Ok(()),
+        }
     }
 
-    fn admin_progress(&mut self, progress: Progress) -> Result<(), FatalCause> {
-        self.admin_under_way = progress == Progress::More;
+    fn admin_progress(&mut self, progress: Progress) -> Result<(), Stop> {
         match progress {
             Progress::Done(completion) => self.complete_admin(completion),
-            Progress::More => Ok(()),
+            Progress::More => {
+                self.admin_work = Some(AdminWork::Firmware);
+                Ok(())
+            }
         }
     }
 
-    fn complete_admin(&mut self, completion: Completion) -> Result<(), FatalCause> {
+    fn complete_admin(&mut self, completion: Completion) -> Result<(), Stop> {
         let queue = &mut self.queues[ADMIN];
         queue.post(&self.dma, completion)?;
-        if let Some(vector) = queue.interrupt(&self.dma)? {
+        if let Some(vector) = queue.announce(&self.dma)? {
             self.msix.raise(vector);
-        }
-        if completion.status() == Status::Internal {
-            return Err(FatalCause::Firmware);
         }
         Ok(())
     }
@@ -63,64 +113,170 @@ impl Device {
     /// QUEUE_CREATE (abi §6.2). The queue's doorbells start from zero.
     fn queue_create(&mut self, command: &Submission) -> Status {
         let body: QueueCreateBody = command.body();
+        let reserved =
+            body.reserved3.get() | u64::from(body.reserved2.get()) | u64::from(body.reserved.get());
+        if !is_plain(command) || reserved != 0 {
+            return Status::InvalidField;
+        }
+        let id = QueueId(body.queue.get());
+        if !(1..=self.queue_pairs).contains(&id.0) || self.find(id).is_some() {
+            return Status::InvalidQueue;
+        }
+        let Some(depth) = RingDepth::new(body.depth.get()) else {
+            return Status::InvalidField;
+        };
         let spec = QueueSpec {
-            id: QueueId(body.queue.get()),
-            depth: body.depth.get(),
+            id,
+            depth,
             vector: body.vector.get(),
             sq: body.sq.get(),
             cq: body.cq.get(),
             notify: body.notify.get(),
         };
-        if !(1..=self.queue_pairs).contains(&spec.id.0) || self.find(spec.id).is_some() {
-            return Status::InvalidQueue;
-        }
         if !spec.is_valid(self.queue_depth_max, self.msix.vectors()) {
             return Status::InvalidField;
         }
         if spec.check_memory(&self.dma).is_err() {
             return Status::DmaFault;
         }
-        self.clear_doorbells(spec.id);
+        self.clear_doorbells(id);
         self.queues.push(Queue::new(&spec));
         Status::Success
     }
 
-    /// QUEUE_DELETE (abi §6.2). What the queue has published and not fetched completes as
-    /// aborted first, as far as its completion ring has room and can be reached; the rest
-    /// ends with the queue, which the completion of this command tells the host.
-    fn queue_delete(&mut self, command: &Submission) -> Status {
+    /// QUEUE_DELETE (abi §6.2). The command under way is given up and completes as
+    /// interrupted; what the queue has published and not fetched completes as aborted, as far
+    /// as its completion ring has room and can be reached. The rest ends with the queue, which
+    /// the completion of this command tells the host. `None`: there are pieces to do.
+    fn queue_delete(&mut self, command: &Submission) -> Option<Status> {
         let body: QueueDeleteBody = command.body();
-        let id = QueueId(body.queue.get());
-        let Some(index) = self.find(id).filter(|_| !id.is_admin()) else {
-            return Status::InvalidQueue;
-        };
-        let mut queue = self.queues.remove(index);
-        // A ring out of reach or out of order is no reason to keep the queue, or to stop the
-        // device: it is what the host may be deleting the queue for.
-        let _ = queue.abort_all(&self.dma, &self.doorbells);
-        if let Ok(Some(vector)) = queue.interrupt(&self.dma) {
-            self.msix.raise(vector);
+        if !is_plain(command) || body.reserved != [0; 46] {
+            return Some(Status::InvalidField);
         }
-        Status::Success
+        let queue = QueueId(body.queue.get());
+        let Some(index) = self.find(queue).filter(|_| !queue.is_admin()) else {
+            return Some(Status::InvalidQueue);
+        };
+        if let Err(stop) = self.interrupt_command(index) {
+            self.halt(index, stop);
+        }
+        self.queues[index].close();
+        self.admin_work = Some(AdminWork::Delete {
+            request: command.request(),
+            queue,
+            left: self.queues[index].depth().entries(),
+        });
+        None
     }
 
-    /// ABORT (abi §6.5). A command runs to its end once fetched, so that only one which is
-    /// published and not yet fetched can still be aborted; it completes as such in its turn.
-    fn abort(&mut self, command: &Submission) -> Result<Status, FatalCause> {
-        let body: AbortBody = command.body();
-        let id = QueueId(body.queue.get());
-        let Some(index) = self.find(id).filter(|_| !id.is_admin()) else {
-            return Ok(Status::InvalidQueue);
+    fn delete_on(&mut self, request: RequestId, queue: QueueId, left: u32) -> Option<Status> {
+        // Only this command takes queues away.
+        let Some(index) = self.find(queue) else {
+            return Some(Status::InvalidQueue);
         };
-        let found = self.queues[index].abort(&self.dma, RequestId(body.request.get()))?;
-        Ok(if found {
-            Status::Success
+        let q = &mut self.queues[index];
+        if !q.is_stopped() {
+            let most = left.min(PIECE_ENTRIES);
+            // A ring out of reach or out of order is no reason to keep the queue: it is what
+            // the host may be deleting it for.
+            let done = q.abort_next(&self.dma, &self.doorbells, most).unwrap_or(0);
+            if done == most && left > most {
+                self.admin_work = Some(AdminWork::Delete {
+                    request,
+                    queue,
+                    left: left - most,
+                });
+                return None;
+            }
+            if let Some(vector) = q.announce_last(&self.dma) {
+                self.msix.raise(vector);
+            }
+        }
+        self.queues.remove(index);
+        Some(Status::Success)
+    }
+
+    /// ABORT (abi §6.5). A command under way is given up and completes as interrupted; one
+    /// that is published and not fetched completes as aborted in its turn. `None`: there are
+    /// pieces to do.
+    fn abort(&mut self, command: &Submission) -> Option<Status> {
+        let body: AbortBody = command.body();
+        if !is_plain(command) || body.reserved != [0; 38] {
+            return Some(Status::InvalidField);
+        }
+        let queue = QueueId(body.queue.get());
+        let Some(index) = self.find(queue).filter(|_| !queue.is_admin()) else {
+            return Some(Status::InvalidQueue);
+        };
+        let target = RequestId(body.request.get());
+        self.admin_work = Some(AdminWork::Abort {
+            request: command.request(),
+            queue,
+            target,
+            search: self.queues[index].search(target),
+        });
+        None
+    }
+
+    fn abort_on(
+        &mut self,
+        request: RequestId,
+        queue: QueueId,
+        target: RequestId,
+        mut search: Search,
+    ) -> Option<Status> {
+        let Some(index) = self.find(queue) else {
+            return Some(Status::InvalidQueue);
+        };
+        if self.queues[index].is_stopped() {
+            return Some(Status::QueueStopped);
+        }
+        let found = if self.queues[index].under_way() == Some(target) {
+            self.interrupt_command(index).map(|()| Found::Yes)
         } else {
-            Status::NotFound
-        })
+            self.queues[index].search_on(&self.dma, &mut search, PIECE_ENTRIES)
+        };
+        match found {
+            Ok(Found::Yes) => Some(Status::Success),
+            Ok(Found::No) => Some(Status::NotFound),
+            Ok(Found::NotYet) => {
+                self.admin_work = Some(AdminWork::Abort {
+                    request,
+                    queue,
+                    target,
+                    search,
+                });
+                None
+            }
+            Err(stop) => {
+                self.halt(index, stop);
+                Some(Status::QueueStopped)
+            }
+        }
+    }
+
+    /// Gives up the command under way of a queue, which completes as interrupted.
+    fn interrupt_command(&mut self, index: usize) -> Result<(), Stop> {
+        let queue = &mut self.queues[index];
+        let Some(request) = queue.under_way() else {
+            return Ok(());
+        };
+        let known = self.firmware.abandon_io(queue.id().0);
+        debug_assert!(known, "the firmware knows what the queue has under way");
+        queue.set_under_way(None);
+        queue.post(&self.dma, Completion::new(request, Status::Interrupted))?;
+        if let Some(vector) = queue.announce(&self.dma)? {
+            self.msix.raise(vector);
+        }
+        Ok(())
     }
 
     fn find(&self, id: QueueId) -> Option<usize> {
         self.queues.iter().position(|q| q.id() == id)
     }
+}
+
+/// Whether the header of a command that needs only operands has nothing else in it.
+fn is_plain(command: &Submission) -> bool {
+    command.flags == 0 && command.map.get() == 0 && command.phase.get() & !1 == 0
 }

@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 enum Target {
     /// The register set, at this offset.
     Registers(u64),
-    /// The doorbell page, at this offset of it.
+    /// The doorbells, at this offset of them.
     Doorbells(u64),
     /// The MSI-X table, at this offset of it.
     MsixTable(u64),

@@ -4,21 +4,19 @@ use crate::error::EmulatorError;
 use crate::msix;
 use memmap2::{Advice, MmapMut, MmapOptions};
 use offmap_abi::regs;
+use offmap_abi::ring::RingDepth;
 use offmap_firmware_model as firmware;
 
 /// The memory that backs the modelled device memory: anonymous, zeroed, touched lazily.
 pub type DeviceMemory = MmapMut;
 
-/// Greatest depth that a device may offer: request slots are 16 bits wide on the host's side,
-/// and counts of submissions must stay well apart from their wrap.
-pub const QUEUE_DEPTH_LIMIT: u32 = 1 << 15;
-
 /// What an emulated device is built with.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct DeviceConfig {
-    /// I/O queue pairs: 1 to 63. Default: 16.
+    /// I/O queue pairs: 1 to 1,023. Default: 16.
     pub queue_pairs: u16,
-    /// Greatest queue depth in entries: a power of two from 2 to [`QUEUE_DEPTH_LIMIT`].
+    /// Greatest queue depth in entries: a power of two from 2 to
+    /// [`regs::QUEUE_DEPTH_LIMIT`].
     /// Default: 4,096.
     pub queue_depth_max: u32,
     /// MSI-X vectors: 1 to [`msix::MAX_VECTORS`]. Default: 17, one per queue.
@@ -60,11 +58,10 @@ impl DeviceConfig {
             (1..regs::MAX_QUEUE_PAIRS).contains(&self.queue_pairs),
             "queue_pairs",
             self.queue_pairs.into(),
-            "from 1 to 63",
+            "from 1 to 1,023",
         )?;
         check(
-            self.queue_depth_max.is_power_of_two()
-                && (2..=QUEUE_DEPTH_LIMIT).contains(&self.queue_depth_max),
+            RingDepth::new(self.queue_depth_max).is_some(),
             "queue_depth_max",
             self.queue_depth_max.into(),
             "a power of two from 2 to 32,768",
@@ -73,7 +70,7 @@ impl DeviceConfig {
             (1..=msix::MAX_VECTORS).contains(&self.vectors),
             "vectors",
             self.vectors.into(),
-            "from 1 to 512",
+            "from 1 to 2,048",
         )
     }
 

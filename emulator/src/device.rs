@@ -2,31 +2,40 @@
 //!
 //! A front end calls [`Device::step`] for bounded pieces of work and passes the host's
 //! accesses in between. Whatever the host does, a step ends, and nothing panics: the worst
-//! that it can achieve is [`DeviceStatus::FATAL`](offmap_abi::regs::DeviceStatus::FATAL),
-//! which a reset ends.
+//! that it can achieve is a queue that stops (abi §4.3), and with the admin queue the device:
+//! [`DeviceStatus::FATAL`](offmap_abi::regs::DeviceStatus::FATAL), which a reset ends, or
+//! ENABLE cleared.
 
+use crate::admin::AdminWork;
 use crate::config::{DeviceConfig, DeviceMemory};
 use crate::config_space::ConfigSpace;
 use crate::dma::{Dma, Host};
 use crate::error::EmulatorError;
 use crate::msix::Msix;
-use crate::queue::{Queue, QueueSpec};
+use crate::queue::{Queue, QueueSpec, Stop};
 use crate::regs::RegisterFile;
 use offmap_abi::regs::{self, Control, DeviceStatus, FatalCause, Features};
-use offmap_abi::{Completion, IoOpcode, QueueId, Status};
+use offmap_abi::ring::RingDepth;
+use offmap_abi::{Completion, IoOpcode, QueueId, Status, Submission};
 use offmap_device_io::{BarInfo, BarMapping, BarOffset, DmaBuffer, DmaPlacement, Interrupt};
 use offmap_device_io::{IoError, Iova};
-use offmap_firmware_model::Firmware;
+use offmap_firmware_model::{Firmware, Progress};
 use std::sync::atomic::{Ordering, fence};
 
 /// What READY_TIMEOUT_MS says. Enable and reset take effect before the access that asks for
 /// them returns; the time covers a front end whose thread is not scheduled at once.
 const READY_TIMEOUT_MS: u64 = 1000;
 
-/// Commands that one queue may run before the others get their turn.
+/// Work that one queue may do before the others get their turn. A command on one element
+/// counts 1.
 const BURST: u32 = 32;
-/// What a batch command counts for in a burst: its work is that of many commands.
-const BATCH_COST: u32 = 16;
+/// What a piece of a longer command counts for: part of a batch, of a walk through a map, of
+/// an admin command.
+pub(crate) const PIECE_COST: u32 = 16;
+/// Work after which a step ends, whether all queues have had their turn or not; the next step
+/// goes on with the others. With many busy queues it bounds how long a step takes, and with
+/// that how long a register access waits.
+const STEP_WORK: u32 = 128;
 /// Bursts in a row that the queue which last had work gets before all others are looked at.
 /// A host that uses one queue at a time then pays for polling that queue only.
 const FAVOURED_BURSTS: u32 = 8;
@@ -47,13 +56,14 @@ pub struct Device {
     pub(crate) msix: Msix,
     pub(crate) dma: Dma,
     pub(crate) firmware: Firmware<DeviceMemory>,
-    /// The doorbell page, in a memfd so that a host can map it.
+    /// The doorbells, in a memfd so that a host can map them.
     pub(crate) doorbells: DmaBuffer,
     /// The queues in service, the admin queue first; empty while the device is not enabled.
     pub(crate) queues: Vec<Queue>,
-    /// An admin command of the firmware that takes several steps is under way. Its completion
-    /// has a place since it was fetched; no further admin command is fetched meanwhile.
-    pub(crate) admin_under_way: bool,
+    /// The admin command that takes several steps, if there is one.
+    pub(crate) admin_work: Option<AdminWork>,
+    /// The queue with which the round over all of them goes on.
+    next: usize,
     /// The queue that last had work, and how many more bursts it may get before the others.
     favoured: usize,
     favours: u32,
@@ -80,16 +90,17 @@ impl Device {
         registers.describe(regs::QUEUE_PAIRS, config.queue_pairs.into());
         registers.describe(regs::QUEUE_DEPTH_MAX, config.queue_depth_max.into());
         registers.describe(regs::READY_TIMEOUT_MS, READY_TIMEOUT_MS);
-        let page = regs::DOORBELLS_BYTES as usize;
+        let doorbells = regs::DOORBELLS_BYTES as usize;
         Ok(Self {
             config: ConfigSpace::new(config.vectors),
             registers,
             msix: Msix::new(config.vectors),
             dma: Dma::new(),
             firmware,
-            doorbells: DmaBuffer::new(page, DmaPlacement::default())?,
+            doorbells: DmaBuffer::new(doorbells, DmaPlacement::default())?,
             queues: Vec::new(),
-            admin_under_way: false,
+            admin_work: None,
+            next: 0,
             favoured: 0,
             favours: 0,
             running: false,
@@ -99,126 +110,169 @@ impl Device {
     }
 
     /// Does a bounded piece of work: one piece of an admin command under way, and one burst of
-    /// the favoured queue or of every queue.
+    /// the favoured queue, or of every queue until the step's work is done.
     #[inline]
     pub fn step(&mut self) -> Step {
         if !self.running {
             return Step::Idle;
         }
-        match self.serve() {
-            Ok(step) => step,
-            Err(cause) => {
-                self.fail(cause);
-                Step::Worked
+        let mut spent = 0;
+        if self.admin_work.is_some() {
+            spent = PIECE_COST;
+            if let Err(stop) = self.resume_admin() {
+                self.fail(stop.into());
+                return Step::Worked;
             }
-        }
-    }
-
-    #[inline]
-    fn serve(&mut self) -> Result<Step, FatalCause> {
-        let mut step = Step::Idle;
-        if self.admin_under_way {
-            self.resume_admin()?;
-            step = Step::Worked;
         }
         if self.favours > 0 && self.favoured < self.queues.len() {
             self.favours -= 1;
-            if self.serve_queue(self.favoured)? {
-                return Ok(Step::Worked);
+            if self.serve_queue(self.favoured) > 0 {
+                return Step::Worked;
             }
         }
-        for i in 0..self.queues.len() {
-            // An admin command may have taken a queue away.
-            if i < self.queues.len() && self.serve_queue(i)? {
-                self.favoured = i;
+        self.serve_round(spent)
+    }
+
+    /// Serves the queues that have not had their turn in this round.
+    fn serve_round(&mut self, mut spent: u32) -> Step {
+        // A command of the admin queue may add a queue or take one away.
+        while self.next < self.queues.len() {
+            let index = self.next;
+            self.next += 1;
+            let cost = self.serve_queue(index);
+            if cost > 0 {
+                self.favoured = index;
                 self.favours = FAVOURED_BURSTS;
-                step = Step::Worked;
+                spent += cost;
+                if spent >= STEP_WORK {
+                    return Step::Worked;
+                }
             }
         }
-        Ok(step)
+        self.next = 0;
+        if spent > 0 { Step::Worked } else { Step::Idle }
     }
 
+    /// Gives a queue its turn; what that cost, 0 if there was nothing to do.
     #[inline]
-    fn serve_queue(&mut self, index: usize) -> Result<bool, FatalCause> {
-        if self.queues[index].id() == QueueId::ADMIN {
-            self.serve_admin()
-        } else {
-            self.serve_io(index)
-        }
-    }
-
-    /// Runs a burst of an I/O queue; whether there was anything to run.
-    #[inline]
-    fn serve_io(&mut self, index: usize) -> Result<bool, FatalCause> {
-        let queue = &mut self.queues[index];
+    fn serve_queue(&mut self, index: usize) -> u32 {
         let mut spent = 0;
-        let mut inconsistent = false;
-        while spent < BURST {
-            let Some(command) = queue.fetch(&self.dma, &self.doorbells)? else {
+        let queue = &self.queues[index];
+        let result = if queue.id().is_admin() {
+            self.serve_admin().map(|cost| spent = cost)
+        } else if queue.is_serving() {
+            self.serve_io(index, &mut spent)
+        } else {
+            return 0;
+        };
+        if let Err(stop) = result {
+            self.halt(index, stop);
+            // That is work, too: it may have raised an interrupt.
+            spent = spent.max(1);
+        }
+        spent
+    }
+
+    /// Runs a burst of an I/O queue. A queue with a command under way gets on with that one.
+    #[inline]
+    fn serve_io(&mut self, index: usize, spent: &mut u32) -> Result<(), Stop> {
+        let queue = &mut self.queues[index];
+        let context = queue.id().0;
+        if queue.under_way().is_some() {
+            *spent = PIECE_COST;
+            match self.firmware.resume_io(context, &mut Host(&mut self.dma)) {
+                Progress::More => return Ok(()),
+                Progress::Done(completion) => {
+                    queue.set_under_way(None);
+                    queue.post(&self.dma, completion)?;
+                }
+            }
+        }
+        while *spent < BURST {
+            let Some(words) = queue.fetch(&self.dma, &self.doorbells)? else {
                 break;
             };
-            let completion = if queue.take_abort(&command) {
-                Completion::new(command.request(), Status::Aborted)
+            let command = Submission::from_words(words);
+            let progress = if queue.take_abort(&command) {
+                Progress::Done(Completion::new(command.request(), Status::Aborted))
             } else {
-                self.firmware.io(&command, &mut Host(&mut self.dma))
+                let host = &mut Host(&mut self.dma);
+                self.firmware.io(context, &command, host)
             };
-            inconsistent |= completion.status() == Status::Internal;
-            queue.post(&self.dma, completion)?;
-            spent += if IoOpcode(command.opcode).is_batch() {
-                BATCH_COST
+            *spent += if IoOpcode(command.opcode).is_batch() {
+                PIECE_COST
             } else {
                 1
             };
+            match progress {
+                Progress::Done(completion) => queue.post(&self.dma, completion)?,
+                Progress::More => {
+                    queue.set_under_way(Some(command.request()));
+                    *spent = (*spent).max(PIECE_COST);
+                    break;
+                }
+            }
         }
-        if spent == 0 {
-            return Ok(false);
-        }
-        if let Some(vector) = queue.interrupt(&self.dma)? {
+        if let Some(vector) = queue.announce(&self.dma)? {
             self.msix.raise(vector);
         }
-        if inconsistent {
-            return Err(FatalCause::Firmware);
+        Ok(())
+    }
+
+    /// A queue cannot go on: it stops, and with the admin queue the device.
+    #[cold]
+    pub(crate) fn halt(&mut self, index: usize, stop: Stop) {
+        let queue = &mut self.queues[index];
+        if queue.id().is_admin() {
+            return self.fail(stop.into());
         }
-        Ok(true)
+        // What was posted before it went wrong is there to be taken.
+        if let Some(vector) = queue.announce_last(&self.dma) {
+            self.msix.raise(vector);
+        }
+        if queue.under_way().is_some() {
+            self.firmware.abandon_io(queue.id().0);
+        }
+        queue.stop();
     }
 
     /// Prepares to wait for a wake-up: asks for a KICK on every queue that has a notify block,
-    /// then looks once more (rule N1). Returns whether the caller may wait.
+    /// then looks once more (rule N2). Returns whether the caller may wait.
     pub fn arm(&mut self) -> bool {
         if !self.running {
             return true;
         }
-        let mut look = || {
-            for queue in &mut self.queues {
-                queue.arm(&self.dma)?;
-            }
-            fence(Ordering::SeqCst);
-            for queue in &mut self.queues {
-                // With an admin command under way the admin queue waits for that.
-                if queue.has_work(&self.dma, &self.doorbells)? {
-                    return Ok(true);
-                }
-            }
-            Ok(false)
-        };
-        match look() {
-            Ok(work) => !work && !self.admin_under_way,
-            Err(cause) => {
-                self.fail(cause);
-                true
-            }
-        }
+        self.for_each_served(|queue, dma, _| queue.arm(dma));
+        fence(Ordering::SeqCst);
+        let mut work = self.admin_work.is_some();
+        self.for_each_served(|queue, dma, doorbells| {
+            work |= queue.has_work(dma, doorbells)?;
+            Ok(())
+        });
+        !work
     }
 
     /// Takes back what [`Device::arm`] asked for.
     pub fn disarm(&mut self) {
-        if !self.running {
-            return;
-        }
-        let dma = &self.dma;
-        let result = self.queues.iter_mut().try_for_each(|q| q.disarm(dma));
-        if let Err(cause) = result {
-            self.fail(cause);
+        self.for_each_served(|queue, dma, _| queue.disarm(dma));
+    }
+
+    /// Does something with every queue that has not stopped; those with which it fails stop.
+    fn for_each_served(
+        &mut self,
+        mut f: impl FnMut(&mut Queue, &Dma, &DmaBuffer) -> Result<(), Stop>,
+    ) {
+        for index in 0..self.queues.len() {
+            let queue = &mut self.queues[index];
+            if !self.running {
+                return;
+            }
+            if queue.is_stopped() {
+                continue;
+            }
+            if let Err(stop) = f(queue, &self.dma, &self.doorbells) {
+                self.halt(index, stop);
+            }
         }
     }
 
@@ -232,7 +286,7 @@ impl Device {
         &mut self.firmware
     }
 
-    /// Stops the device until the next reset.
+    /// Stops the device until the next reset, or until ENABLE is cleared.
     pub(crate) fn fail(&mut self, cause: FatalCause) {
         self.running = false;
         self.registers
@@ -244,30 +298,36 @@ impl Device {
     /// count survive.
     pub fn reset(&mut self) {
         self.stop();
-        let resets = self.registers.get(regs::RESET_COUNT) as u32;
+        let forgotten = self.registers.get(regs::RESET_COUNT);
         self.registers.reset();
-        self.registers
-            .set(regs::RESET_COUNT, resets.wrapping_add(1).into());
+        self.registers.set(regs::RESET_COUNT, forgotten);
         self.config.reset();
         self.msix.reset();
         self.doorbells.zero(0, self.doorbells.len());
         self.apply_config();
     }
 
-    /// Forgets queues and maps.
+    /// Forgets queues and maps, which RESET_COUNT shows.
     fn stop(&mut self) {
         self.running = false;
         self.queues.clear();
-        self.admin_under_way = false;
+        self.admin_work = None;
+        self.next = 0;
         self.favours = 0;
         self.firmware.reset();
+        let count = self.registers.get(regs::RESET_COUNT) as u32;
+        self.registers
+            .set(regs::RESET_COUNT, count.wrapping_add(1).into());
     }
 
     /// CONTROL.ENABLE was set: takes up the admin queue.
     fn enable(&mut self) {
+        let Some(depth) = RingDepth::new(self.registers.get(regs::ADMIN_DEPTH) as u32) else {
+            return self.fail(FatalCause::AdminQueueConfig);
+        };
         let spec = QueueSpec {
             id: QueueId::ADMIN,
-            depth: self.registers.get(regs::ADMIN_DEPTH) as u32,
+            depth,
             vector: self.registers.get(regs::ADMIN_VECTOR) as u32,
             sq: self.registers.get(regs::ADMIN_SQ),
             cq: self.registers.get(regs::ADMIN_CQ),
@@ -288,21 +348,17 @@ impl Device {
 
     /// CONTROL was written.
     fn control(&mut self, before: Control, now: Control) {
-        let status = self.registers.get(regs::STATUS) as u32;
-        let fatal = DeviceStatus::from_bits_retain(status).contains(DeviceStatus::FATAL);
         match (
             before.contains(Control::ENABLE),
             now.contains(Control::ENABLE),
         ) {
-            (false, true) if !fatal => self.enable(),
+            (false, true) => self.enable(),
             (true, false) => {
                 self.stop();
-                let kept = if fatal {
-                    DeviceStatus::FATAL
-                } else {
-                    DeviceStatus::empty()
-                };
-                self.registers.set(regs::STATUS, kept.bits().into());
+                self.registers
+                    .set(regs::STATUS, DeviceStatus::empty().bits().into());
+                self.registers
+                    .set(regs::FATAL_CAUSE, FatalCause::None.0.into());
             }
             _ => {}
         }
@@ -397,6 +453,19 @@ impl Device {
         Ok(interrupt)
     }
 
+    /// As [`Device::enable_vector`], with an interrupt that the host brought along: how a front
+    /// end for another process passes its eventfd on.
+    ///
+    /// # Errors
+    ///
+    /// [`IoError::NoVector`].
+    pub fn enable_vector_to(&mut self, vector: u32, interrupt: Interrupt) -> Result<(), IoError> {
+        self.msix.route_to(vector, interrupt)?;
+        self.config.set_msix_enabled(true);
+        self.apply_config();
+        Ok(())
+    }
+
     /// Silences and masks a vector, and disables MSI-X with the last.
     ///
     /// # Errors
@@ -410,7 +479,7 @@ impl Device {
         Ok(())
     }
 
-    /// Maps part of a BAR: the doorbell page, whole; all else is trapped.
+    /// Maps part of a BAR: the doorbells, whole; all else is trapped.
     ///
     /// # Errors
     ///
@@ -426,8 +495,8 @@ impl Device {
         if len == 0 || !inside {
             return Err(IoError::BarAccess { bar, offset, len });
         }
-        let page = (regs::BAR_REGISTERS, regs::DOORBELLS);
-        if (bar, offset.0) == page && len as u64 == regs::DOORBELLS_BYTES {
+        let doorbells = (regs::BAR_REGISTERS, regs::DOORBELLS);
+        if (bar, offset.0) == doorbells && len as u64 == regs::DOORBELLS_BYTES {
             BarMapping::new(self.doorbells.fd(), 0, len).map(Some)
         } else {
             Ok(None)

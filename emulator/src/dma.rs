@@ -5,6 +5,10 @@
 //! side. Every access is checked against what the host has mapped, and may span mappings that
 //! are adjacent in IOVA space, because behind an IOMMU their border cannot be seen.
 //!
+//! There is one way to that memory. Bulk data passes `Dma::bulk`, and words that the host may
+//! access at the same moment pass `Words::access`; whatever wants to see, delay or spoil the
+//! device's accesses stands in these two.
+//!
 //! Translations are cached in two places: a [`Span`] per ring and notify block, and a few
 //! recent ones for data. A *generation*, which changes with every map, unmap and change of the
 //! bus-master permission, makes a stale translation visible in one comparison. Nothing here
@@ -15,13 +19,25 @@
 //! mapping it: an access past the new end raises SIGBUS. A
 //! [`DmaBuffer`](offmap_device_io::DmaBuffer) never does that; a front end that takes
 //! descriptors from another process must insist on sealed ones.
+//!
+//! Each [`Dma::map`] makes a mapping of its own in this process, also where several ranges
+//! come from one file. Hosts with a few buffers of many pages do not notice; one that maps a
+//! virtual machine's memory in thousands of pieces would run into the system's limit on
+//! mappings, and get [`IoError::Os`].
 
+use offmap_abi::submission::{SUBMISSION_WORDS, phase_of};
 use offmap_device_io::{IoError, Iova, IovaRange, PAGE_BYTES};
 use offmap_firmware_model::{HostFault, HostMemory};
 use std::fs::File;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use vm_memory::{FileOffset, MmapRegion, VolatileMemory, VolatileSlice};
+
+/// Words of a ring entry: submissions and completions have equally many.
+pub const ENTRY_WORDS: usize = SUBMISSION_WORDS;
+/// Bytes of a ring entry.
+pub const ENTRY_BYTES: usize = ENTRY_WORDS * 8;
+const _: () = assert!(ENTRY_WORDS == offmap_abi::completion::COMPLETION_WORDS);
 
 /// An access that the host has not permitted: an IOVA that is not mapped, or any while the
 /// function may not master the bus.
@@ -64,6 +80,22 @@ impl Recent {
         len: 0,
         index: 0,
     };
+}
+
+/// A range of host memory inside one mapping.
+#[derive(Clone, Copy, Debug)]
+struct Piece {
+    iova: u64,
+    /// The mapping, and where in it the range starts.
+    index: usize,
+    offset: u64,
+    len: usize,
+}
+
+/// A copy, seen from the device.
+enum Bulk<'b> {
+    Read(&'b mut [u8]),
+    Write(&'b [u8]),
 }
 
 /// Recent translations kept: a batch command works on four arrays at a time.
@@ -212,17 +244,16 @@ impl Dma {
     /// Copies host memory to `into`. On a fault some of `into` may have been written.
     #[inline]
     pub fn read(&mut self, iova: u64, into: &mut [u8]) -> Result<(), DmaFault> {
-        if let Some(slice) = self.hit(iova, into.len()) {
-            slice.copy_to(into);
-            return Ok(());
+        if let Some(piece) = self.hit(iova, into.len()) {
+            return self.bulk(piece, Bulk::Read(into));
         }
         let mut at = iova;
         let mut rest = into;
         while !rest.is_empty() {
-            let slice = self.miss(at, rest.len())?;
-            let (here, after) = rest.split_at_mut(slice.len());
-            slice.copy_to(here);
-            at = at.wrapping_add(here.len() as u64);
+            let piece = self.miss(at, rest.len())?;
+            let (here, after) = rest.split_at_mut(piece.len);
+            self.bulk(piece, Bulk::Read(here))?;
+            at = at.wrapping_add(piece.len as u64);
             rest = after;
         }
         Ok(())
@@ -231,39 +262,75 @@ impl Dma {
     /// Copies `from` to host memory. On a fault some of it may have been copied.
     #[inline]
     pub fn write(&mut self, iova: u64, from: &[u8]) -> Result<(), DmaFault> {
-        if let Some(slice) = self.hit(iova, from.len()) {
-            slice.copy_from(from);
-            return Ok(());
+        if let Some(piece) = self.hit(iova, from.len()) {
+            return self.bulk(piece, Bulk::Write(from));
         }
         let mut at = iova;
         let mut rest = from;
         while !rest.is_empty() {
-            let slice = self.miss(at, rest.len())?;
-            let (here, after) = rest.split_at(slice.len());
-            slice.copy_from(here);
-            at = at.wrapping_add(here.len() as u64);
+            let piece = self.miss(at, rest.len())?;
+            let (here, after) = rest.split_at(piece.len);
+            self.bulk(piece, Bulk::Write(here))?;
+            at = at.wrapping_add(piece.len as u64);
             rest = after;
         }
         Ok(())
     }
 
-    /// The memory of the range, if a recent translation covers it.
+    /// Copies. All bulk data between device and host passes here.
+    #[inline(always)]
+    fn bulk(&self, piece: Piece, transfer: Bulk<'_>) -> Result<(), DmaFault> {
+        let memory = self.memory(piece)?;
+        match transfer {
+            Bulk::Read(into) => {
+                memory.copy_to(into);
+            }
+            Bulk::Write(from) => memory.copy_from(from),
+        }
+        Ok(())
+    }
+
+    /// The words of a piece.
+    #[inline(always)]
+    fn words(&self, piece: Piece) -> Result<Words<'_>, DmaFault> {
+        let memory = self.memory(piece)?;
+        Ok(Words {
+            memory,
+            iova: piece.iova,
+        })
+    }
+
+    #[inline(always)]
+    fn memory(&self, piece: Piece) -> Result<VolatileSlice<'_>, DmaFault> {
+        let fault = DmaFault(Iova(piece.iova));
+        let mapping = self.mappings.get(piece.index).ok_or(fault)?;
+        mapping
+            .memory
+            .get_slice(piece.offset as usize, piece.len)
+            .map_err(|_| fault)
+    }
+
+    /// The range, if a recent translation covers it.
     #[inline]
-    fn hit(&self, iova: u64, len: usize) -> Option<VolatileSlice<'_>> {
+    fn hit(&self, iova: u64, len: usize) -> Option<Piece> {
         for r in &self.recent {
             let offset = iova.wrapping_sub(r.iova);
             if offset < r.len && len as u64 <= r.len - offset {
-                let memory = &self.mappings.get(r.index)?.memory;
-                return memory.get_slice(offset as usize, len).ok();
+                return Some(Piece {
+                    iova,
+                    index: r.index,
+                    offset,
+                    len,
+                });
             }
         }
         None
     }
 
-    /// The memory at `iova`, up to `len` bytes of it: as many as its mapping holds, and never
-    /// none for a `len` above zero.
+    /// The range of up to `len` bytes at `iova`: as many as its mapping holds, and never none
+    /// for a `len` above zero.
     #[cold]
-    fn miss(&mut self, iova: u64, len: usize) -> Result<VolatileSlice<'_>, DmaFault> {
+    fn miss(&mut self, iova: u64, len: usize) -> Result<Piece, DmaFault> {
         let index = self.find(iova)?;
         let m = &self.mappings[index];
         self.recent[self.victim] = Recent {
@@ -273,10 +340,12 @@ impl Dma {
         };
         self.victim = (self.victim + 1) % RECENT;
         let offset = iova - m.iova;
-        let here = (m.len - offset).min(len as u64);
-        m.memory
-            .get_slice(offset as usize, here as usize)
-            .map_err(|_| DmaFault(Iova(iova)))
+        Ok(Piece {
+            iova,
+            index,
+            offset,
+            len: (m.len - offset).min(len as u64) as usize,
+        })
     }
 
     /// Index of the mapping that holds `iova`.
@@ -336,51 +405,82 @@ impl Span {
         }
     }
 
-    /// The memory of `len` bytes at `offset` of the span.
+    /// Where the `len` bytes at `offset` of the span are.
     ///
     /// # Errors
     ///
-    /// [`DmaFault`] when they are not mapped, lie across two mappings, or outside the span.
-    #[inline]
-    pub fn slice<'d>(
-        &mut self,
-        dma: &'d Dma,
-        offset: u64,
-        len: usize,
-    ) -> Result<VolatileSlice<'d>, DmaFault> {
+    /// [`DmaFault`], here and below, when they are not mapped, lie across two mappings, or
+    /// outside the span.
+    #[inline(always)]
+    fn piece(&mut self, dma: &Dma, offset: u64, len: usize) -> Result<Piece, DmaFault> {
         if self.generation != dma.generation || offset.wrapping_sub(self.first) >= self.count {
             self.translate(dma, offset)?;
         }
-        let fault = DmaFault(Iova(self.iova.wrapping_add(offset)));
+        let iova = self.iova.wrapping_add(offset);
         let within = offset - self.first;
         if len as u64 > self.count - within {
-            return Err(fault);
+            return Err(DmaFault(Iova(iova)));
         }
-        let mapping = dma.mappings.get(self.index).ok_or(fault)?;
-        mapping
-            .memory
-            .get_slice((self.base + within) as usize, len)
-            .map_err(|_| fault)
+        Ok(Piece {
+            iova,
+            index: self.index,
+            offset: self.base + within,
+            len,
+        })
     }
 
-    /// Loads the aligned 8-byte word at `offset` of the span.
+    /// Loads the aligned 8-byte word at `offset` of the span, with acquire.
     #[inline]
-    pub fn load(&mut self, dma: &Dma, offset: u64, order: Ordering) -> Result<u64, DmaFault> {
-        let slice = self.slice(dma, offset, 8)?;
-        Ok(word(&slice, 0, self.iova)?.load(order))
+    pub fn load(&mut self, dma: &Dma, offset: u64) -> Result<u64, DmaFault> {
+        let piece = self.piece(dma, offset, 8)?;
+        dma.words(piece)?.access(0, Access::Load(Ordering::Acquire))
     }
 
-    /// Stores the aligned 8-byte word at `offset` of the span.
+    /// Stores the aligned 8-byte word at `offset` of the span, with release.
     #[inline]
-    pub fn store(
+    pub fn store(&mut self, dma: &Dma, offset: u64, value: u64) -> Result<(), DmaFault> {
+        let piece = self.piece(dma, offset, 8)?;
+        dma.words(piece)?
+            .access(0, Access::Store(value, Ordering::Release))?;
+        Ok(())
+    }
+
+    /// Loads the ring entry at `offset` of the span if its phase is `phase`: word 0 once, with
+    /// acquire, and the others only after it showed that phase (rules S1, S3).
+    #[inline(always)]
+    pub fn load_entry(
         &mut self,
         dma: &Dma,
         offset: u64,
-        value: u64,
-        order: Ordering,
+        phase: bool,
+    ) -> Result<Option<[u64; ENTRY_WORDS]>, DmaFault> {
+        let piece = self.piece(dma, offset, ENTRY_BYTES)?;
+        let words = dma.words(piece)?;
+        let word0 = words.access(0, Access::Load(Ordering::Acquire))?;
+        if phase_of(word0) != phase {
+            return Ok(None);
+        }
+        let mut entry = [word0; ENTRY_WORDS];
+        for (i, word) in entry.iter_mut().enumerate().skip(1) {
+            *word = words.access(i, Access::Load(Ordering::Relaxed))?;
+        }
+        Ok(Some(entry))
+    }
+
+    /// Stores a ring entry at `offset` of the span, word 0 last and with release (rule C1).
+    #[inline(always)]
+    pub fn store_entry(
+        &mut self,
+        dma: &Dma,
+        offset: u64,
+        entry: &[u64; ENTRY_WORDS],
     ) -> Result<(), DmaFault> {
-        let slice = self.slice(dma, offset, 8)?;
-        word(&slice, 0, self.iova)?.store(value, order);
+        let piece = self.piece(dma, offset, ENTRY_BYTES)?;
+        let words = dma.words(piece)?;
+        for (i, word) in entry.iter().enumerate().skip(1) {
+            words.access(i, Access::Store(*word, Ordering::Relaxed))?;
+        }
+        words.access(0, Access::Store(entry[0], Ordering::Release))?;
         Ok(())
     }
 
@@ -405,16 +505,36 @@ impl Span {
     }
 }
 
-/// The atomic word at `offset` of a piece of host memory.
-#[inline]
-pub(crate) fn word<'s>(
-    slice: &'s VolatileSlice<'_>,
-    offset: usize,
+/// An access of one word, seen from the device.
+#[derive(Clone, Copy)]
+enum Access {
+    Load(Ordering),
+    Store(u64, Ordering),
+}
+
+/// The words of a piece of host memory.
+struct Words<'d> {
+    memory: VolatileSlice<'d>,
     iova: u64,
-) -> Result<&'s AtomicU64, DmaFault> {
-    slice
-        .get_atomic_ref(offset)
-        .map_err(|_| DmaFault(Iova(iova)))
+}
+
+impl Words<'_> {
+    /// Loads word `index`, or stores it and returns what was stored. All words that device and
+    /// host share pass here.
+    #[inline(always)]
+    fn access(&self, index: usize, access: Access) -> Result<u64, DmaFault> {
+        let word: &AtomicU64 = self
+            .memory
+            .get_atomic_ref(index * 8)
+            .map_err(|_| DmaFault(Iova(self.iova)))?;
+        Ok(match access {
+            Access::Load(order) => word.load(order),
+            Access::Store(value, order) => {
+                word.store(value, order);
+                value
+            }
+        })
+    }
 }
 
 /// Host memory as the firmware sees it.

@@ -28,8 +28,8 @@ pub enum EmulatorError {
         /// The system's error.
         source: io::Error,
     },
-    /// The doorbell page could not be made.
-    #[error("cannot make the doorbell page: {0}")]
+    /// The doorbells could not be made.
+    #[error("cannot make the doorbells: {0}")]
     Doorbells(#[from] offmap_device_io::IoError),
     /// The device's thread could not be started.
     #[error("cannot start the device's thread: {0}")]

@@ -12,6 +12,8 @@ use offmap_device_io::{
 pub trait FrontEnd: Send + Sync + 'static {
     /// The front end's name, for messages.
     const NAME: &'static str;
+    /// Whether the device advances only in [`FrontEnd::progress`].
+    const RUNS_ON_CALLER: bool;
 
     /// Runs `f` on the device, between two steps.
     ///
@@ -119,5 +121,9 @@ impl<E: FrontEnd> Function for Emulated<E> {
     #[inline]
     fn progress(&self) {
         self.front_end.progress();
+    }
+
+    fn runs_on_caller(&self) -> bool {
+        E::RUNS_ON_CALLER
     }
 }

@@ -50,6 +50,7 @@ impl Inline {
 
 impl FrontEnd for InlineFrontEnd {
     const NAME: &'static str = "inline";
+    const RUNS_ON_CALLER: bool = true;
 
     fn with_device<R>(&self, f: impl FnOnce(&mut Device) -> R) -> Result<R, IoError> {
         match self.device.lock() {

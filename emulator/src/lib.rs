@@ -7,9 +7,9 @@
 //! [`Function`](offmap_device_io::Function) of it for drivers in the same process:
 //! [`Inline`], where the waiting caller runs the device, and [`Threaded`].
 //!
-//! Nothing from the host is trusted: bad bytes become a status, a typed error or a device
-//! that has stopped itself until its reset; never a panic, a hang or an access to memory that
-//! the host has not mapped.
+//! Nothing from the host is trusted: bad bytes become a status, a typed error, a queue that
+//! has stopped, or a device that has stopped itself until its reset; never a panic, a hang or
+//! an access to memory that the host has not mapped.
 #![forbid(unsafe_code)]
 
 mod admin;
@@ -26,7 +26,7 @@ mod queue;
 pub mod regs;
 mod threaded;
 
-pub use config::{DeviceConfig, DeviceMemory, QUEUE_DEPTH_LIMIT};
+pub use config::{DeviceConfig, DeviceMemory};
 pub use device::{Device, Step, bar_info};
 pub use error::EmulatorError;
 pub use function::{Emulated, FrontEnd};

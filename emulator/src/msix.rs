@@ -9,8 +9,9 @@ use offmap_device_io::{Interrupt, IoError};
 
 /// Size of a table entry in bytes.
 pub const ENTRY_BYTES: u64 = 16;
-/// Most vectors that the table's place in BAR0 has room for.
-pub const MAX_VECTORS: u16 = ((regs::MSIX_PBA - regs::MSIX_TABLE) / ENTRY_BYTES) as u16;
+/// Most vectors that a function can have: the table size of the capability has 11 bits.
+pub const MAX_VECTORS: u16 = 2048;
+const _: () = assert!(MAX_VECTORS as u64 * ENTRY_BYTES <= regs::MSIX_PBA - regs::MSIX_TABLE);
 
 /// Mask bit in an entry's vector control word.
 const CONTROL_MASKED: u32 = 1;
@@ -77,12 +78,23 @@ impl Msix {
     ///
     /// [`IoError::NoVector`], or what [`Interrupt::new`] returns.
     pub fn route(&mut self, vector: u32) -> Result<Interrupt, IoError> {
-        let v = self.checked(vector)?;
+        self.checked(vector)?;
         let interrupt = Interrupt::new()?;
-        self.routes[v] = Some(interrupt.try_clone()?);
+        self.route_to(vector, interrupt.try_clone()?)?;
+        Ok(interrupt)
+    }
+
+    /// Routes a vector to an [`Interrupt`] that somebody else made, and unmasks it.
+    ///
+    /// # Errors
+    ///
+    /// [`IoError::NoVector`].
+    pub fn route_to(&mut self, vector: u32, interrupt: Interrupt) -> Result<(), IoError> {
+        let v = self.checked(vector)?;
+        self.routes[v] = Some(interrupt);
         self.pending[v / 64] &= !(1 << (v % 64));
         self.table[v][3] &= !CONTROL_MASKED;
-        Ok(interrupt)
+        Ok(())
     }
 
     /// Silences and masks a vector. Returns whether any vector is still routed.

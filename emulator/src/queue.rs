@@ -4,26 +4,51 @@
 //! phase shows that it is published (rule S1), or because the tail says that it must be; an
 //! entry that the tail covers and whose phase is wrong is the host's error. Each fetch holds a
 //! place in the completion ring from before it happens, so that a completion always has room.
+//!
+//! A command may take several steps; the queue keeps it as *under way* and fetches nothing
+//! meanwhile. A queue whose host breaks the protocol, or whose memory cannot be reached,
+//! stops (abi §4.3): every function here that returns [`Stop`] leaves that to its caller.
 
-use crate::dma::{Dma, DmaFault, Span, word};
-use offmap_abi::completion::COMPLETION_BYTES;
+use crate::dma::{Dma, DmaFault, ENTRY_BYTES, ENTRY_WORDS, Span};
 use offmap_abi::notify::{
-    DOORBELL_CQ_HEAD, DOORBELL_SQ_TAIL, DOORBELL_STRIDE, EventWord, NOTIFY_BYTES, NOTIFY_CQ_EVENT,
-    NOTIFY_CQ_HEAD, NOTIFY_SQ_EVENT, NOTIFY_SQ_TAIL,
+    DOORBELL_CQ_HEAD, DOORBELL_SQ_TAIL, DOORBELL_STRIDE, EventWord, NOTIFY_ALIGN, NOTIFY_BYTES,
+    NOTIFY_CQ_EVENT, NOTIFY_CQ_HEAD, NOTIFY_SQ_EVENT, NOTIFY_SQ_TAIL,
 };
 use offmap_abi::regs::{FatalCause, NO_VECTOR, RING_ALIGN};
-use offmap_abi::submission::{SUBMISSION_BYTES, SUBMISSION_WORDS, phase_of};
+use offmap_abi::ring::RingDepth;
 use offmap_abi::{Completion, QueueId, RequestId, Status, Submission};
 use offmap_device_io::DmaBuffer;
+use std::collections::VecDeque;
 use std::sync::atomic::{Ordering, fence};
 
-/// Offset in an entry of the word that holds the request id.
-const REQUEST_WORD: usize = 8;
+/// How many looks in a row may find no entry before one looks at the tail. Entries announce
+/// themselves by their phase; the tail only convicts a host that stored a wrong one, and
+/// reading it costs a cache line that the host writes.
+const LOOKS_PER_TAIL: u32 = 64;
 
-impl From<DmaFault> for FatalCause {
+/// Why a queue goes on no more.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Stop {
+    /// A ring or the notify block cannot be accessed.
+    Dma,
+    /// The host broke the queue's protocol.
+    Protocol,
+}
+
+impl From<DmaFault> for Stop {
     /// Rings and notify blocks are all that a queue reaches by itself.
     fn from(_: DmaFault) -> Self {
-        Self::RingDma
+        Self::Dma
+    }
+}
+
+impl From<Stop> for FatalCause {
+    /// What the stop of the admin queue means for the device.
+    fn from(stop: Stop) -> Self {
+        match stop {
+            Stop::Dma => Self::RingDma,
+            Stop::Protocol => Self::RingProtocol,
+        }
     }
 }
 
@@ -31,7 +56,7 @@ impl From<DmaFault> for FatalCause {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct QueueSpec {
     pub(crate) id: QueueId,
-    pub(crate) depth: u32,
+    pub(crate) depth: RingDepth,
     /// A vector or [`NO_VECTOR`].
     pub(crate) vector: u32,
     pub(crate) sq: u64,
@@ -41,28 +66,27 @@ pub(crate) struct QueueSpec {
 }
 
 impl QueueSpec {
-    /// Whether the fields have values that the ABI allows.
+    /// Whether the fields have values that the ABI and the device's limits allow.
     pub(crate) fn is_valid(&self, depth_max: u32, vectors: u32) -> bool {
-        (2..=depth_max).contains(&self.depth)
-            && self.depth.is_power_of_two()
+        self.depth.entries() <= depth_max
             && (self.vector == NO_VECTOR || self.vector < vectors)
             && self.sq.is_multiple_of(RING_ALIGN)
             && self.cq.is_multiple_of(RING_ALIGN)
-            && self.notify.is_multiple_of(64)
+            && self.notify.is_multiple_of(NOTIFY_ALIGN)
     }
 
     /// Whether the device can reach all of the queue's memory.
     pub(crate) fn check_memory(&self, dma: &Dma) -> Result<(), DmaFault> {
-        dma.check(self.sq, self.ring_bytes(SUBMISSION_BYTES))?;
-        dma.check(self.cq, self.ring_bytes(COMPLETION_BYTES))?;
+        dma.check(self.sq, self.ring_bytes())?;
+        dma.check(self.cq, self.ring_bytes())?;
         if self.notify != 0 {
             dma.check(self.notify, NOTIFY_BYTES as u64)?;
         }
         Ok(())
     }
 
-    fn ring_bytes(&self, entry: usize) -> u64 {
-        u64::from(self.depth) * entry as u64
+    fn ring_bytes(&self) -> u64 {
+        u64::from(self.depth.entries()) * ENTRY_BYTES as u64
     }
 }
 
@@ -74,26 +98,60 @@ struct Abort {
     request: RequestId,
 }
 
+/// A search for a published command, done in pieces.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Search {
+    request: RequestId,
+    /// Counts of fetches: the next entry to look at, and the first not to.
+    next: u32,
+    end: u32,
+}
+
+/// What a piece of a [`Search`] found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Found {
+    /// The command, which will complete as aborted.
+    Yes,
+    /// It is not among the published ones.
+    No,
+    /// There is more to look at.
+    NotYet,
+}
+
+/// Whether a queue is served.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum State {
+    Serving,
+    /// It is being deleted: nothing begins any more.
+    Closing,
+    /// It touches host memory no more, and waits for its deletion.
+    Stopped,
+}
+
 /// A queue pair.
 #[derive(Debug)]
 pub(crate) struct Queue {
     id: QueueId,
-    depth: u32,
-    /// log2 of the depth.
-    shift: u32,
+    depth: RingDepth,
     vector: Option<u32>,
     sq: Span,
     cq: Span,
     notify: Option<Span>,
     /// Free-running counts: submissions fetched, completions posted, and of those what the
-    /// host is known to have taken.
+    /// host is known to have taken and what it has been told of.
     fetched: u32,
     posted: u32,
     head: u32,
+    announced: u32,
+    /// The command that the firmware has begun and not finished.
+    under_way: Option<RequestId>,
+    /// Looks that found nothing since one looked at the tail.
+    quiet: u32,
     /// Whether the submission event word asks for a KICK at present.
     armed: bool,
-    /// At most one per published entry, so at most `depth`.
-    aborts: Vec<Abort>,
+    state: State,
+    /// By ascending index, none below `fetched`: at most one per entry, so at most `depth`.
+    aborts: VecDeque<Abort>,
 }
 
 impl Queue {
@@ -102,24 +160,69 @@ impl Queue {
         Self {
             id: spec.id,
             depth: spec.depth,
-            shift: spec.depth.trailing_zeros(),
             vector: (spec.vector != NO_VECTOR).then_some(spec.vector),
-            sq: Span::new(spec.sq, spec.ring_bytes(SUBMISSION_BYTES)),
-            cq: Span::new(spec.cq, spec.ring_bytes(COMPLETION_BYTES)),
+            sq: Span::new(spec.sq, spec.ring_bytes()),
+            cq: Span::new(spec.cq, spec.ring_bytes()),
             notify: (spec.notify != 0).then(|| Span::new(spec.notify, NOTIFY_BYTES as u64)),
             fetched: 0,
             posted: 0,
             head: 0,
+            announced: 0,
+            under_way: None,
+            quiet: 0,
             armed: false,
-            aborts: Vec::new(),
+            state: State::Serving,
+            aborts: VecDeque::new(),
         }
     }
 
+    #[inline]
     pub(crate) fn id(&self) -> QueueId {
         self.id
     }
 
-    /// Takes the next submission, if there is one and its completion will have room.
+    pub(crate) fn depth(&self) -> RingDepth {
+        self.depth
+    }
+
+    /// Whether commands of the queue may begin and go on.
+    #[inline(always)]
+    pub(crate) fn is_serving(&self) -> bool {
+        self.state == State::Serving
+    }
+
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.state == State::Stopped
+    }
+
+    /// Begins no more commands.
+    pub(crate) fn close(&mut self) {
+        if self.state == State::Serving {
+            self.state = State::Closing;
+        }
+    }
+
+    /// Ends all access to the queue's memory (abi §4.3).
+    pub(crate) fn stop(&mut self) {
+        self.state = State::Stopped;
+        self.under_way = None;
+        self.aborts = VecDeque::new();
+    }
+
+    /// The command that the firmware has begun and not finished.
+    #[inline]
+    pub(crate) fn under_way(&self) -> Option<RequestId> {
+        self.under_way
+    }
+
+    /// The firmware has begun this command, or, with `None`, finished it.
+    #[inline]
+    pub(crate) fn set_under_way(&mut self, request: Option<RequestId>) {
+        self.under_way = request;
+    }
+
+    /// Takes the next submission, if there is one and its completion will have room. It comes
+    /// as its words: an aligned copy, which costs less to pass on.
     ///
     /// Whoever takes one must [`Queue::post`] exactly one completion for it.
     #[inline]
@@ -127,95 +230,89 @@ impl Queue {
         &mut self,
         dma: &Dma,
         doorbells: &DmaBuffer,
-    ) -> Result<Option<Submission>, FatalCause> {
-        if self.fetched.wrapping_sub(self.head) >= self.depth && !self.find_room(dma, doorbells)? {
+    ) -> Result<Option<[u64; ENTRY_WORDS]>, Stop> {
+        if self.is_full() && !self.find_room(dma, doorbells)? {
             return Ok(None);
         }
-        let Some(word0) = self.ready(dma, doorbells)? else {
-            return Ok(None);
+        let offset = self.offset(self.fetched);
+        let phase = self.depth.phase(self.fetched);
+        let words = match self.sq.load_entry(dma, offset, phase)? {
+            Some(words) => words,
+            None => {
+                self.quiet += 1;
+                if self.quiet < LOOKS_PER_TAIL {
+                    return Ok(None);
+                }
+                match self.covered(dma, doorbells)? {
+                    Some(words) => words,
+                    None => return Ok(None),
+                }
+            }
         };
-        let entry = self.sq.slice(
-            dma,
-            slot(self.fetched, self.depth) * SUBMISSION_BYTES as u64,
-            SUBMISSION_BYTES,
-        )?;
-        let mut words = [word0; SUBMISSION_WORDS];
-        for (i, w) in words.iter_mut().enumerate().skip(1) {
-            *w = word(&entry, i * 8, 0)?.load(Ordering::Relaxed);
-        }
         self.fetched = self.fetched.wrapping_add(1);
-        Ok(Some(Submission::from_words(words)))
+        Ok(Some(words))
     }
 
-    /// Whether [`Queue::fetch`] would return a submission now.
-    pub(crate) fn has_work(
+    /// Whether there is something to do now, the tail looked at as well.
+    pub(crate) fn has_work(&mut self, dma: &Dma, doorbells: &DmaBuffer) -> Result<bool, Stop> {
+        if self.under_way.is_some() {
+            return Ok(true);
+        }
+        if self.is_full() && !self.find_room(dma, doorbells)? {
+            return Ok(false);
+        }
+        Ok(self.covered(dma, doorbells)?.is_some())
+    }
+
+    /// The next entry, if it is published or the tail says that it must be.
+    #[cold]
+    fn covered(
         &mut self,
         dma: &Dma,
         doorbells: &DmaBuffer,
-    ) -> Result<bool, FatalCause> {
-        if self.fetched.wrapping_sub(self.head) >= self.depth && !self.find_room(dma, doorbells)? {
-            return Ok(false);
-        }
-        Ok(self.ready(dma, doorbells)?.is_some())
-    }
-
-    /// Word 0 of the next entry, if it is published.
-    #[inline]
-    fn ready(&mut self, dma: &Dma, doorbells: &DmaBuffer) -> Result<Option<u64>, FatalCause> {
-        let offset = slot(self.fetched, self.depth) * SUBMISSION_BYTES as u64;
-        let phase = phase(self.fetched, self.shift);
-        let word0 = self.sq.load(dma, offset, Ordering::Acquire)?;
-        if phase_of(word0) == phase {
-            return Ok(Some(word0));
-        }
+    ) -> Result<Option<[u64; ENTRY_WORDS]>, Stop> {
+        self.quiet = 0;
         let tail = self.host_count(dma, doorbells, NOTIFY_SQ_TAIL, DOORBELL_SQ_TAIL)?;
+        // The tail was stored after the entries that it covers, so that those show now.
+        let offset = self.offset(self.fetched);
+        let phase = self.depth.phase(self.fetched);
+        let words = self.sq.load_entry(dma, offset, phase)?;
         // A tail behind says nothing: the entries' phases have run ahead of it.
         let ahead = tail.wrapping_sub(self.fetched) as i32;
-        if ahead <= 0 {
-            return Ok(None);
+        if ahead > 0 && (words.is_none() || ahead as u32 > self.depth.entries()) {
+            return Err(Stop::Protocol);
         }
-        if ahead as u32 > self.depth {
-            return Err(FatalCause::RingProtocol);
-        }
-        // The entry may have been published between the two loads; but the tail was stored
-        // after it, so that now it must show.
-        let word0 = self.sq.load(dma, offset, Ordering::Acquire)?;
-        if phase_of(word0) != phase {
-            return Err(FatalCause::RingProtocol);
-        }
-        Ok(Some(word0))
+        Ok(words)
     }
 
     /// Posts the completion of a submission that was fetched. All completions of the device
     /// pass here.
     #[inline]
-    pub(crate) fn post(&mut self, dma: &Dma, completion: Completion) -> Result<(), FatalCause> {
+    pub(crate) fn post(&mut self, dma: &Dma, completion: Completion) -> Result<(), Stop> {
         debug_assert_ne!(self.posted, self.fetched, "one completion per fetch");
-        let words = completion.to_words(phase(self.posted, self.shift));
-        let entry = self.cq.slice(
-            dma,
-            slot(self.posted, self.depth) * COMPLETION_BYTES as u64,
-            COMPLETION_BYTES,
-        )?;
-        for (i, w) in words.iter().enumerate().skip(1) {
-            word(&entry, i * 8, 0)?.store(*w, Ordering::Relaxed);
-        }
-        word(&entry, 0, 0)?.store(words[0], Ordering::Release);
+        let words = completion.to_words(self.depth.phase(self.posted));
+        let offset = self.offset(self.posted);
+        self.cq.store_entry(dma, offset, &words)?;
         self.posted = self.posted.wrapping_add(1);
         Ok(())
     }
 
-    /// The vector to raise after completions were posted, if the host wants an interrupt.
+    /// The vector to raise for the completions posted since the last call, if the host wants
+    /// an interrupt for them.
     #[inline]
-    pub(crate) fn interrupt(&mut self, dma: &Dma) -> Result<Option<u32>, FatalCause> {
+    pub(crate) fn announce(&mut self, dma: &Dma) -> Result<Option<u32>, Stop> {
+        if self.announced == self.posted {
+            return Ok(None);
+        }
+        self.announced = self.posted;
         let Some(vector) = self.vector else {
             return Ok(None);
         };
         if let Some(notify) = &mut self.notify {
-            // Rule N2: the completions before the look at the event word; the host arms the
+            // Rule N4: the completions before the look at the event word; the host arms the
             // word before its last look at the completions.
             fence(Ordering::SeqCst);
-            let event = notify.load(dma, NOTIFY_CQ_EVENT as u64, Ordering::Relaxed)?;
+            let event = notify.load(dma, NOTIFY_CQ_EVENT as u64)?;
             if !EventWord::from_word(event).wants(self.posted) {
                 return Ok(None);
             }
@@ -223,16 +320,25 @@ impl Queue {
         Ok(Some(vector))
     }
 
+    /// As [`Queue::announce`], for a queue that is about to stop or to end: where the host's
+    /// wish cannot be read any more, it gets the interrupt.
+    pub(crate) fn announce_last(&mut self, dma: &Dma) -> Option<u32> {
+        match self.announce(dma) {
+            Ok(vector) => vector,
+            Err(_) => self.vector,
+        }
+    }
+
     /// Asks for a KICK at the next submission. The caller follows with a full fence and a last
-    /// look (rule N1).
-    pub(crate) fn arm(&mut self, dma: &Dma) -> Result<(), FatalCause> {
+    /// look (rule N2).
+    pub(crate) fn arm(&mut self, dma: &Dma) -> Result<(), Stop> {
         self.publish_event(dma, EventWord::armed_at(self.fetched))?;
         self.armed = true;
         Ok(())
     }
 
     /// Asks for no KICK.
-    pub(crate) fn disarm(&mut self, dma: &Dma) -> Result<(), FatalCause> {
+    pub(crate) fn disarm(&mut self, dma: &Dma) -> Result<(), Stop> {
         if self.armed {
             self.armed = false;
             self.publish_event(dma, EventWord::DISARMED)?;
@@ -240,77 +346,112 @@ impl Queue {
         Ok(())
     }
 
-    fn publish_event(&mut self, dma: &Dma, event: EventWord) -> Result<(), FatalCause> {
+    fn publish_event(&mut self, dma: &Dma, event: EventWord) -> Result<(), Stop> {
         if let Some(notify) = &mut self.notify {
-            notify.store(
-                dma,
-                NOTIFY_SQ_EVENT as u64,
-                event.to_word(),
-                Ordering::Relaxed,
-            )?;
+            notify.store(dma, NOTIFY_SQ_EVENT as u64, event.to_word())?;
         }
         Ok(())
     }
 
-    /// Arranges that a command which is published but not fetched completes as aborted;
-    /// whether there is such a command.
-    pub(crate) fn abort(&mut self, dma: &Dma, request: RequestId) -> Result<bool, FatalCause> {
-        for ahead in 0..self.depth {
-            let index = self.fetched.wrapping_add(ahead);
-            let offset = slot(index, self.depth) * SUBMISSION_BYTES as u64;
-            let entry = self.sq.slice(dma, offset, SUBMISSION_BYTES)?;
-            let word0 = word(&entry, 0, 0)?.load(Ordering::Acquire);
-            if phase_of(word0) != phase(index, self.shift) {
-                break;
-            }
-            let found = word(&entry, REQUEST_WORD, 0)?.load(Ordering::Relaxed);
-            if found.to_le() == request.0 {
-                let abort = Abort { index, request };
-                if !self.aborts.contains(&abort) {
-                    self.aborts.push(abort);
-                }
-                return Ok(true);
-            }
+    /// Starts to look for a command that is published and not fetched.
+    pub(crate) fn search(&self, request: RequestId) -> Search {
+        Search {
+            request,
+            next: self.fetched,
+            end: self.fetched.wrapping_add(self.depth.entries()),
         }
-        Ok(false)
+    }
+
+    /// Looks at up to `most` entries for the command that is to be aborted.
+    pub(crate) fn search_on(
+        &mut self,
+        dma: &Dma,
+        search: &mut Search,
+        most: u32,
+    ) -> Result<Found, Stop> {
+        // What was fetched since the last piece is not waiting any more.
+        if (self.fetched.wrapping_sub(search.next) as i32) > 0 {
+            search.next = self.fetched;
+        }
+        for _ in 0..most {
+            let index = search.next;
+            if (search.end.wrapping_sub(index) as i32) <= 0 {
+                return Ok(Found::No);
+            }
+            let (offset, phase) = (self.offset(index), self.depth.phase(index));
+            let Some(words) = self.sq.load_entry(dma, offset, phase)? else {
+                return Ok(Found::No);
+            };
+            if Submission::from_words(words).request() == search.request {
+                self.mark(index, search.request);
+                return Ok(Found::Yes);
+            }
+            search.next = index.wrapping_add(1);
+        }
+        Ok(Found::NotYet)
+    }
+
+    /// Notes that the entry of that index is to be aborted if it still holds that request. The
+    /// latest note of an entry counts.
+    fn mark(&mut self, index: u32, request: RequestId) {
+        let fetched = self.fetched;
+        let ahead = move |a: &Abort| a.index.wrapping_sub(fetched);
+        let at = index.wrapping_sub(fetched);
+        match self.aborts.binary_search_by_key(&at, ahead) {
+            Ok(i) => self.aborts[i].request = request,
+            Err(i) => self.aborts.insert(i, Abort { index, request }),
+        }
+        debug_assert!(self.aborts.len() <= self.depth.entries() as usize);
     }
 
     /// Whether the submission that was fetched last was aborted before.
     #[inline]
     pub(crate) fn take_abort(&mut self, command: &Submission) -> bool {
-        if self.aborts.is_empty() {
-            return false;
-        }
         let index = self.fetched.wrapping_sub(1);
-        match self.aborts.iter().position(|a| a.index == index) {
-            // The entry may have changed since it was looked at; what counts is the copy.
-            Some(i) => self.aborts.swap_remove(i).request == command.request(),
-            None => false,
+        match self.aborts.front() {
+            Some(abort) if abort.index == index => {
+                // The entry may have changed since it was looked at; what counts is the copy.
+                let aborted = abort.request == command.request();
+                self.aborts.pop_front();
+                aborted
+            }
+            _ => false,
         }
     }
 
-    /// Completes as aborted every command that is published and not fetched, as far as the
-    /// completion ring has room.
-    pub(crate) fn abort_all(&mut self, dma: &Dma, doorbells: &DmaBuffer) -> Result<(), FatalCause> {
-        for _ in 0..self.depth {
-            let Some(command) = self.fetch(dma, doorbells)? else {
-                break;
+    /// Completes as aborted up to `most` commands that are published and not fetched, as far as
+    /// the completion ring has room; how many there were.
+    pub(crate) fn abort_next(
+        &mut self,
+        dma: &Dma,
+        doorbells: &DmaBuffer,
+        most: u32,
+    ) -> Result<u32, Stop> {
+        for done in 0..most {
+            let Some(words) = self.fetch(dma, doorbells)? else {
+                return Ok(done);
             };
-            self.post(dma, Completion::new(command.request(), Status::Aborted))?;
+            let request = Submission::from_words(words).request();
+            self.post(dma, Completion::new(request, Status::Aborted))?;
         }
-        Ok(())
+        Ok(most)
+    }
+
+    #[inline(always)]
+    fn is_full(&self) -> bool {
+        self.fetched.wrapping_sub(self.head) >= self.depth.entries()
     }
 
     /// Looks whether the host has taken completions since.
     #[cold]
-    fn find_room(&mut self, dma: &Dma, doorbells: &DmaBuffer) -> Result<bool, FatalCause> {
+    fn find_room(&mut self, dma: &Dma, doorbells: &DmaBuffer) -> Result<bool, Stop> {
         let head = self.host_count(dma, doorbells, NOTIFY_CQ_HEAD, DOORBELL_CQ_HEAD)?;
         if head.wrapping_sub(self.head) > self.posted.wrapping_sub(self.head) {
             // It claims completions that were never posted, or takes some back.
-            return Err(FatalCause::RingProtocol);
+            return Err(Stop::Protocol);
         }
         self.head = head;
-        Ok(self.fetched.wrapping_sub(head) < self.depth)
+        Ok(!self.is_full())
     }
 
     /// One of the two counts that the host publishes, from the notify block or the doorbells.
@@ -321,9 +462,9 @@ impl Queue {
         doorbells: &DmaBuffer,
         in_block: usize,
         in_doorbells: u64,
-    ) -> Result<u32, FatalCause> {
+    ) -> Result<u32, Stop> {
         let count = match &mut self.notify {
-            Some(notify) => notify.load(dma, in_block as u64, Ordering::Acquire)?,
+            Some(notify) => notify.load(dma, in_block as u64)?,
             None => {
                 let offset = u64::from(self.id.0) * DOORBELL_STRIDE + in_doorbells;
                 doorbells.load_u64(offset as usize, Ordering::Acquire)
@@ -332,16 +473,10 @@ impl Queue {
         // The count is the low half of the word.
         Ok(count as u32)
     }
-}
 
-/// Place in a ring of the entry with a free-running count.
-#[inline]
-fn slot(count: u32, depth: u32) -> u64 {
-    u64::from(count & (depth - 1))
-}
-
-/// Phase of the entry with a free-running count: 1 in the first pass over the ring.
-#[inline]
-fn phase(count: u32, shift: u32) -> bool {
-    count >> shift & 1 == 0
+    /// Offset in its ring of the entry with a free-running count.
+    #[inline(always)]
+    fn offset(&self, count: u32) -> u64 {
+        u64::from(self.depth.position(count)) * ENTRY_BYTES as u64
+    }
 }

@@ -14,7 +14,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 /// How long a parked device sleeps before it looks by itself: doorbells that are mapped wake
-/// nobody (rule N4).
+/// nobody (rule N3).
 const LOOK_AGAIN: Duration = Duration::from_millis(1);
 /// How often the device's thread lets itself be overtaken by waiting host threads before it
 /// queues for the lock like they do.
@@ -153,6 +153,7 @@ impl Shared {
 
 impl FrontEnd for ThreadedFrontEnd {
     const NAME: &'static str = "threaded";
+    const RUNS_ON_CALLER: bool = false;
 
     fn with_device<R>(&self, f: impl FnOnce(&mut Device) -> R) -> Result<R, IoError> {
         self.shared.waiting.fetch_add(1, Ordering::Relaxed);

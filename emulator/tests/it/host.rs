@@ -195,6 +195,13 @@ impl<F: Function> Host<F> {
         got.unwrap()
     }
 
+    /// The completion that is there already.
+    pub(crate) fn take_now(&self, q: &mut Queue) -> Completion {
+        let completion = q.poll().expect("a completion");
+        q.publish_head(&*self.f);
+        completion
+    }
+
     pub(crate) fn identify(&self, admin: &mut Queue) -> IdentifyData {
         let page = self.map(4096);
         let body = IdentifyBody {

@@ -147,8 +147,8 @@ fn wild_register(rng: &mut impl Rng, f: &impl Function) {
     let bar = rng.random_range(0..6);
     let offset = BarOffset(match rng.random_range(0..4) {
         0 => rng.random_range(0..0x80u64),
-        1 => rng.random_range(0x1000..0x1100u64),
-        2 => rng.random_range(0x4000..0x7000u64) & !3,
+        1 => rng.random_range(0x1_0000..0x1_0200u64),
+        2 => rng.random_range(0x2_0000..0x3_0100u64) & !3,
         _ => rng.next_u64() >> rng.random_range(0..64u32),
     });
     // Errors are among the right answers; what counts is that there is one.

@@ -9,4 +9,5 @@ mod msix;
 mod operation;
 mod queues;
 mod registers;
+mod under_way;
 mod wake_up;

@@ -2,8 +2,9 @@
 
 use crate::host::*;
 use offmap_abi::regs::{MSIX_PBA, MSIX_TABLE};
-use offmap_device_io::{Function, IoError};
-use offmap_emulator::Inline;
+use offmap_device_io::{Function, Interrupt, IoError};
+use offmap_emulator::msix::Msix;
+use offmap_emulator::{Device, Inline};
 
 const CONTROL: u64 = 12;
 
@@ -136,4 +137,27 @@ fn a_notify_block_says_when_an_interrupt_is_wanted() {
     assert!(!irq.take().unwrap(), "armed for more than three");
     host.run(&mut q, nop(4));
     assert!(irq.take().unwrap());
+}
+
+#[test]
+fn a_vector_may_go_to_an_interrupt_made_elsewhere() {
+    let mut device = Device::new(&small()).unwrap();
+    device.config_write(4, &6u16.to_le_bytes()).unwrap();
+    let outside = Interrupt::new().unwrap();
+    device
+        .enable_vector_to(3, outside.try_clone().unwrap())
+        .unwrap();
+    let refused = device.enable_vector_to(5, outside.try_clone().unwrap());
+    assert!(matches!(refused, Err(IoError::NoVector { vector: 5, .. })));
+    // Pending while masked, delivered there with the unmask.
+    let mut msix = Msix::new(4);
+    msix.set_control(true, true);
+    msix.route_to(3, outside.try_clone().unwrap()).unwrap();
+    msix.raise(3);
+    assert!(!outside.take().unwrap());
+    msix.set_control(true, false);
+    assert!(outside.take().unwrap());
+    assert!(!msix.silence(3).unwrap());
+    msix.raise(3);
+    assert!(!outside.take().unwrap());
 }

@@ -180,13 +180,13 @@ fn configurations_out_of_range_are_refused_by_field() {
     type Change = fn(&mut DeviceConfig);
     let cases: [(Change, &str); 8] = [
         (|c| c.queue_pairs = 0, "queue_pairs"),
-        (|c| c.queue_pairs = 64, "queue_pairs"),
+        (|c| c.queue_pairs = 1024, "queue_pairs"),
         (|c| c.queue_depth_max = 0, "queue_depth_max"),
         (|c| c.queue_depth_max = 1, "queue_depth_max"),
         (|c| c.queue_depth_max = 48, "queue_depth_max"),
         (|c| c.queue_depth_max = 65536, "queue_depth_max"),
         (|c| c.vectors = 0, "vectors"),
-        (|c| c.vectors = 513, "vectors"),
+        (|c| c.vectors = 2049, "vectors"),
     ];
     for (change, expected) in cases {
         let mut config = small();
@@ -199,14 +199,14 @@ fn configurations_out_of_range_are_refused_by_field() {
         assert!(Threaded::spawn(config).is_err());
     }
     let largest = DeviceConfig {
-        queue_pairs: 63,
+        queue_pairs: 1023,
         queue_depth_max: 32768,
-        vectors: 512,
+        vectors: 2048,
         ..small()
     };
     let host = Host::new(Inline::new(largest).unwrap());
-    let mut admin = host.bring_up(32768, 511);
-    let mut q = host.create_queue(&mut admin, 63, 32768, 511, false);
+    let mut admin = host.bring_up(32768, 2047);
+    let mut q = host.create_queue(&mut admin, 1023, 32768, 2047, false);
     host.run(&mut q, nop(1));
 }
 

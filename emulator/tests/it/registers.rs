@@ -199,16 +199,17 @@ fn unusable_admin_registers_are_fatal_by_cause() {
 }
 
 #[test]
-fn the_doorbell_page_is_the_one_part_that_can_be_mapped() {
+fn the_doorbells_are_the_one_part_that_can_be_mapped() {
     let host = Host::new(inline());
     host.command(0x6);
     let page = |offset, len| host.f.map_bar(BAR, BarOffset(offset), len);
     let mapped = page(regs::DOORBELLS, 65536).unwrap().unwrap();
-    assert_eq!(mapped.len(), 4096);
+    assert_eq!(mapped.len(), 65536);
     assert!(page(0, 4096).unwrap().is_none());
     assert!(page(regs::DOORBELLS, 131072).unwrap().is_none());
     assert!(page(regs::DOORBELLS, 64).unwrap().is_none());
-    assert!(page(0x7000, 0x1001).is_err());
+    assert!(page(regs::DOORBELLS, 4096).unwrap().is_none());
+    assert!(page(0x3f000, 0x1001).is_err());
     assert!(page(u64::MAX, 2).is_err());
     assert!(page(regs::DOORBELLS, 0).is_err());
     assert!(host.f.map_bar(2, BarOffset(0), 4096).unwrap().is_none());
@@ -244,4 +245,41 @@ fn the_window_shows_device_memory() {
     host.write64(regs::WINDOW_BASE, u64::MAX);
     assert_eq!(f.read64(2, BarOffset(0xff000)).unwrap(), u64::MAX);
     f.write64(2, BarOffset(0xff000), 1).unwrap();
+}
+
+/// What a map held is not to be seen by whoever comes after a reset.
+#[test]
+fn the_window_hides_what_was_before_a_reset() {
+    const MARK: u64 = 0x6b61_6d20_7465_7263;
+    let host = Host::new(inline());
+    let size = small().firmware.memory_bytes;
+    let f = &host.f;
+    let marks = || {
+        let mut found = 0;
+        for base in (0..size).step_by(regs::WINDOW_BYTES as usize) {
+            host.write64(regs::WINDOW_BASE, base);
+            for at in (0..regs::WINDOW_BYTES).step_by(8) {
+                found += usize::from(f.read64(2, BarOffset(at)).unwrap() == MARK);
+            }
+        }
+        found
+    };
+    for reset in [false, true] {
+        let mut admin = host.bring_up(16, NONE);
+        let map = host.create_map(&mut admin, 1, 8, 8, 100).unwrap();
+        let mut q = host.create_queue(&mut admin, 1, 8, NONE, true);
+        for i in 0..100u64 {
+            let s = update(map, i, &i.to_le_bytes(), &MARK.to_le_bytes());
+            assert!(host.run(&mut q, s).status().is_success());
+        }
+        assert!(marks() >= 100, "the values are in device memory");
+        match reset {
+            true => {
+                f.reset().unwrap();
+                host.command(0x6);
+            }
+            false => host.write32(regs::CONTROL, 0),
+        }
+        assert_eq!(marks(), 0);
+    }
 }

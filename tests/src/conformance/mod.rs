@@ -72,7 +72,7 @@ macro_rules! conformance_suite {
             queues: limits_are_kept, delete_and_create_again, depth_two_wraps_many_times,
                 the_deepest_queue_is_used_whole, interrupts_arrive, interrupts_only_when_armed,
                 abort_answers, deleting_a_queue_completes_what_it_held,
-                a_tail_too_far_is_fatal, several_queues_from_several_threads,
+                a_tail_too_far_stops_the_queue, several_queues_from_several_threads,
                 a_parked_device_wakes;
             maps: elements_round_trip_at_every_size, every_element_status, every_batch_count,
                 batch_update_stops_at_the_first_failure, dumps_return_everything_once,
