@@ -24,7 +24,8 @@ pub struct DeviceConfig {
     /// How many times in a row the device of the threaded front end finds no work before it
     /// parks. Default: 8,192, a few hundred microseconds.
     pub polls_before_park: u32,
-    /// The firmware. Default: [`firmware::Config::with_memory`] with 256 MiB.
+    /// The firmware. Default: [`firmware::Config::with_memory`] with 4 GiB,
+    /// of which the host gives only what is touched.
     pub firmware: firmware::Config,
 }
 
@@ -35,7 +36,7 @@ impl Default for DeviceConfig {
             queue_depth_max: 4096,
             vectors: 17,
             polls_before_park: 8192,
-            firmware: firmware::Config::with_memory(256 << 20),
+            firmware: firmware::Config::with_memory(4 << 30),
         }
     }
 }

@@ -5,7 +5,7 @@ use crate::object::{self, LoadError, MapDef};
 use crate::report::{MapReport, Report};
 use crate::workload::{self, Disagreement, Limits, MapAccess, Shape};
 use offmap_bpf::device::OffloadDevice;
-use offmap_bpf::uapi::{BPF_OBJ_NAME_LEN, MapType};
+use offmap_bpf::uapi::{BPF_OBJ_NAME_LEN, MapFlags, MapType};
 use offmap_bpf::{Caller, IfIndex, MapCreateAttr, MapFile, System, SystemConfig};
 use offmap_driver::{Driver, DriverConfig, DriverError, Function};
 use offmap_emulator::{DeviceConfig, EmulatorError, Inline, Threaded};
@@ -174,9 +174,17 @@ impl Bench {
         };
         let caller = Caller::root();
         let create = |attr: &MapCreateAttr| {
-            self.system
-                .map_create(&caller, attr)
-                .and_then(|fd| Ok((fd, self.system.map_file(fd)?)))
+            let fd = self.system.map_create(&caller, attr)?;
+            let file = self.system.map_file(fd)?;
+            if !attr.flags().intersects(MapFlags::RDONLY | MapFlags::WRONLY) {
+                return Ok((fd, file));
+            }
+            // Those flags restrict the creator's descriptor, not the map: the workload wants
+            // one that can do both.
+            let id = file.info()?.id;
+            let both = self.system.get_fd_by_id(&caller, id, MapFlags::empty())?;
+            self.system.close(fd)?;
+            Ok((both, self.system.map_file(both)?))
         };
         let on_device = create(&MapCreateAttr {
             map_ifindex: self.ifindex.0,
@@ -205,13 +213,13 @@ impl Bench {
                 if let Err(error) = &device {
                     report.reason = Some(format!("{error}."));
                 }
-                // A type that the device does not admit is refused there, whatever the host
-                // does with it. Any other answer has to be the host's.
-                let same = match (&host, &device) {
-                    (Err(host), Err(device)) => host.errno() == device.errno(),
-                    _ => false,
-                };
-                if !same && self.nic.rules().admits(map_type) {
+                // A type or a flag that the profile does not admit is refused on the device,
+                // whatever the host does with it. Anything else both refuse or neither; the
+                // errno of a size that is too big is the side's own (a host map says E2BIG
+                // where an offloaded one says ENOMEM).
+                let admitted = self.nic.rules().admits(map_type)
+                    && Profile::offmap().flags.contains(attr.flags());
+                if host.is_err() != device.is_err() && admitted {
                     report.differ(&Disagreement {
                         at: 0,
                         operation: "create".to_owned(),

@@ -116,7 +116,7 @@ fn alternate(
         Ok::<_, Errno>(began.elapsed())
     };
     let failed = |errno: Errno, on_host: bool| {
-        let (mut host, mut device) = ("ok".to_owned(), "ok".to_owned());
+        let (mut host, mut device) = ("not tried".to_owned(), "not tried".to_owned());
         *(if on_host { &mut host } else { &mut device }) = errno.to_string();
         Disagreement {
             at: 0,
