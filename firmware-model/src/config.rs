@@ -13,7 +13,7 @@ pub struct Config {
     pub entries_per_map: u32,
     /// Most entries of all maps together; 0: bounded by memory alone.
     pub entries_total: u64,
-    /// Longest key in bytes (4 to 65,536).
+    /// Longest key in bytes (4 to 4,194,304).
     pub key_bytes: u32,
     /// Longest value in bytes, of one CPU (1 to 2^30).
     pub value_bytes: u32,
@@ -28,7 +28,8 @@ pub struct Config {
 
 impl Config {
     /// A device with `memory_bytes` of memory and generous limits besides: 1,024 maps, 2^31
-    /// entries a map, no shared entry limit, keys to 4,096 bytes, values to 64 KiB, 1,024
+    /// entries a map, no shared entry limit, keys and values to 4 MiB (a host hash map takes no
+    /// more either; values 8 bytes less, so that 1,024 slots of them can be counted), 1,024
     /// per-CPU slots, batches of 4,096 and 8 engines.
     pub const fn with_memory(memory_bytes: u64) -> Self {
         Self {
@@ -37,7 +38,7 @@ impl Config {
             entries_per_map: 1 << 31,
             entries_total: 0,
             key_bytes: 4 << 20,
-            value_bytes: 16 << 20,
+            value_bytes: (4 << 20) - 8,
             cpu_slots: 1024,
             batch: 4096,
             engines: 8,
@@ -60,7 +61,7 @@ impl Config {
         };
         limit("maps", self.maps.into(), 1, u16::MAX.into())?;
         limit("entries_per_map", self.entries_per_map.into(), 1, 1 << 31)?;
-        limit("key_bytes", self.key_bytes.into(), 4, 1 << 16)?;
+        limit("key_bytes", self.key_bytes.into(), 4, 1 << 22)?;
         limit("value_bytes", self.value_bytes.into(), 1, 1 << 30)?;
         let longest_value = u64::from(self.value_bytes).next_multiple_of(8);
         let slots_max = u64::from(u32::MAX) / longest_value;

@@ -663,7 +663,7 @@ fn impossible_configurations_are_refused() {
         "entries_per_map"
     );
     assert_eq!(refused(&|c| c.key_bytes = 3), "key_bytes");
-    assert_eq!(refused(&|c| c.key_bytes = 65_537), "key_bytes");
+    assert_eq!(refused(&|c| c.key_bytes = (1 << 22) + 1), "key_bytes");
     assert_eq!(refused(&|c| c.value_bytes = 0), "value_bytes");
     assert_eq!(refused(&|c| c.cpu_slots = 0), "cpu_slots");
     assert_eq!(refused(&|c| c.cpu_slots = 65_536), "cpu_slots");

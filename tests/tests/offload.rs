@@ -94,7 +94,7 @@ fn resets_under_threads<F: Function>(stack: &Stack<F>) {
                 let (mut out, mut i) = (vec![0; 100], 0);
                 while !stop.load(Ordering::Relaxed) {
                     i += 1;
-                    let key = (i % 16 as u32).to_ne_bytes();
+                    let key = (i % 16u32).to_ne_bytes();
                     let ended = match &map {
                         None => stack
                             .try_map(&attr(MapType::HASH, 100, 16), true)
