@@ -1,7 +1,8 @@
-//! The ordering rules of `docs/abi.md` §10, and those of the host's hash map, under loom: each
-//! rule holds in every interleaving
-//! and with every value that a load may see, and each has a weakened form that loom catches,
-//! so that no fence or ordering in the rules is there for show.
+//! The ordering rules S1, C1, C2, C3, N1, N2 and N4 of `docs/abi.md` §10, and those of the
+//! host's hash map, under loom: each holds in every interleaving and with every value that a
+//! load may see. All but C3 (whose weak form needs a store to pass an earlier load, which loom
+//! does not model) have weakened forms that loom catches, so that no fence or ordering in them
+//! is there for show.
 //!
 //! Here the rules themselves are tried, on a ring of one entry; that the driver and the device
 //! keep them is tried on the real code by the conformance and stress tests.

@@ -97,7 +97,7 @@ impl fmt::Debug for MapType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.name() {
             Some(name) => f.write_str(name),
-            None => write!(f, "map type {}", self.0),
+            None => write!(f, "{}", self.0),
         }
     }
 }

@@ -35,7 +35,7 @@ buffer is compared, and then lookups are timed on both in turns.",
   1  some did not, or the NIC did not come up
   2  the command line or the object is bad; one sentence on stderr says what is wrong
 
-Limits: an object may have 64 MiB and 1,024 maps. A map is filled with at most 1,048,576 \
+Limits: an object may have 64 MiB and 1,024 maps. The NIC has 4 GiB of device memory, and a map that does not fit is listed with the reason. A map is filled with at most 1,048,576 \
 entries or 128 MiB of keys and values; where that is short of max_entries, the output says so. \
 The random operations before that stop when they have moved 4 GiB of keys and values, whatever \
 --operations says; \"operations\" in the JSON is what was done.

@@ -65,6 +65,10 @@ pub(crate) fn of_status(profile: &Profile, status: Status, during: During) -> Er
             "the device ended the command after it had begun; whether it had its effect is \
              unknown",
         ),
+        Status::QueueStopped => Error::new(
+            Errno::EIO,
+            "the device has stopped the queue that the command was on",
+        ),
         // Not EFAULT: that number means the caller's pointers, and here the driver's own
         // buffers could not be reached.
         Status::DmaFault => Error::new(Errno::EIO, "the device could not reach host memory"),

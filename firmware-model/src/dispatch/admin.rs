@@ -136,6 +136,7 @@ impl<S: Storage> Firmware<S> {
     /// What IDENTIFY reports.
     pub fn identify(&self) -> IdentifyData {
         let config = &self.config;
+        let memory = u32::try_from(self.allocator.size_bytes()).unwrap_or(u32::MAX);
         let mut firmware = [0; 32];
         firmware[..FIRMWARE_NAME.len()].copy_from_slice(FIRMWARE_NAME);
         IdentifyData {
@@ -145,8 +146,9 @@ impl<S: Storage> Firmware<S> {
             entries_total: U64::new(config.entries_total),
             entries_per_map: U32::new(config.entries_per_map),
             maps: U32::new(config.maps),
-            key_bytes: U32::new(config.key_bytes),
-            value_bytes: U32::new(config.value_bytes),
+            // A device does not claim what it cannot hold.
+            key_bytes: U32::new(config.key_bytes.min(memory)),
+            value_bytes: U32::new(config.value_bytes.min(memory)),
             cpu_slots: U32::new(config.cpu_slots),
             batch: U32::new(config.batch),
             engines: U32::new(config.engines),

@@ -196,8 +196,13 @@ fn check_flags(attr: &MapCreateAttr, allowed: MapFlags) -> Result<()> {
     let map_type = MapType(attr.map_type);
     let refused = attr.flags() - allowed;
     if !refused.is_empty() {
+        let names: Vec<_> = refused.iter_names().map(|(name, _)| name).collect();
+        let names = match names.is_empty() {
+            true => "no flag that is known".to_owned(),
+            false => names.join(", "),
+        };
         return Err(invalid(format!(
-            "map_flags {:#x}: a {map_type} map does not take {:#x} ({refused:?})",
+            "map_flags {:#x}: a {map_type} map does not take {:#x} ({names})",
             attr.map_flags,
             refused.bits(),
         )));
