@@ -321,3 +321,50 @@ fn the_firmware_can_move_to_another_thread() {
     fn send<T: Send>() {}
     send::<Firmware<Vec<u8>>>();
 }
+
+/// A tag is one byte, so that of thousands of absent keys many meet an entry with their own tag
+/// in their own bucket. Only the comparison of the whole key tells those apart.
+#[test]
+fn keys_that_differ_in_one_byte_are_told_apart() {
+    for key_size in [1usize, 2, 4, 5, 8, 12, 16, 17, 40] {
+        // The byte that differs.
+        for place in [0, key_size / 2, key_size - 1] {
+            let shape = Shape::new(HASH, key_size, 8, 8);
+            let mut firmware = firmware(Config::with_memory(1 << 20));
+            let map = create(&mut firmware, &shape);
+            let key = |filler: u8, n: u8| {
+                let mut key = vec![filler; key_size];
+                key[place] = n;
+                key
+            };
+            let mut met = 0;
+            // Each filler is a family of 256 keys that are alike but for one byte.
+            for filler in 0..if key_size == 1 { 1 } else { 40 } {
+                let stored: Vec<_> = (0..8).map(|n| key(filler, n * 32)).collect();
+                for key in &stored {
+                    assert_eq!(firmware.update(map, key, &[filler; 8], 1), Status::Success);
+                }
+                let hash = KeyHash::new(shape.seed);
+                for n in (0..=255).filter(|n| n % 32 != 0) {
+                    let absent = key(filler, n);
+                    let tag = |key: &[u8]| hash.hash(key) >> 56;
+                    met += u32::from(stored.iter().any(|s| tag(s) == tag(&absent)));
+                    let mut value = [0; 8];
+                    let what = format!("key size {key_size}, byte {place}, {absent:02x?}");
+                    let status = firmware.lookup(map, &absent, &mut value);
+                    assert_eq!(status, Status::NotFound, "{what}");
+                    let status = firmware.update(map, &absent, &[0; 8], 2);
+                    assert_eq!(status, Status::NotFound, "{what}");
+                    assert_eq!(firmware.delete(map, &absent), Status::NotFound, "{what}");
+                }
+                for key in &stored {
+                    assert_eq!(firmware.delete(map, key), Status::Success);
+                }
+            }
+            assert!(
+                key_size == 1 || met > 100,
+                "only {met} absent keys met a tag"
+            );
+        }
+    }
+}
