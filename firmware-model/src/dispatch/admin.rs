@@ -207,13 +207,6 @@ impl<S: Storage> Firmware<S> {
         }
     }
 
-    /// Gives up the admin command under way, if there is one, as if it had never come.
-    pub fn abandon(&mut self) {
-        if let Some(Pending::Create { map, .. }) = self.pending.take() {
-            self.allocator.release(map.base, map.bytes);
-        }
-    }
-
     /// Writes what IDENTIFY reports; returns how many bytes of it.
     fn identify_to(
         &mut self,
