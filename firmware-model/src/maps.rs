@@ -166,6 +166,7 @@ mod tests {
             cpu_slots: 0,
             seed: 0,
             name: [0; 16],
+            map_extra: 0,
         };
         let geometry = Geometry::new(&spec).unwrap();
         let base = DevAddr(0);

@@ -173,6 +173,7 @@ pub fn params(entries: usize) -> MapParams {
         cpu_slots: 0,
         seed: 0x5eed,
         name: *b"bench\0\0\0\0\0\0\0\0\0\0\0",
+        ..MapParams::default()
     }
 }
 

@@ -164,9 +164,18 @@ pub const MAP_ATTR_BYTES_MAX: usize = 4096;
 pub struct MapAttr {
     /// Name for people, NUL-padded.
     pub name: [u8; 16],
+    /// The UAPI's `map_extra`; 0 for types that have no use for it.
+    pub map_extra: U64,
+    /// IOVA of host memory that belongs to the map, for types that have some; otherwise 0.
+    pub host_memory: U64,
+    /// Handle of the template of the inner maps, for types that hold maps; otherwise 0.
+    pub inner_map: U32,
+    /// MSI-X vector by which the map tells of data, or [`crate::regs::NO_VECTOR`]; 0 for types
+    /// that do not.
+    pub vector: U32,
 }
 
-assert_layout!(MapAttr, 16, { name: 0 });
+assert_layout!(MapAttr, 40, { name: 0, map_extra: 16, host_memory: 24, inner_map: 32, vector: 36 });
 
 /// Result of MAP_CREATE.
 #[derive(

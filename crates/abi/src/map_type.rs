@@ -12,6 +12,24 @@ crate::open_enum! {
         PercpuHash = 5,
         /// `BPF_MAP_TYPE_PERCPU_ARRAY`.
         PercpuArray = 6,
+        /// `BPF_MAP_TYPE_LRU_HASH`.
+        LruHash = 9,
+        /// `BPF_MAP_TYPE_LRU_PERCPU_HASH`.
+        LruPercpuHash = 10,
+        /// `BPF_MAP_TYPE_LPM_TRIE`.
+        LpmTrie = 11,
+        /// `BPF_MAP_TYPE_ARRAY_OF_MAPS`.
+        ArrayOfMaps = 12,
+        /// `BPF_MAP_TYPE_HASH_OF_MAPS`.
+        HashOfMaps = 13,
+        /// `BPF_MAP_TYPE_QUEUE`.
+        Queue = 22,
+        /// `BPF_MAP_TYPE_STACK`.
+        Stack = 23,
+        /// `BPF_MAP_TYPE_RINGBUF`.
+        Ringbuf = 27,
+        /// `BPF_MAP_TYPE_BLOOM_FILTER`.
+        BloomFilter = 30,
     }
 }
 

@@ -24,6 +24,8 @@ pub struct MapSpec {
     /// Flags as the program gave them, without RDONLY and WRONLY: those concern only the file
     /// that it gets, and drivers never see them.
     pub map_flags: MapFlags,
+    /// `map_extra`: for bloom filters the number of hash functions.
+    pub map_extra: u64,
     /// NUMA node, when the program set `BPF_F_NUMA_NODE`.
     pub numa_node: Option<u32>,
     /// The host's possible CPUs: the number of values per entry of a per-CPU type.

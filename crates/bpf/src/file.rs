@@ -474,6 +474,7 @@ impl MapFile {
             map_extra: fields.map_extra,
             numa_node: fields.numa_node,
             name: fields.name,
+            mem_usage: self.ops().mem_usage(),
             frozen: self.map.is_frozen(),
             offload,
         })
@@ -531,6 +532,8 @@ pub struct MapInfo {
     pub numa_node: u32,
     /// Name, NUL-padded.
     pub name: [u8; BPF_OBJ_NAME_LEN],
+    /// Bytes of memory that the map accounts for (`memlock` of `/proc/PID/fdinfo/FD`).
+    pub mem_usage: u64,
     /// Whether the map is frozen.
     pub frozen: bool,
     /// Where the map is offloaded to, if it is.

@@ -209,7 +209,13 @@ impl<F: Function> Driver<F> {
         };
         let mut admin = self.turn()?;
         let epoch = self.epoch();
-        let attr = MapAttr { name: params.name };
+        let attr = MapAttr {
+            name: params.name,
+            map_extra: params.map_extra.into(),
+            host_memory: params.host_memory.into(),
+            inner_map: params.inner_map.into(),
+            vector: params.vector.into(),
+        };
         let queue = admin.queue.as_mut().ok_or(DriverError::Down)?;
         let body = MapCreateBody {
             map_type: params.map_type.into(),

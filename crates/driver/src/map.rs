@@ -3,7 +3,7 @@
 use offmap_abi::MapHandle;
 
 /// What a map is created with (abi §6.3).
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct MapParams {
     /// UAPI `enum bpf_map_type` value.
     pub map_type: u32,
@@ -19,6 +19,14 @@ pub struct MapParams {
     pub seed: u64,
     /// Name for people, NUL-padded.
     pub name: [u8; 16],
+    /// `map_extra`; 0 for types that have no use for it, as with the fields after it.
+    pub map_extra: u64,
+    /// IOVA of host memory that belongs to the map.
+    pub host_memory: u64,
+    /// Handle of the template of the inner maps.
+    pub inner_map: u32,
+    /// MSI-X vector by which the map tells of data.
+    pub vector: u32,
 }
 
 impl MapParams {

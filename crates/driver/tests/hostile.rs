@@ -38,6 +38,7 @@ fn map_of(driver: &Driver<Scripted>, key_size: u32, value_size: u32) -> DeviceMa
         cpu_slots: 0,
         seed: 0,
         name: [0; 16],
+        ..MapParams::default()
     };
     driver
         .create_map(&params)

@@ -29,6 +29,7 @@ fn ready(
         cpu_slots: 0,
         seed: 0,
         name: [0; 16],
+        ..MapParams::default()
     };
     let map = driver.create_map(&params).unwrap();
     (device, driver.create_queue().unwrap(), map)

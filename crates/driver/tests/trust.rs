@@ -38,6 +38,7 @@ fn params(value_size: u32) -> MapParams {
         cpu_slots: 0,
         seed: 0,
         name: *b"a map\0\0\0\0\0\0\0\0\0\0\0",
+        ..MapParams::default()
     }
 }
 

@@ -139,6 +139,8 @@ impl<F: Function> OffloadDevice for OffloadNic<F> {
                 shared.seeds.seed()
             },
             name: spec.name,
+            map_extra: spec.map_extra,
+            ..MapParams::default()
         };
         let map = shared
             .driver

@@ -172,6 +172,7 @@ mod tests {
             value_size: 8,
             max_entries: 1,
             map_flags,
+            map_extra: 0,
             numa_node: None,
             possible_cpus: 2,
             name: [0; 16],

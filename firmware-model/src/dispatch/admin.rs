@@ -293,6 +293,12 @@ impl<S: Storage> Firmware<S> {
                 0,
             ));
         };
+        // What none of the types here has a use for (abi §6.3).
+        if [attr.map_extra.get(), attr.host_memory.get()] != [0; 2]
+            || [attr.inner_map.get(), attr.vector.get()] != [0; 2]
+        {
+            return Err(invalid());
+        }
         let spec = MapSpec::new(kind, body, attr);
         if spec.key_size == 0 || spec.value_size == 0 || spec.max_entries == 0 {
             return Err(invalid());

@@ -86,6 +86,8 @@ pub struct MapSpec {
     pub seed: u64,
     /// Name, NUL-padded.
     pub name: [u8; 16],
+    /// `map_extra`.
+    pub map_extra: u64,
 }
 
 impl MapSpec {
@@ -99,6 +101,7 @@ impl MapSpec {
             cpu_slots: body.cpu_slots.get(),
             seed: body.seed.get(),
             name: attr.name,
+            map_extra: attr.map_extra.get(),
         }
     }
 

@@ -317,6 +317,7 @@ mod tests {
             cpu_slots: 0,
             seed: 3,
             name: [0; 16],
+            map_extra: 0,
         };
         let geometry = Geometry::new(&spec).unwrap();
         assert_eq!(geometry.home_count, 1 << 26);

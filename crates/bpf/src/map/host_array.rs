@@ -143,6 +143,11 @@ impl MapOps for HostArray {
         Err(NO_DELETE)
     }
 
+    /// `array_map_mem_usage`.
+    fn mem_usage(&self) -> u64 {
+        u64::from(self.max_entries) * (self.value_bytes as u64).next_multiple_of(8)
+    }
+
     fn get_next_key(&self, key: Option<&[u8]>, next: &mut [u8]) -> Result<()> {
         let index = key.map_or(u32::MAX, Self::index);
         let following = if index >= self.max_entries {

@@ -424,6 +424,17 @@ impl MapOps for HostHash {
         self.remove(key, None)
     }
 
+    /// `htab_map_mem_usage` of a map whose elements are allocated in advance.
+    fn mem_usage(&self) -> u64 {
+        const BUCKET_BYTES: u64 = 16;
+        const ELEMENT_BYTES: u64 = 48;
+        let buckets = (self.mask as u64 + 1) * BUCKET_BYTES;
+        let key = (self.key_size as u64).next_multiple_of(8);
+        let value = (self.value_bytes as u64).next_multiple_of(8);
+        let elements = u64::from(self.max_entries) * (ELEMENT_BYTES + key + value);
+        buckets + elements
+    }
+
     fn get_next_key(&self, key: Option<&[u8]>, next: &mut [u8]) -> Result<()> {
         let Some(key) = key else {
             return self.first_key_from(0, next);

@@ -6,6 +6,7 @@ mod lazy;
 mod object;
 mod offload;
 pub(crate) mod ops;
+pub(crate) mod types;
 mod words;
 
 pub(crate) use object::{Map, ReadMostly};

@@ -30,6 +30,9 @@ thread_local! {
     };
 }
 
+/// `sizeof(struct bpf_offloaded_map)` on 64-bit: four cache lines of `struct bpf_map`, and the links.
+const OFFLOADED_MAP_BYTES: u64 = 320;
+
 type OnDevice = Arc<dyn OffloadedMap>;
 
 /// `struct bpf_offloaded_map`.
@@ -219,6 +222,12 @@ impl MapOps for OffloadMap {
             *result = looked_up.map_err(|error| error.errno());
         }
         Ok(())
+    }
+
+    /// The kernel's offload ops account for the map structure alone: its elements are on the
+    /// device (`bpf_map_offload_map_mem_usage`).
+    fn mem_usage(&self) -> u64 {
+        OFFLOADED_MAP_BYTES
     }
 
     fn release(&self) {

@@ -1,13 +1,10 @@
-//! Ops by map type: `bpf_map_types[]`, and what a map's storage answers.
+//! What a map's storage answers, and what the table of map types says of a type.
 
-use super::host_array::HostArray;
-use super::host_hash::HostHash;
 use crate::caller::Caller;
 use crate::device::{BatchOutcome, OffloadCommands};
 use crate::errno::Errno;
 use crate::error::{Error, Result};
-use crate::uapi::{MapCreateAttr, MapFlags, MapType, NUMA_NO_NODE};
-use std::hash::{BuildHasher, Hasher};
+use crate::uapi::MapCreateAttr;
 use std::sync::Arc;
 
 /// What the token of a batch walk is.
@@ -96,6 +93,10 @@ pub(crate) trait MapOps: Send + Sync {
         Ok(())
     }
 
+    /// `map_mem_usage`: bytes of memory that the map accounts for, by the kernel's figures for
+    /// a map of these sizes.
+    fn mem_usage(&self) -> u64;
+
     /// The last reference to the map is gone; called once, from the worker. Host storage goes
     /// with its memory.
     fn release(&self) {}
@@ -147,201 +148,6 @@ pub(crate) struct MapTypeOps {
     pub(crate) token: Token,
 }
 
-/// The row of a type, or `None` where this kernel is built without the type.
-pub(crate) fn map_type_ops(map_type: MapType) -> Option<&'static MapTypeOps> {
-    static HASH: MapTypeOps = MapTypeOps {
-        alloc_check: hash_alloc_check,
-        alloc: hash_alloc,
-        needs_cap_bpf: false,
-        commands: OffloadCommands::all(),
-        token: Token::Bucket,
-    };
-    static ARRAY: MapTypeOps = MapTypeOps {
-        alloc_check: array_alloc_check,
-        alloc: array_alloc,
-        needs_cap_bpf: false,
-        commands: OffloadCommands::LOOKUP_BATCH.union(OffloadCommands::UPDATE_BATCH),
-        token: Token::LastKey,
-    };
-    match map_type {
-        MapType::HASH | MapType::PERCPU_HASH => Some(&HASH),
-        MapType::ARRAY | MapType::PERCPU_ARRAY => Some(&ARRAY),
-        _ => None,
-    }
-}
-
-/// `KMALLOC_MAX_SIZE` with 4 KiB pages: 4 MiB.
-const KMALLOC_MAX_SIZE: u64 = 4 << 20;
-/// `sizeof(struct htab_elem)` on 64-bit.
-const HTAB_ELEM_BYTES: u64 = 48;
-/// `PCPU_MIN_UNIT_SIZE`: 32 KiB.
-const PCPU_MIN_UNIT_SIZE: u64 = 32 << 10;
-/// `sizeof(struct bucket)` on 64-bit.
-const BUCKET_BYTES: u64 = 16;
-
-const ACCESS_FLAGS: MapFlags = MapFlags::RDONLY
-    .union(MapFlags::WRONLY)
-    .union(MapFlags::RDONLY_PROG)
-    .union(MapFlags::WRONLY_PROG);
-
-fn invalid(reason: String) -> Error {
-    Error::because(Errno::EINVAL, reason)
-}
-
-fn too_big(reason: String) -> Error {
-    Error::because(Errno::E2BIG, reason)
-}
-
-fn check_flags(attr: &MapCreateAttr, allowed: MapFlags) -> Result<()> {
-    let map_type = MapType(attr.map_type);
-    let refused = attr.flags() - allowed;
-    if !refused.is_empty() {
-        let names: Vec<_> = refused.iter_names().map(|(name, _)| name).collect();
-        let names = match names.is_empty() {
-            true => "no flag that is known".to_owned(),
-            false => names.join(", "),
-        };
-        return Err(invalid(format!(
-            "map_flags {:#x}: a {map_type} map does not take {:#x} ({names})",
-            attr.map_flags,
-            refused.bits(),
-        )));
-    }
-    let both = MapFlags::RDONLY_PROG | MapFlags::WRONLY_PROG;
-    if attr.flags().contains(both) {
-        return Err(invalid(format!(
-            "map_flags {:#x}: RDONLY_PROG and WRONLY_PROG exclude each other",
-            attr.map_flags
-        )));
-    }
-    Ok(())
-}
-
-fn check_percpu_node(attr: &MapCreateAttr) -> Result<()> {
-    if MapType(attr.map_type).is_percpu() && attr.numa_node() != NUMA_NO_NODE {
-        return Err(invalid(format!(
-            "numa_node {}: a {} map has memory on every CPU's node and takes none",
-            attr.numa_node,
-            MapType(attr.map_type)
-        )));
-    }
-    Ok(())
-}
-
-fn check_percpu_value(attr: &MapCreateAttr) -> Result<()> {
-    let slot = u64::from(attr.value_size).next_multiple_of(8);
-    if MapType(attr.map_type).is_percpu() && slot > PCPU_MIN_UNIT_SIZE {
-        return Err(too_big(format!(
-            "value_size {}: a per-CPU value has at most {PCPU_MIN_UNIT_SIZE} bytes",
-            attr.value_size
-        )));
-    }
-    Ok(())
-}
-
-/// `htab_map_alloc_check`.
-fn hash_alloc_check(attr: &MapCreateAttr, caller: &Caller) -> Result<()> {
-    if attr.flags().contains(MapFlags::ZERO_SEED) && !caller.sys_admin() {
-        return Err(Error::new(
-            Errno::EPERM,
-            "map_flags: ZERO_SEED makes collisions predictable and needs CAP_SYS_ADMIN",
-        ));
-    }
-    check_flags(
-        attr,
-        MapFlags::NO_PREALLOC | MapFlags::NUMA_NODE | MapFlags::ZERO_SEED | ACCESS_FLAGS,
-    )?;
-    check_percpu_node(attr)?;
-    for (name, size) in [
-        ("max_entries", attr.max_entries),
-        ("key_size", attr.key_size),
-        ("value_size", attr.value_size),
-    ] {
-        if size == 0 {
-            return Err(invalid(format!(
-                "{name} 0: a {} map needs at least 1",
-                MapType(attr.map_type)
-            )));
-        }
-    }
-    let element = u64::from(attr.key_size) + u64::from(attr.value_size);
-    let limit = KMALLOC_MAX_SIZE - HTAB_ELEM_BYTES;
-    if element >= limit {
-        return Err(too_big(format!(
-            "key_size {} and value_size {}: together {element} bytes, and an element has fewer \
-             than {limit}",
-            attr.key_size, attr.value_size
-        )));
-    }
-    check_percpu_value(attr)
-}
-
-/// `htab_map_alloc`.
-fn hash_alloc(attr: &MapCreateAttr, context: &AllocContext) -> Result<Arc<dyn MapOps>> {
-    let n_buckets = u64::from(attr.max_entries).next_power_of_two();
-    if n_buckets > u64::from(u32::MAX) / BUCKET_BYTES {
-        return Err(too_big(format!(
-            "max_entries {}: a hash map has at most {} buckets",
-            attr.max_entries,
-            1 << 27
-        )));
-    }
-    let seed = if attr.flags().contains(MapFlags::ZERO_SEED) {
-        0
-    } else {
-        std::hash::RandomState::new().build_hasher().finish()
-    };
-    Ok(Arc::new(HostHash::new(
-        attr.key_size,
-        attr.user_value_bytes(context.possible_cpus),
-        attr.max_entries,
-        seed,
-    )?))
-}
-
-/// `array_map_alloc_check`.
-fn array_alloc_check(attr: &MapCreateAttr, _caller: &Caller) -> Result<()> {
-    let map_type = MapType(attr.map_type);
-    if attr.key_size != 4 {
-        return Err(invalid(format!(
-            "key_size {}: an array's key is an index of 4 bytes",
-            attr.key_size
-        )));
-    }
-    for (name, size) in [
-        ("max_entries", attr.max_entries),
-        ("value_size", attr.value_size),
-    ] {
-        if size == 0 {
-            return Err(invalid(format!(
-                "{name} 0: a {map_type} map needs at least 1"
-            )));
-        }
-    }
-    let mut allowed = MapFlags::NUMA_NODE | ACCESS_FLAGS;
-    if map_type == MapType::ARRAY {
-        allowed |= MapFlags::MMAPABLE | MapFlags::INNER_MAP;
-    }
-    check_flags(attr, allowed)?;
-    check_percpu_node(attr)?;
-    if attr.value_size > i32::MAX as u32 {
-        return Err(too_big(format!(
-            "value_size {}: a value has at most {} bytes",
-            attr.value_size,
-            i32::MAX
-        )));
-    }
-    check_percpu_value(attr)
-}
-
-/// `array_map_alloc`.
-fn array_alloc(attr: &MapCreateAttr, context: &AllocContext) -> Result<Arc<dyn MapOps>> {
-    Ok(Arc::new(HostArray::new(
-        attr.user_value_bytes(context.possible_cpus),
-        attr.max_entries,
-    )?))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -376,6 +182,10 @@ mod tests {
 
         fn get_next_key(&self, _key: Option<&[u8]>, _next: &mut [u8]) -> Result<()> {
             Err(NO_SUCH_OPERATION)
+        }
+
+        fn mem_usage(&self) -> u64 {
+            0
         }
 
         fn walk_batch(

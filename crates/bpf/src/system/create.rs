@@ -7,7 +7,8 @@ use crate::device::MapSpec;
 use crate::errno::Errno;
 use crate::error::{Error, Result};
 use crate::file::{FileMode, MapFile};
-use crate::map::ops::{AllocContext, MapOps, MapTypeOps, map_type_ops};
+use crate::map::ops::{AllocContext, MapOps, MapTypeOps};
+use crate::map::types::map_type_ops;
 use crate::map::{Map, OffloadMap, ReadMostly};
 use crate::uapi::{BPF_OBJ_NAME_LEN, MapCreateAttr, MapFlags, MapType, NUMA_NO_NODE};
 use std::sync::Arc;
@@ -151,6 +152,7 @@ impl System {
             value_size: attr.value_size,
             max_entries: attr.max_entries,
             map_flags: permanent(attr.flags()),
+            map_extra: attr.map_extra,
             numa_node: (node != NUMA_NO_NODE).then_some(node),
             possible_cpus: self.config.possible_cpus,
             name: attr.map_name,
