@@ -4,8 +4,8 @@ use crate::caller::NetNs;
 use crate::device::{BatchOutcome, OffloadCommands};
 use crate::errno::Errno;
 use crate::error::{Error, Result};
-use crate::map::Map;
-use crate::map::ops::{MapOps, NO_SUCH_OPERATION};
+use crate::map::ops::{MapOps, NO_SUCH_OPERATION, Token};
+use crate::map::{Map, WriteActive};
 use crate::uapi::{BPF_EXIST, BPF_F_LOCK, BPF_OBJ_NAME_LEN, MapFlags, MapType};
 use bitflags::bitflags;
 use std::fmt;
@@ -145,7 +145,7 @@ impl MapFile {
     /// key returned.
     #[inline]
     pub fn token_bytes(&self) -> usize {
-        self.map.read_mostly.token_bytes as usize
+        self.token().bytes(self.map.read_mostly.key_size) as usize
     }
 
     /// Entries that the map can hold.
@@ -164,7 +164,7 @@ impl MapFile {
     }
 
     #[inline]
-    fn readable(&self) -> Result<()> {
+    pub(crate) fn readable(&self) -> Result<()> {
         if self.mode.contains(FileMode::READ) {
             Ok(())
         } else {
@@ -173,12 +173,31 @@ impl MapFile {
     }
 
     #[inline]
-    fn writable(&self) -> Result<()> {
+    pub(crate) fn writable(&self) -> Result<()> {
         if self.mode.contains(FileMode::WRITE) {
             Ok(())
         } else {
             Err(NOT_WRITABLE)
         }
+    }
+
+    /// A write of user space begins: `bpf_map_write_active_inc`, and the file's mode. EPERM.
+    pub(crate) fn begin_write(&self) -> Result<WriteActive<'_>> {
+        self.writable()?;
+        self.map.begin_write()
+    }
+
+    /// `BPF_F_LOCK` is for values that have a lock. EINVAL.
+    pub(crate) fn check_lock(&self, flags: u64) -> Result<()> {
+        if flags & BPF_F_LOCK != 0 {
+            return Err(NO_LOCK);
+        }
+        Ok(())
+    }
+
+    /// What the token of a batch walk is.
+    pub(crate) fn token(&self) -> Token {
+        self.map.read_mostly.token
     }
 
     /// BPF_MAP_LOOKUP_ELEM: copies the key's value to `value`.
@@ -494,7 +513,13 @@ impl MapFile {
         }
     }
 
-    fn check_batch(&self, command: OffloadCommands, elem_flags: u64, flags: u64) -> Result<()> {
+    /// What a batch command asks before its first element.
+    pub(crate) fn check_batch(
+        &self,
+        command: OffloadCommands,
+        elem_flags: u64,
+        flags: u64,
+    ) -> Result<()> {
         if !self.map.read_mostly.commands.contains(command) {
             return Err(NO_SUCH_OPERATION);
         }

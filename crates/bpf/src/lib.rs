@@ -15,6 +15,7 @@ pub mod errno;
 pub mod error;
 mod file;
 mod map;
+mod memory;
 mod system;
 pub mod uapi;
 
@@ -22,5 +23,6 @@ pub use caller::{Caller, Capabilities, NetNs};
 pub use errno::Errno;
 pub use error::{Error, Result};
 pub use file::{MapFile, MapInfo, OffloadInfo};
-pub use system::{Fd, IfIndex, System, SystemConfig};
+pub use memory::{Fault, UserArena, UserMemory};
+pub use system::{Fd, IfIndex, System, SystemConfig, command};
 pub use uapi::{MapCreateAttr, MapFlags, MapType};

@@ -9,5 +9,5 @@ pub(crate) mod ops;
 pub(crate) mod types;
 mod words;
 
-pub(crate) use object::{Map, ReadMostly};
+pub(crate) use object::{Map, ReadMostly, WriteActive};
 pub(crate) use offload::{Attached, OffloadMap};

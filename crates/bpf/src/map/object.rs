@@ -1,7 +1,7 @@
 //! `struct bpf_map`.
 
 use super::offload::OffloadMap;
-use super::ops::MapOps;
+use super::ops::{MapOps, Token};
 use crate::device::OffloadCommands;
 use crate::errno::Errno;
 use crate::error::{Error, Result};
@@ -37,8 +37,8 @@ pub(crate) struct ReadMostly {
     pub(crate) map_extra: u64,
     pub(crate) map_flags: MapFlags,
     pub(crate) numa_node: u32,
-    /// Bytes of a batch walk's token.
-    pub(crate) token_bytes: u32,
+    /// What a batch walk's token is.
+    pub(crate) token: Token,
     /// 0 while the map has none: before it is published, and after it was taken away.
     pub(crate) id: AtomicU32,
     pub(crate) name: [u8; BPF_OBJ_NAME_LEN],

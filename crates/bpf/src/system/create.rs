@@ -26,6 +26,23 @@ impl System {
     /// before the name and the BTF ids are looked at; when those are wrong it sees MAP_ALLOC
     /// and then, from the worker, MAP_FREE.
     pub fn map_create(&self, caller: &Caller, attr: &MapCreateAttr) -> Result<Fd> {
+        self.create(caller, attr, &|address| {
+            Err(Error::because(
+                Errno::EFAULT,
+                format!(
+                    "excl_prog_hash {address:#x}: this call has no user memory; System::bpf has"
+                ),
+            ))
+        })
+    }
+
+    /// As [`System::map_create`]; `exclusive` reads the hash at `excl_prog_hash`.
+    pub(super) fn create(
+        &self,
+        caller: &Caller,
+        attr: &MapCreateAttr,
+        exclusive: &dyn Fn(u64) -> Result<[u8; 32]>,
+    ) -> Result<Fd> {
         let token = attr.flags().contains(MapFlags::TOKEN_FD);
         let attr = &MapCreateAttr {
             map_flags: (attr.flags() - MapFlags::TOKEN_FD).bits(),
@@ -67,7 +84,7 @@ impl System {
             (Arc::clone(&map) as Arc<dyn MapOps>, Some(map))
         };
         // From here on the map owns its storage: an error drops it, and the worker frees it.
-        let map = self.finish(attr, ops, offload, type_ops)?;
+        let map = self.finish(attr, ops, offload, type_ops, exclusive)?;
         self.install(Arc::new(File::Map(MapFile::open(map, mode))))
     }
 
@@ -78,6 +95,7 @@ impl System {
         ops: Arc<dyn MapOps>,
         offload: Option<Arc<OffloadMap>>,
         type_ops: &MapTypeOps,
+        exclusive: &dyn Fn(u64) -> Result<[u8; 32]>,
     ) -> Result<Arc<Map>> {
         let name = match checked_name(&attr.map_name) {
             Ok(name) => name,
@@ -100,13 +118,14 @@ impl System {
             map_extra: attr.map_extra,
             map_flags: permanent(attr.flags()),
             numa_node: attr.numa_node(),
-            token_bytes: type_ops.token.bytes(attr.key_size),
+            token: type_ops.token,
             id: AtomicU32::new(0),
             name,
             offload,
             shared: Arc::clone(&self.shared),
         }));
         self.check_btf_fd(attr)?;
+        check_exclusive(attr, exclusive)?;
         if let Some(offload) = &map.read_mostly.offload {
             offload.set_map(Arc::downgrade(&map));
         }
@@ -226,6 +245,26 @@ fn check_map_extra(attr: &MapCreateAttr) -> Result<()> {
         )));
     }
     Ok(())
+}
+
+/// The hash of the one program that may use the map (6.18), which the program side is to
+/// compare; none is loaded here.
+fn check_exclusive(
+    attr: &MapCreateAttr,
+    read: &dyn Fn(u64) -> Result<[u8; 32]>,
+) -> Result<Option<[u8; 32]>> {
+    const SHA256_BYTES: u32 = 32;
+    let size = attr.excl_prog_hash_size;
+    match attr.excl_prog_hash {
+        0 if size == 0 => Ok(None),
+        0 => Err(invalid(format!(
+            "excl_prog_hash_size {size}: excl_prog_hash is null"
+        ))),
+        _ if size != SHA256_BYTES => Err(invalid(format!(
+            "excl_prog_hash_size {size}: a SHA-256 has {SHA256_BYTES} bytes"
+        ))),
+        address => read(address).map(Some),
+    }
 }
 
 /// Row 11, `bpf_obj_name_cpy`: the name, with what follows its NUL cleared.

@@ -7,9 +7,11 @@ mod frees;
 mod id;
 mod machine;
 mod netdev;
+mod raw;
 
 pub use fd::Fd;
 pub use netdev::IfIndex;
+pub use raw::command;
 
 use fd::{FdTable, File};
 use frees::{Frees, Worker};
@@ -25,6 +27,9 @@ pub struct SystemConfig {
     pub possible_cpus: u32,
     /// NUMA nodes that are online.
     pub online_nodes: Vec<u32>,
+    /// The lowest descriptor that is free in the process: those below belong to others, as
+    /// standard input, output and error do.
+    pub first_fd: u32,
     /// `RLIMIT_NOFILE`: descriptors are below it.
     pub max_fds: u32,
     /// The highest map id; ids are given out cyclically from 1. The kernel's is 2^31 − 2.
@@ -38,6 +43,7 @@ impl Default for SystemConfig {
         Self {
             possible_cpus: machine::possible_cpus(),
             online_nodes: machine::online_nodes(),
+            first_fd: 3,
             max_fds: 1024,
             max_map_id: i32::MAX as u32 - 1,
             unprivileged_bpf_disabled: true,
@@ -78,7 +84,7 @@ impl System {
                 ids: IdTable::new(config.max_map_id),
                 frees,
             }),
-            fds: Mutex::new(FdTable::new(config.max_fds)),
+            fds: Mutex::new(FdTable::new(config.first_fd, config.max_fds)),
             netdevs: Netdevs::new(),
             worker,
             config,
