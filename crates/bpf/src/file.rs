@@ -8,6 +8,8 @@ use crate::map::ops::{MapOps, NO_SUCH_OPERATION, Token};
 use crate::map::{Map, WriteActive};
 use crate::uapi::{BPF_EXIST, BPF_F_LOCK, BPF_OBJ_NAME_LEN, MapFlags, MapType};
 use bitflags::bitflags;
+use sha2::{Digest, Sha256};
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
@@ -499,6 +501,37 @@ impl MapFile {
         })
     }
 
+    /// SHA-256 of what the map holds (`map_get_hash`, 6.18): the values of a frozen host array
+    /// in their order, each padded with zeros to 8 bytes.
+    ///
+    /// EINVAL for other maps, EPERM for one that is not frozen.
+    pub fn content_hash(&self) -> Result<[u8; 32]> {
+        if self.map_type() != MapType::ARRAY || self.is_offloaded() {
+            return Err(Error::because(
+                Errno::EINVAL,
+                format!(
+                    "hash: only host arrays have one, not {} maps",
+                    self.map_type()
+                ),
+            ));
+        }
+        if !self.map.is_frozen() {
+            return Err(Error::new(
+                Errno::EPERM,
+                "hash: the map is not frozen, and could change",
+            ));
+        }
+        let mut hash = Sha256::new();
+        let mut value = vec![0; self.value_bytes().next_multiple_of(8)];
+        for index in 0..self.max_entries() {
+            let size = self.value_bytes();
+            self.ops()
+                .lookup(&index.to_ne_bytes(), &mut value[..size], 0)?;
+            hash.update(&value);
+        }
+        Ok(hash.finalize().into())
+    }
+
     #[inline]
     fn sizes(&self) -> (usize, usize) {
         (self.key_size(), self.value_bytes())
@@ -566,10 +599,11 @@ pub struct MapInfo {
 }
 
 impl MapInfo {
-    /// The name up to its first NUL. It holds only `[A-Za-z0-9_.]`.
-    pub fn name(&self) -> &str {
+    /// The name up to its first NUL: letters of Latin-1, digits, `_` and `.`, of which those
+    /// beyond ASCII are replaced here.
+    pub fn name(&self) -> Cow<'_, str> {
         let end = self.name.iter().position(|&byte| byte == 0);
-        std::str::from_utf8(&self.name[..end.unwrap_or(BPF_OBJ_NAME_LEN)]).unwrap_or("")
+        String::from_utf8_lossy(&self.name[..end.unwrap_or(BPF_OBJ_NAME_LEN)])
     }
 }
 

@@ -61,10 +61,7 @@ impl System {
         })?;
         (type_ops.alloc_check)(attr, caller)?;
         if token {
-            return Err(Error::because(
-                Errno::EBADF,
-                format!("map_token_fd {}: no BPF token", attr.map_token_fd),
-            ));
+            return Err(self.no_token(Fd(attr.map_token_fd)));
         }
         if (self.config.unprivileged_bpf_disabled || type_ops.needs_cap_bpf)
             && !caller.bpf_capable()
@@ -180,13 +177,25 @@ impl System {
             .map_alloc(caller, attr.map_ifindex, &spec, &self.shared.frees)
     }
 
+    /// `bpf_token_get_from_fd`: this kernel makes no tokens, so that no descriptor is one.
+    fn no_token(&self, fd: Fd) -> Error {
+        let errno = match self.fds().is_open(fd) {
+            true => Errno::EINVAL,
+            false => Errno::EBADF,
+        };
+        Error::because(
+            errno,
+            format!("map_token_fd {}: the descriptor is no BPF token", fd.0),
+        )
+    }
+
     /// `btf_get_by_fd`: this kernel has no BTF objects, so that no descriptor is one.
     fn check_btf_fd(&self, attr: &MapCreateAttr) -> Result<()> {
         if attr.btf_key_type_id == 0 && attr.btf_value_type_id == 0 {
             return Ok(());
         }
         let fd = Fd(attr.btf_fd as i32);
-        if self.fds().get(fd).is_some() {
+        if self.fds().is_open(fd) {
             return Err(invalid(format!(
                 "btf_fd {}: the descriptor is not of a BTF object",
                 fd.0
@@ -267,6 +276,11 @@ fn check_exclusive(
     }
 }
 
+/// `isalnum` of the kernel, whose letters are those of Latin-1 (`lib/ctype.c`).
+const fn is_alnum(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, 0xc0..=0xd6 | 0xd8..=0xf6 | 0xf8..)
+}
+
 /// Row 11, `bpf_obj_name_cpy`: the name, with what follows its NUL cleared.
 fn checked_name(name: &[u8; BPF_OBJ_NAME_LEN]) -> Result<[u8; BPF_OBJ_NAME_LEN]> {
     let mut out = [0; BPF_OBJ_NAME_LEN];
@@ -274,17 +288,17 @@ fn checked_name(name: &[u8; BPF_OBJ_NAME_LEN]) -> Result<[u8; BPF_OBJ_NAME_LEN]>
         if byte == 0 {
             return Ok(out);
         }
-        if !(byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'.') {
+        if !(is_alnum(byte) || byte == b'_' || byte == b'.') {
             return Err(invalid(format!(
-                "map_name {:?}: has a byte other than letters, digits, '_' and '.'",
-                String::from_utf8_lossy(name)
+                "map_name {}: byte {byte:#04x} is none of letters, digits, '_' and '.'",
+                name.escape_ascii()
             )));
         }
         *to = byte;
     }
     Err(invalid(format!(
-        "map_name {:?}: longer than {} bytes",
-        String::from_utf8_lossy(name),
+        "map_name {}: longer than {} bytes",
+        name.escape_ascii(),
         BPF_OBJ_NAME_LEN - 1
     )))
 }

@@ -60,6 +60,11 @@ impl FdTable {
         usize::try_from(fd.0).ok()?.checked_sub(self.first)
     }
 
+    /// Whether the descriptor is open, be it one of others.
+    pub(super) fn is_open(&self, fd: Fd) -> bool {
+        self.get(fd).is_some() || self.is_of_others(fd)
+    }
+
     /// Whether the descriptor is open, and not one of this table's.
     pub(super) fn is_of_others(&self, fd: Fd) -> bool {
         usize::try_from(fd.0).is_ok_and(|fd| fd < self.first)
