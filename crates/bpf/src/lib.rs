@@ -15,14 +15,14 @@ pub mod errno;
 pub mod error;
 mod file;
 mod map;
-mod memory;
 mod system;
 pub mod uapi;
+mod user_memory;
 
 pub use caller::{Caller, Capabilities, NetNs};
 pub use errno::Errno;
 pub use error::{Error, Result};
 pub use file::{MapFile, MapInfo, OffloadInfo};
-pub use memory::{Fault, UserArena, UserMemory};
 pub use system::{Fd, IfIndex, System, SystemConfig, command};
 pub use uapi::{MapCreateAttr, MapFlags, MapType};
+pub use user_memory::{Fault, UserArena, UserMemory};

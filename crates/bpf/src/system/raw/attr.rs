@@ -2,8 +2,8 @@
 
 use crate::errno::Errno;
 use crate::error::{Error, Result};
-use crate::memory::UserMemory;
 use crate::uapi::{BPF_OBJ_NAME_LEN, MapCreateAttr};
+use crate::user_memory::UserMemory;
 
 /// `sizeof(union bpf_attr)` of 6.18: BPF_PROG_LOAD's part is the longest.
 pub(super) const ATTR_BYTES: usize = 168;

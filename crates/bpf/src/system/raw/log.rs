@@ -4,7 +4,7 @@
 use super::attr::read_growable;
 use crate::errno::Errno;
 use crate::error::{Error, Result};
-use crate::memory::UserMemory;
+use crate::user_memory::UserMemory;
 
 /// Bytes up to the end of `log_true_size`.
 const COMMON_BYTES: usize = 20;

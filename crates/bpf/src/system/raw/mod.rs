@@ -15,7 +15,7 @@ use super::System;
 use crate::caller::Caller;
 use crate::errno::Errno;
 use crate::error::{Error, Result};
-use crate::memory::UserMemory;
+use crate::user_memory::UserMemory;
 use attr::Attr;
 
 /// `enum bpf_cmd`, as far as it is of the map side.
