@@ -588,8 +588,16 @@ impl<'a> Finder<'a> {
                 format_args!("an array of {}", found.kind.name()),
             ));
         }
-        // In 64 bits: 6.18 multiplies in 32, and a product that wraps passes there.
         let total = of_one as u64 * u64::from(count);
+        // Told apart because 6.18 multiplies in 32 bits and lets a product pass that wraps to a
+        // small one; later kernels check for that (`check_mul_overflow`).
+        if total > u64::from(u32::MAX) {
+            return Err(self.refuse(
+                Errno::E2BIG,
+                place,
+                format_args!("{of_one} special fields in each of {count} elements exceed 32 bits"),
+            ));
+        }
         if total > (MAX_FIELDS - first) as u64 {
             return Err(self.too_many(place));
         }

@@ -9,6 +9,7 @@
 //! `struct btf_record`) and what BPF_MAP_CREATE asks of a map's key and value types
 //! ([`check_map_btf`]).
 
+mod build;
 mod field;
 mod find;
 mod header;
@@ -22,6 +23,7 @@ mod structs;
 #[cfg(test)]
 mod tests;
 
+pub use build::BtfBuilder;
 pub use field::{Field, FieldKind, FieldKinds, FieldRecord, FieldTarget};
 pub use header::MAX_BYTES;
 pub use kernel::{KernelTypes, NoKernelTypes, RunningKernel, VmlinuxTypes};
