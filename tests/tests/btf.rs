@@ -100,13 +100,13 @@ fn generated_and_broken_blobs() {
     let small: Vec<&Vec<u8>> = corpus
         .iter()
         .map(|(_, blob)| blob)
-        .filter(|blob| blob.len() < 16 << 10)
+        .filter(|blob| blob.len() < 4 << 10)
         .collect();
     let mut judge = Judge::default();
     for i in 0..budget {
         let seed = base.wrapping_add(i);
         let mut rng = Xoshiro256PlusPlus::seed_from_u64(seed);
-        let mut blob = if !small.is_empty() && rng.random_range(0..24) == 0 {
+        let mut blob = if !small.is_empty() && rng.random_range(0..32) == 0 {
             small[rng.random_range(0..small.len())].clone()
         } else {
             generate(&mut rng)
@@ -114,7 +114,7 @@ fn generated_and_broken_blobs() {
         if rng.random_range(0..3) == 0 {
             mutate(&mut rng, &mut blob);
         }
-        let maps = if rng.random_range(0..4) == 0 { 4 } else { 0 };
+        let maps = if rng.random_range(0..8) == 0 { 3 } else { 0 };
         if let Err(what) = judge.judge(&mut rng, &blob, maps) {
             panic!("replay: OFFMAP_SEED={seed} OFFMAP_OPS=1\n{what}");
         }

@@ -5,7 +5,7 @@ use rand::{Rng, RngExt};
 
 /// Names that mean nothing, some of them wrong in one place or another.
 const NAMES: [&str; 12] = [
-    "a", "b", "foo", "node", "_x", ".s", "Ünit", "9a", "a b", "-", "\u{7}", "task_struct",
+    "a", "b", "foo", "node", "_x", ".s", "x9", "9a", "a b", "-", "Ünit", "\u{7}",
 ];
 /// Structs that pointers go to: the kernel's with and without destructor, and none of its.
 const POINTEES: [&str; 7] = [
@@ -146,7 +146,7 @@ impl<R: Rng> Generator<'_, R> {
     }
 
     fn add(&mut self) {
-        match self.rng.random_range(0..26) {
+        match self.rng.random_range(0..28) {
             0 | 1 => self.int(),
             2 | 3 => self.modifier(),
             4 => self.pointer(),
@@ -203,8 +203,17 @@ impl<R: Rng> Generator<'_, R> {
             Kind::Restrict,
             Kind::TypeTag,
         ]);
-        let to = self.id();
+        let to = if self.one_in(8) {
+            self.id()
+        } else {
+            self.sized().id
+        };
         let of = self.made.iter().find(|made| made.id == to).copied();
+        // Tags come before other modifiers.
+        let kind = match of.map(|made| made.kind) {
+            Some(Kind::TypeTag) if kind != Kind::TypeTag && !self.slips() => Kind::TypeTag,
+            _ => kind,
+        };
         let id = match kind {
             Kind::Typedef => {
                 let name = self.name();
@@ -340,14 +349,15 @@ impl<R: Rng> Generator<'_, R> {
             let of = self.sized();
             let bytes = of.size.unwrap_or(8);
             let mut offset = match kind {
-                Kind::Union => 0,
+                Kind::Union => 0_u32,
                 // Mostly where a compiler would put it.
                 _ if self.slips() => end,
-                _ => end.next_multiple_of(of.align.max(1)),
-            } * 8;
+                _ => end.checked_next_multiple_of(of.align.max(1)).unwrap_or(0),
+            }
+            .wrapping_mul(8);
             let mut bits = 0;
             if kflag && of.kind == Kind::Int && self.one_in(2) {
-                bits = self.rng.random_range(1..=(bytes * 8).min(255));
+                bits = self.rng.random_range(1..=bytes.min(31) * 8);
             }
             if self.slips() {
                 offset = offset.wrapping_add(self.pick(&[1, 4, 8, 32, u32::MAX, 0x0100_0000]));
@@ -368,7 +378,7 @@ impl<R: Rng> Generator<'_, R> {
                 },
             ]);
         }
-        size = size.next_multiple_of(align.max(1));
+        size = size.checked_next_multiple_of(align.max(1)).unwrap_or(0);
         if self.slips() {
             size = size.wrapping_sub(self.pick(&[1, 4, 8]));
         }
@@ -491,7 +501,10 @@ impl<R: Rng> Generator<'_, R> {
             if self.slips() {
                 var = self.id();
             }
-            end = (offset.wrapping_add(size)).next_multiple_of(8);
+            end = offset
+                .wrapping_add(size)
+                .checked_next_multiple_of(8)
+                .unwrap_or(0);
             vars.push((var, offset, size));
         }
         let size = if self.slips() { end / 2 } else { end.max(8) };

@@ -42,11 +42,17 @@ impl MapTypeCheck {
             | MapType::CGRP_STORAGE => Self::LocalStorage,
             MapType::CGROUP_STORAGE | MapType::PERCPU_CGROUP_STORAGE => Self::CgroupStorage,
             MapType::ARENA => Self::Any,
-            MapType::STACK_TRACE
+            MapType::PERF_EVENT_ARRAY
+            | MapType::STACK_TRACE
+            | MapType::CGROUP_ARRAY
+            | MapType::ARRAY_OF_MAPS
+            | MapType::HASH_OF_MAPS
             | MapType::DEVMAP
-            | MapType::DEVMAP_HASH
+            | MapType::SOCKMAP
             | MapType::CPUMAP
-            | MapType::XSKMAP => Self::Refuse,
+            | MapType::XSKMAP
+            | MapType::SOCKHASH
+            | MapType::DEVMAP_HASH => Self::Refuse,
             _ => Self::None,
         }
     }
@@ -193,9 +199,12 @@ fn check_record(btf: &Btf, value: u32, record: &FieldRecord, spec: &MapBtfSpec) 
             format!("values with special fields ({}) need CAP_BPF", names()),
         ));
     }
-    if spec
-        .flags
-        .intersects(MapFlags::RDONLY_PROG | MapFlags::WRONLY_PROG)
+    // Allocation makes device maps read-only to programs (`dev_map_init_map`).
+    let device_map = matches!(spec.map_type, MapType::DEVMAP | MapType::DEVMAP_HASH);
+    if device_map
+        || spec
+            .flags
+            .intersects(MapFlags::RDONLY_PROG | MapFlags::WRONLY_PROG)
     {
         return Err(Error::because(
             Errno::EACCES,
