@@ -65,6 +65,8 @@ errnos! {
     ENOSPC = 28, "no space left";
     /// The map is full, or a size is too big.
     E2BIG = 7, "too big";
+    /// Types that own or rename each other in a circle.
+    ELOOP = 40, "too many levels";
     /// The file descriptor is in a bad state.
     EBADFD = 77, "file descriptor in bad state";
     /// The device or type does not do this.

@@ -5,10 +5,14 @@
 //! the open file behind one. With `map_ifindex` set, a map lives on the [`device`] that is
 //! registered there; without, in host memory.
 //!
+//! [`btf`] checks the types that maps are described with, and finds the special fields of
+//! their values.
+//!
 //! [`device`] is the seam to offload: what a network driver gives the kernel through
 //! `ndo_bpf` and `struct bpf_map_dev_ops`.
 #![forbid(unsafe_code)]
 
+pub mod btf;
 mod caller;
 pub mod device;
 pub mod errno;
