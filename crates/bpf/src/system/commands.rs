@@ -18,15 +18,14 @@ impl System {
     }
 
     /// `fdget`: the table is locked for one reference count.
-    fn file(&self, fd: Fd) -> Option<Arc<File>> {
+    pub(super) fn file(&self, fd: Fd) -> Option<Arc<File>> {
         self.fds().get(fd).cloned()
     }
 
     /// `__bpf_map_get`, and what is to be done with the map. EBADF.
     fn with_map<R>(&self, fd: Fd, operation: impl FnOnce(&MapFile) -> Result<R>) -> Result<R> {
         let file = self.file(fd).ok_or_else(|| bad_fd(fd))?;
-        let File::Map(map) = &*file;
-        operation(map)
+        operation(file.map()?)
     }
 
     /// As `with_map`, for a batch.
@@ -175,8 +174,7 @@ impl System {
         let file = self.file(fd).ok_or_else(|| {
             Error::because(Errno::EBADFD, format!("descriptor {} is not open", fd.0))
         })?;
-        let File::Map(map) = &*file;
-        map.info()
+        file.map()?.info()
     }
 
     /// BPF_MAP_GET_NEXT_ID: the smallest map id above `start`.
@@ -217,7 +215,7 @@ impl System {
         let map = self.shared.ids.get(id).ok_or_else(|| {
             Error::because(Errno::ENOENT, format!("id {id}: there is no such map"))
         })?;
-        self.install(Arc::new(File::Map(MapFile::open(map, mode))))
+        self.new_map_fd(caller, MapFile::open(map, mode))
     }
 }
 
