@@ -1,11 +1,12 @@
 //! The open file of a map, and the commands on it.
 
-use crate::caller::NetNs;
+use crate::caller::{Caller, NetNs};
 use crate::device::{BatchOutcome, OffloadCommands};
 use crate::errno::Errno;
 use crate::error::{Error, Result};
 use crate::map::ops::{MapOps, NO_SUCH_OPERATION, Token};
 use crate::map::{Map, WriteActive};
+use crate::security::MapAccess;
 use crate::uapi::{BPF_EXIST, BPF_F_LOCK, BPF_OBJ_NAME_LEN, MapFlags, MapType};
 use bitflags::bitflags;
 use sha2::{Digest, Sha256};
@@ -122,6 +123,29 @@ impl MapFile {
     pub(crate) fn open(map: Arc<Map>, mode: FileMode) -> Self {
         map.get_user();
         Self { map, mode }
+    }
+
+    /// `security_bpf_map`.
+    pub(crate) fn check_open(&self, caller: &Caller) -> Result<()> {
+        let access = MapAccess {
+            read: self.mode.contains(FileMode::READ),
+            write: self.mode.contains(FileMode::WRITE),
+        };
+        let security = &self.map.read_mostly.shared.security;
+        security.map_open(caller, &self.map.for_security(), access)
+    }
+
+    /// Another open file of the same map.
+    pub(crate) fn reopen(&self, mode: FileMode) -> Self {
+        Self::open(Arc::clone(&self.map), mode)
+    }
+
+    pub(crate) const fn map(&self) -> &Arc<Map> {
+        &self.map
+    }
+
+    pub(crate) const fn mode(&self) -> FileMode {
+        self.mode
     }
 
     /// Type of the map.

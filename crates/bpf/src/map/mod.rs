@@ -3,11 +3,17 @@
 mod host_array;
 mod host_hash;
 mod lazy;
+mod mapping;
 mod object;
 mod offload;
 pub(crate) mod ops;
+mod owner;
 pub(crate) mod types;
 mod words;
 
+pub use mapping::Mapping;
+pub(crate) use mapping::PAGE_BYTES;
+pub use owner::ProgramTraits;
+
 pub(crate) use object::{Map, ReadMostly, WriteActive};
-pub(crate) use offload::{Attached, OffloadMap};
+pub(crate) use offload::{Attached, OFFLOADED_MAP_BYTES, OffloadMap};

@@ -18,15 +18,13 @@ impl System {
     }
 
     /// `fdget`: the table is locked for one reference count.
-    fn file(&self, fd: Fd) -> Option<Arc<File>> {
+    pub(super) fn file(&self, fd: Fd) -> Option<Arc<File>> {
         self.fds().get(fd).cloned()
     }
 
     /// `__bpf_map_get`, and what is to be done with the map. EBADF.
     fn with_map<R>(&self, fd: Fd, operation: impl FnOnce(&MapFile) -> Result<R>) -> Result<R> {
-        let file = self.open_file(fd)?;
-        let File::Map(map) = &*file;
-        operation(map)
+        operation(self.open_file(fd)?.map()?)
     }
 
     /// The open file of a descriptor. EBADF, or EINVAL for a file of others.
@@ -261,7 +259,7 @@ impl System {
         let map = self.shared.ids.get(id).ok_or_else(|| {
             Error::because(Errno::ENOENT, format!("id {id}: there is no such map"))
         })?;
-        self.install(Arc::new(File::Map(MapFile::open(map, mode))))
+        self.new_map_fd(caller, MapFile::open(map, mode))
     }
 }
 

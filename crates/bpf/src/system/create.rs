@@ -9,10 +9,18 @@ use crate::error::{Error, Result};
 use crate::file::{FileMode, MapFile};
 use crate::map::ops::{AllocContext, MapOps, MapTypeOps};
 use crate::map::types::map_type_ops;
-use crate::map::{Map, OffloadMap, ReadMostly};
+use crate::map::{Map, OFFLOADED_MAP_BYTES, OffloadMap, ReadMostly};
+use crate::memory::Charge;
 use crate::uapi::{BPF_OBJ_NAME_LEN, MapCreateAttr, MapFlags, MapType, NUMA_NO_NODE};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
+
+/// What holds a new map's elements, and who pays for it.
+struct Storage {
+    ops: Arc<dyn MapOps>,
+    offload: Option<Arc<OffloadMap>>,
+    charge: Option<Charge>,
+}
 
 fn invalid(reason: String) -> Error {
     Error::because(Errno::EINVAL, reason)
@@ -71,37 +79,64 @@ impl System {
                 format!("creating a map of type {map_type} needs CAP_BPF"),
             ));
         }
-        let (ops, offload): (Arc<dyn MapOps>, Option<Arc<OffloadMap>>) = if attr.map_ifindex == 0 {
+        let storage = if attr.map_ifindex == 0 {
             let context = AllocContext {
                 possible_cpus: self.config.possible_cpus,
             };
-            ((type_ops.alloc)(attr, &context)?, None)
+            let ops = (type_ops.alloc)(attr, &context)?;
+            let charge = self.charge(caller, ops.mem_usage())?;
+            Storage {
+                ops,
+                offload: None,
+                charge,
+            }
         } else {
-            let map = self.offload_alloc(caller, attr)?;
-            (Arc::clone(&map) as Arc<dyn MapOps>, Some(map))
+            let (map, charge) = self.offload_alloc(caller, attr)?;
+            Storage {
+                ops: Arc::clone(&map) as Arc<dyn MapOps>,
+                offload: Some(map),
+                charge,
+            }
         };
         // From here on the map owns its storage: an error drops it, and the worker frees it.
-        let map = self.finish(attr, ops, offload, type_ops, exclusive)?;
-        self.install(Arc::new(File::Map(MapFile::open(map, mode))))
+        let map = self.finish(caller, attr, storage, type_ops, exclusive)?;
+        self.new_map_fd(caller, MapFile::open(map, mode))
+    }
+
+    /// `bpf_map_new_fd`: a descriptor of a map, if the security module lets the caller have it.
+    pub(super) fn new_map_fd(&self, caller: &Caller, file: MapFile) -> Result<Fd> {
+        file.check_open(caller)?;
+        self.install(Arc::new(File::Map(file)))
+    }
+
+    /// Has the caller's memory owner pay for a map whose elements take `bytes`.
+    fn charge(&self, caller: &Caller, bytes: u64) -> Result<Option<Charge>> {
+        let map = size_of::<Map>() as u64;
+        self.memory.charge(caller.memory, bytes.saturating_add(map))
     }
 
     /// Rows 11 to 17: what follows the allocation.
     fn finish(
         &self,
+        caller: &Caller,
         attr: &MapCreateAttr,
-        ops: Arc<dyn MapOps>,
-        offload: Option<Arc<OffloadMap>>,
+        storage: Storage,
         type_ops: &MapTypeOps,
         exclusive: &dyn Fn(u64) -> Result<[u8; 32]>,
     ) -> Result<Arc<Map>> {
+        let Storage {
+            ops,
+            offload,
+            charge,
+        } = storage;
         let name = match checked_name(&attr.map_name) {
             Ok(name) => name,
             Err(error) => {
-                self.shared.frees.send(ops);
+                self.shared.frees.send(ops, None, charge);
                 return Err(error);
             }
         };
-        let map = Arc::new(Map::new(ReadMostly {
+        let fields = ReadMostly {
             ops,
             user_value_bytes: attr.user_value_bytes(self.config.possible_cpus),
             map_type: MapType(attr.map_type),
@@ -120,9 +155,11 @@ impl System {
             name,
             offload,
             shared: Arc::clone(&self.shared),
-        }));
+        };
+        let map = Arc::new(Map::new(fields, charge));
         self.check_btf_fd(attr)?;
         check_exclusive(attr, exclusive)?;
+        map.security_create(caller)?;
         if let Some(offload) = &map.read_mostly.offload {
             offload.set_map(Arc::downgrade(&map));
         }
@@ -151,7 +188,11 @@ impl System {
     }
 
     /// `bpf_map_offload_map_alloc`.
-    fn offload_alloc(&self, caller: &Caller, attr: &MapCreateAttr) -> Result<Arc<OffloadMap>> {
+    fn offload_alloc(
+        &self,
+        caller: &Caller,
+        attr: &MapCreateAttr,
+    ) -> Result<(Arc<OffloadMap>, Option<Charge>)> {
         if !caller.sys_admin() {
             return Err(Error::because(
                 Errno::EPERM,
@@ -173,8 +214,9 @@ impl System {
             possible_cpus: self.config.possible_cpus,
             name: attr.map_name,
         };
+        let charge = || self.charge(caller, OFFLOADED_MAP_BYTES);
         self.netdevs
-            .map_alloc(caller, attr.map_ifindex, &spec, &self.shared.frees)
+            .map_alloc(caller, attr.map_ifindex, &spec, charge, &self.shared.frees)
     }
 
     /// `bpf_token_get_from_fd`: this kernel makes no tokens, so that no descriptor is one.

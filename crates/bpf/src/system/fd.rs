@@ -3,6 +3,7 @@
 use crate::errno::Errno;
 use crate::error::{Error, Result};
 use crate::file::MapFile;
+use crate::fs::DirHandle;
 use std::sync::Arc;
 
 /// A file descriptor.
@@ -12,6 +13,21 @@ pub struct Fd(pub i32);
 /// An open file (`struct file`). Descriptors made by `dup(2)` share one.
 pub(super) enum File {
     Map(MapFile),
+    /// A directory, as `open(2)` opens it.
+    Directory(DirHandle),
+}
+
+impl File {
+    /// `__bpf_map_get`: EINVAL unless it is a map's.
+    pub(super) fn map(&self) -> Result<&MapFile> {
+        match self {
+            Self::Map(map) => Ok(map),
+            Self::Directory(_) => Err(Error::new(
+                Errno::EINVAL,
+                "the descriptor is a directory's, not a map's",
+            )),
+        }
+    }
 }
 
 /// The descriptors of a process.
