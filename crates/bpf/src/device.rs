@@ -73,6 +73,9 @@ pub struct OffloadRules {
     /// Commands that reach the device, instead of failing with 524; of these, each map has
     /// those that its type has on the host.
     pub commands: OffloadCommands,
+    /// Maps may have BTF: special fields and `BPF_F_LOCK` then work as on the host. The
+    /// kernel's offload ops refuse every type with 524.
+    pub btf: bool,
 }
 
 impl OffloadRules {

@@ -101,6 +101,7 @@ impl Profile {
     pub const fn rules(&self, device_types: u64, device_batch: bool) -> OffloadRules {
         OffloadRules {
             more_map_types: self.map_types & device_types,
+            btf: !self.commands.is_empty(),
             commands: if device_batch {
                 self.commands
             } else {

@@ -75,6 +75,11 @@ impl OffloadMap {
         self.rules.commands & native
     }
 
+    /// Whether the device's profile lifts `map_check_no_btf`.
+    pub(crate) const fn takes_btf(&self) -> bool {
+        self.rules.btf
+    }
+
     /// Ties the storage to its map, so that removal of the device can free the map's id.
     pub(crate) fn set_map(&self, map: Weak<Map>) {
         // Set once, when the map is made.
