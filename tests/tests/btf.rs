@@ -4,8 +4,8 @@
 //! `OFFMAP_OPS` sets the number of blobs, `OFFMAP_SEED` replays a run.
 //! `OFFMAP_REQUIRE_KERNEL=1` makes it a failure when the kernel took no part.
 
-use offmap_bpf::btf::{Btf, RunningKernel};
 use offmap_bpf::Errno;
+use offmap_bpf::btf::{Btf, RunningKernel};
 use offmap_tests::btf::{Judge, Tally, corpus, fuzz_btf, generate, mutate};
 use offmap_tests::kernel::{self, Availability};
 use offmap_tests::report::{aloud, env_number, required, seed};

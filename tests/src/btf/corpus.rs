@@ -9,8 +9,13 @@ use std::path::{Path, PathBuf};
 
 /// Where distributions put BPF objects, and the one of our demonstration.
 fn objects() -> Vec<PathBuf> {
-    let mut paths = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates/cli/demo/demo.bpf.o")];
-    for dir in ["/usr/lib/x86_64-linux-gnu/bpf", "/usr/lib64/bpf", "/usr/lib/bpf"] {
+    let mut paths =
+        vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates/cli/demo/demo.bpf.o")];
+    for dir in [
+        "/usr/lib/x86_64-linux-gnu/bpf",
+        "/usr/lib64/bpf",
+        "/usr/lib/bpf",
+    ] {
         let Ok(entries) = fs::read_dir(dir) else {
             continue;
         };
@@ -76,4 +81,3 @@ pub fn corpus() -> Vec<(String, Vec<u8>)> {
     }
     blobs
 }
-

@@ -102,7 +102,15 @@ impl<R: Rng> Generator<'_, R> {
 
     fn id(&mut self) -> u32 {
         if self.slips() {
-            return self.pick(&[0, 1, self.builder.last_id() + 1, 40, 0xf_ffff, 0x10_0000, u32::MAX]);
+            return self.pick(&[
+                0,
+                1,
+                self.builder.last_id() + 1,
+                40,
+                0xf_ffff,
+                0x10_0000,
+                u32::MAX,
+            ]);
         }
         self.rng.random_range(1..=self.builder.last_id().max(1))
     }
@@ -301,7 +309,11 @@ impl<R: Rng> Generator<'_, R> {
         } else {
             kind.size()
         };
-        let of = if self.slips() { Kind::Union } else { Kind::Struct };
+        let of = if self.slips() {
+            Kind::Union
+        } else {
+            Kind::Struct
+        };
         let id = self.builder.add(of, kind.name(), 0, size, &[]);
         self.made(of, id, Some(size), kind.align());
     }

@@ -31,7 +31,10 @@ pub fn fuzz_btf(bytes: &[u8]) -> bool {
             return false;
         }
     };
-    assert!(kernel.is_ok(), "a kernel's BTF is checked less than a program's");
+    assert!(
+        kernel.is_ok(),
+        "a kernel's BTF is checked less than a program's"
+    );
     assert_eq!(btf.raw(), bytes);
     for id in 0..btf.type_count() + 1 {
         let resolved = btf.resolve(id);

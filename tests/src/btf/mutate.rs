@@ -45,7 +45,9 @@ fn put(blob: &mut [u8], at: usize, value: u32) {
 /// Where each type starts in a blob whose header and kinds are sound; as far as they are.
 pub(super) fn type_offsets(blob: &[u8]) -> Vec<usize> {
     let start = word(blob, 4) as usize + word(blob, 8) as usize;
-    let end = start.saturating_add(word(blob, 12) as usize).min(blob.len());
+    let end = start
+        .saturating_add(word(blob, 12) as usize)
+        .min(blob.len());
     let mut offsets = Vec::new();
     let mut at = start;
     while at + 12 <= end {
@@ -87,7 +89,10 @@ pub fn mutate<R: Rng>(rng: &mut R, blob: &mut Vec<u8>) {
 
 fn type_bytes(blob: &[u8]) -> std::ops::Range<usize> {
     let start = (word(blob, 4) as usize + word(blob, 8) as usize).min(blob.len());
-    start..start.saturating_add(word(blob, 12) as usize).min(blob.len())
+    start
+        ..start
+            .saturating_add(word(blob, 12) as usize)
+            .min(blob.len())
 }
 
 fn some_type<R: Rng>(rng: &mut R, blob: &[u8]) -> Option<usize> {

@@ -423,11 +423,7 @@ impl<'a> Finder<'a> {
     }
 
     /// `btf_get_field_type`.
-    fn kind_of(
-        &self,
-        ty: &Type,
-        seen: &mut FieldKinds,
-    ) -> Result<Option<FieldKind>, &'static str> {
+    fn kind_of(&self, ty: &Type, seen: &mut FieldKinds) -> Result<Option<FieldKind>, &'static str> {
         for (kind, unique) in NAMED {
             let named = self.kinds.contains(kind.bit())
                 && self.btf.is_shown_as(ty.name_off, kind.name().as_bytes());
@@ -494,10 +490,7 @@ impl<'a> Finder<'a> {
             return Ok(());
         }
         let found = match kind {
-            FieldKind::KptrUnref
-            | FieldKind::KptrRef
-            | FieldKind::KptrPercpu
-            | FieldKind::Uptr => {
+            FieldKind::KptrUnref | FieldKind::KptrRef | FieldKind::KptrPercpu | FieldKind::Uptr => {
                 let pointer = self
                     .btf
                     .find_pointer(ty, self.kinds)
@@ -547,7 +540,11 @@ impl<'a> Finder<'a> {
                 format_args!("structs nested more than {MAX_DEPTH} deep"),
             ));
         }
-        if self.barren.get(&id).is_some_and(|&deepest| level <= deepest) {
+        if self
+            .barren
+            .get(&id)
+            .is_some_and(|&deepest| level <= deepest)
+        {
             return Ok(());
         }
         let first = self.found.len();

@@ -164,14 +164,10 @@ fn allows(map_type: MapType, kind: FieldKind) -> bool {
         | FieldKind::Workqueue
         | FieldKind::TaskWork
         | FieldKind::ListHead
-        | FieldKind::RbRoot => matches!(
-            map_type,
-            MapType::HASH | MapType::LRU_HASH | MapType::ARRAY
-        ),
-        FieldKind::KptrUnref
-        | FieldKind::KptrRef
-        | FieldKind::KptrPercpu
-        | FieldKind::Refcount => {
+        | FieldKind::RbRoot => {
+            matches!(map_type, MapType::HASH | MapType::LRU_HASH | MapType::ARRAY)
+        }
+        FieldKind::KptrUnref | FieldKind::KptrRef | FieldKind::KptrPercpu | FieldKind::Refcount => {
             local_storage
                 || matches!(
                     map_type,
@@ -221,7 +217,11 @@ fn check_record(btf: &Btf, value: u32, record: &FieldRecord, spec: &MapBtfSpec) 
     {
         return Err(Error::because(
             Errno::EOPNOTSUPP,
-            format!("values of {} maps cannot have {}", spec.map_type, kind.name()),
+            format!(
+                "values of {} maps cannot have {}",
+                spec.map_type,
+                kind.name()
+            ),
         ));
     }
     btf.check_record(value, record)

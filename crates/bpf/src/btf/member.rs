@@ -150,7 +150,9 @@ impl Place<'_> {
     fn float(&self, size: u32) -> Result<(), String> {
         let (offset, align) = (self.member.offset, size.min(POINTER_BYTES));
         if offset % (align * 8) != 0 {
-            return Err(format!("bit offset {offset} is not aligned to {align} bytes"));
+            return Err(format!(
+                "bit offset {offset} is not aligned to {align} bytes"
+            ));
         }
         if u64::from(offset / 8) + u64::from(size) > u64::from(self.container.word) {
             return Err(self.exceeds(size * 8, offset));

@@ -413,9 +413,7 @@ impl Meta<'_> {
         self.no_kflag()?;
         match self.ty.word {
             2 | 4 | 8 | 12 | 16 => Ok(()),
-            size => Err(self.refuse(format_args!(
-                "size {size} is not one of 2, 4, 8, 12 and 16"
-            ))),
+            size => Err(self.refuse(format_args!("size {size} is not one of 2, 4, 8, 12 and 16"))),
         }
     }
 

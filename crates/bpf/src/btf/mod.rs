@@ -169,9 +169,7 @@ impl Btf {
 
     /// The kind of a type; void for an id that is not there.
     pub fn kind(&self, id: u32) -> Kind {
-        self.types
-            .get(id as usize)
-            .map_or(Kind::Void, |ty| ty.kind)
+        self.types.get(id as usize).map_or(Kind::Void, |ty| ty.kind)
     }
 
     /// A type's name; empty where it has none or is not there.

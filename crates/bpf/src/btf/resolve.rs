@@ -187,7 +187,11 @@ impl Resolver<'_> {
             Kind::DeclTag => self.decl_tag(vertex.id, &ty),
             Kind::Func => self.func(vertex.id, &ty),
             kind if kind.is_modifier() => self.modifier(vertex.id, &ty),
-            kind => Err(self.refuse(vertex.id, &ty, format_args!("{} refers to none", kind.name()))),
+            kind => Err(self.refuse(
+                vertex.id,
+                &ty,
+                format_args!("{} refers to none", kind.name()),
+            )),
         }
     }
 
@@ -321,7 +325,9 @@ impl Resolver<'_> {
             return Err(self.refuse(
                 id,
                 ty,
-                format_args!("its index, type {index}, is not an integer of 1, 2, 4, 8 or 16 bytes"),
+                format_args!(
+                    "its index, type {index}, is not an integer of 1, 2, 4, 8 or 16 bytes"
+                ),
             ));
         }
         let kind = self.part(id, ty, format_args!("its element"), element)?;

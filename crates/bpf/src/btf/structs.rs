@@ -99,10 +99,7 @@ impl Btf {
                 FieldTarget::Program { type_id, .. } if field.kind == FieldKind::Uptr => {
                     let size = self.types.get(*type_id as usize).map_or(0, |ty| ty.word);
                     if size == 0 {
-                        return refuse(
-                            Errno::EINVAL,
-                            format_args!("type {type_id} has no bytes"),
-                        );
+                        return refuse(Errno::EINVAL, format_args!("type {type_id} has no bytes"));
                     }
                     if size > PAGE_BYTES {
                         return refuse(
@@ -139,10 +136,7 @@ impl Btf {
 
     /// `btf_find_struct_meta`: the special fields of a struct that a program may allocate.
     pub fn struct_record(&self, id: u32) -> Option<&FieldRecord> {
-        let at = self
-            .structs
-            .binary_search_by_key(&id, |&(id, _)| id)
-            .ok()?;
+        let at = self.structs.binary_search_by_key(&id, |&(id, _)| id).ok()?;
         Some(&self.structs[at].1)
     }
 }
