@@ -712,6 +712,27 @@ fn maps() {
 }
 
 #[test]
+fn array_keys_are_32_bits() {
+    let btf = accepted(|b| {
+        for bits in [32, 31, 16 | 16 << 16] {
+            b.add(Kind::Int, "key", 0, 4, &[bits]);
+        }
+        b.add(Kind::Enum, "key", 0, 4, &[]);
+    });
+    for map_type in [MapType::ARRAY, MapType::PERCPU_ARRAY, MapType::SK_STORAGE] {
+        let spec = spec(map_type, 4, 4);
+        for key in 1..=4 {
+            let errno = check_map_btf(&btf, key, 1, &spec, &Toy).map_err(|e| e.errno());
+            assert_eq!(
+                errno.err(),
+                (key != 1).then_some(EINVAL),
+                "{map_type} {key}"
+            );
+        }
+    }
+}
+
+#[test]
 fn a_section_is_an_array_of_one() {
     let btf = accepted(|b| {
         let int = b.int("int", 4);
