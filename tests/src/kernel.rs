@@ -172,10 +172,6 @@ pub fn enter_bpffs_world(base: &Path) -> io::Result<()> {
     fs::create_dir(&fs)?;
     fs::create_dir(&bpf)?;
     mount(Some(c"bpf"), &bpf, 0, None)?;
-    for entry in fs::read_dir(&bpf)? {
-        // Iterators that this kernel pins into every new bpffs.
-        fs::remove_file(entry?.path())?;
-    }
     for tmpfs in [&*sys, base] {
         mount(None, tmpfs, libc::MS_REMOUNT | libc::MS_RDONLY, None)?;
     }

@@ -26,7 +26,7 @@ fn run(theirs: &mut Theirs, ops: &[Op], mut each: impl FnMut(&Op, &Answer)) -> O
     for (i, op) in ops.iter().enumerate() {
         let (their, our) = (theirs.run(op), ours.run(op));
         each(op, &their);
-        if !agree(&their, &our) {
+        if !agree(op, &their, &our) {
             difference = Some(format!(
                 "operation {i}, {op:?}: kernel {their:?}, ours {our:?}"
             ));
@@ -57,6 +57,12 @@ fn shrink(theirs: &mut Theirs, mut ops: Vec<Op>) -> Vec<Op> {
 }
 
 fn compare(base: &std::path::Path) -> Result<(), String> {
+    for (name, value) in [("hardlinks", "1"), ("symlinks", "0")] {
+        let set = fs::read_to_string(format!("/proc/sys/fs/protected_{name}"));
+        if set.as_deref().unwrap_or("").trim() != value {
+            return Err(format!("fs.protected_{name} is {set:?}, not {value}"));
+        }
+    }
     enter_bpffs_world(base).map_err(|error| format!("a private bpffs: {error}"))?;
     let mut theirs = Theirs::new().map_err(|errno| format!("BPF_MAP_CREATE: errno {errno}"))?;
     let first = seed();
@@ -82,7 +88,7 @@ fn compare(base: &std::path::Path) -> Result<(), String> {
         if let Some(difference) = difference {
             let shrunk = shrink(&mut theirs, ops);
             let shortest = run(&mut theirs, &shrunk, |_, _| {});
-            panic!("OFFMAP_SEED={seed}: {difference}\n{shrunk:#?}\n{shortest:?}");
+            panic!("OFFMAP_SEED={seed}: {difference}\n{shrunk:?}\n{shortest:?}");
         }
     }
     aloud(&format!(

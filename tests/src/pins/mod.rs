@@ -23,7 +23,7 @@ pub enum Outcome {
     Stat(char, u32, u64, u32, u32),
     /// Names with their kinds, in order.
     Names(Vec<(Vec<u8>, char)>),
-    /// The element at 0 and whether it could be written.
+    /// The element at 0, and what an update with BPF_NOEXIST said.
     Map(Result<u64, i32>, Result<(), i32>),
 }
 
@@ -37,7 +37,8 @@ pub trait Side {
 /// not agree on what they say about it.
 const EROFS: i32 = 30;
 
-/// Whether the two sides agree.
-pub fn agree(theirs: &Result<Outcome, i32>, ours: &Result<Outcome, i32>) -> bool {
-    theirs == ours || *theirs == Err(EROFS) && ours.is_err()
+/// Whether the two sides agree. A name outside the bpffs that is renamed to itself stays what
+/// it is.
+pub fn agree(op: &Op, theirs: &Result<Outcome, i32>, ours: &Result<Outcome, i32>) -> bool {
+    theirs == ours || *theirs == Err(EROFS) && (ours.is_err() || matches!(op, Op::Rename(..)))
 }

@@ -33,6 +33,9 @@ pub enum Op {
     Get(Vec<u8>, u32, bool),
 }
 
+/// `BPF_F_PATH_FD`.
+pub(super) const PATH_FD: u32 = 1 << 14;
+
 const NAMES: [&[u8]; 12] = [
     b"a", b"b", b"c", b"d", b"e", b"a", b"b", b"c", b"x.y", b".", b"..", b"\xff o",
 ];
@@ -145,7 +148,8 @@ fn op(rng: &mut impl Rng) -> Op {
                 0..6 => 0,
                 6 | 7 => 8,
                 8 => 16,
-                _ => 1 << rng.random_range(0..18),
+                // BPF_F_PATH_FD goes with a descriptor, and standard input is none of ours.
+                _ => (1 << rng.random_range(0..18)) & !PATH_FD,
             };
             Op::Get(path(rng), flags, rng.random_bool(0.2))
         }

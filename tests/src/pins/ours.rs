@@ -128,9 +128,8 @@ impl Ours {
                 let mut value = [0; 8];
                 let read = system.lookup(fd, &[0; 4], &mut value, 0).map_err(number);
                 let read = read.map(|()| u64::from_ne_bytes(value));
-                // The value that it has anyway, so that the maps stay what they are.
-                let same = read.unwrap_or(3).to_ne_bytes();
-                let written = system.update(fd, &[0; 4], &same, 0).map_err(number);
+                // With BPF_NOEXIST, so that the maps stay what they are.
+                let written = system.update(fd, &[0; 4], &value, 1).map_err(number);
                 system.close(fd)?;
                 return Ok(Outcome::Map(read, written));
             }

@@ -1,5 +1,6 @@
 //! The kernel's side.
 
+use super::ops::PATH_FD;
 use super::ours::map_attr;
 use super::{MAPS, Op, Outcome, Side};
 use crate::kernel::{self, KernelMap, obj_get, obj_pin, rename2};
@@ -14,8 +15,9 @@ use std::os::unix::fs::{
 };
 use std::path::Path;
 
-/// `BPF_F_PATH_FD`.
-const PATH_FD: u32 = 1 << 14;
+/// What the kernel pins into every bpffs that is mounted (`populate_bpffs`), and nobody can
+/// take away.
+const PRELOADED: [&[u8]; 2] = [b"maps.debug", b"progs.debug"];
 
 /// Three maps of the running kernel, on a thread in [`kernel::enter_bpffs_world`].
 pub struct Theirs {
@@ -92,7 +94,11 @@ impl Theirs {
         chown(root, Some(0), Some(0))?;
         fs::set_permissions(root, Permissions::from_mode(0o1777))?;
         for entry in fs::read_dir(root)? {
-            let path = entry?.path();
+            let entry = entry?;
+            if PRELOADED.contains(&entry.file_name().as_bytes()) {
+                continue;
+            }
+            let path = entry.path();
             if path.symlink_metadata()?.is_dir() {
                 fs::remove_dir_all(path)?;
             } else {
@@ -108,8 +114,7 @@ impl Theirs {
         let mut value = [0; 8];
         let read = map.lookup(&[0; 4], &mut value, 0);
         let read = read.map(|()| u64::from_ne_bytes(value));
-        let same = read.unwrap_or(3).to_ne_bytes();
-        let written = map.update(&[0; 4], &same, 0);
+        let written = map.update(&[0; 4], &value, 1);
         Ok(Outcome::Map(read, written))
     }
 
@@ -142,7 +147,9 @@ impl Theirs {
                         Ok((entry.file_name().into_vec(), kind))
                     })
                     .collect();
-                return Ok(Outcome::Names(names?));
+                let mut names = names?;
+                names.retain(|(name, _)| !PRELOADED.contains(&&**name));
+                return Ok(Outcome::Names(names));
             }
             Op::Chdir(at) => std::env::set_current_dir(path(at))?,
             Op::OpenDir(at) => {
