@@ -96,7 +96,7 @@ fn compare(base: &std::path::Path) -> Result<(), String> {
          {reached:?}"
     ));
     assert!(succeeded.len() == 18, "{} kinds succeeded", succeeded.len());
-    assert!(successes * 10 >= ops * 2, "{successes} of {ops} succeeded");
+    assert!(successes * 8 >= ops, "{successes} of {ops} succeeded");
     Ok(())
 }
 

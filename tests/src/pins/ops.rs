@@ -36,12 +36,13 @@ pub enum Op {
 /// `BPF_F_PATH_FD`.
 pub(super) const PATH_FD: u32 = 1 << 14;
 
-const NAMES: [&[u8]; 12] = [
-    b"a", b"b", b"c", b"d", b"e", b"a", b"b", b"c", b"x.y", b".", b"..", b"\xff o",
+const NAMES: [&[u8]; 20] = [
+    b"a", b"b", b"c", b"d", b"e", b"f", b"a", b"b", b"c", b"d", b"e", b"f", b"a", b"b", b"c", b"d",
+    b"x.y", b".", b"..", b"\xff o",
 ];
 
 fn name(rng: &mut impl Rng) -> Vec<u8> {
-    match rng.random_range(0..80) {
+    match rng.random_range(0..200) {
         0 => vec![b'n'; 255],
         1 => vec![b'n'; 256],
         2 => [&[b'.'; 256][..], b"n"].concat(),
@@ -50,7 +51,7 @@ fn name(rng: &mut impl Rng) -> Vec<u8> {
 }
 
 fn path(rng: &mut impl Rng) -> Vec<u8> {
-    let mut path = match rng.random_range(0..40) {
+    let mut path = match rng.random_range(0..80) {
         0 => return Vec::new(),
         1 => return b"/".to_vec(),
         2 => return b"/sys/fs/bpf".to_vec(),
