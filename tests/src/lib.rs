@@ -9,6 +9,7 @@ pub mod counting;
 pub mod differential;
 pub mod kernel;
 pub mod model;
+pub mod pins;
 pub mod report;
 pub mod speed;
 pub mod stack;
