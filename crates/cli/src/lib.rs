@@ -2,11 +2,13 @@
 //!
 //! [`object`] reads map definitions from compiled BPF objects, [`workload`] drives two maps
 //! alike and compares every answer, [`demo`] puts both to work over the whole stack, and
-//! [`report`] says what came of it.
+//! [`report`] says what came of it. [`profile`] shows capability profiles.
 #![forbid(unsafe_code)]
 
 pub mod args;
 pub mod demo;
+mod expected;
 pub mod object;
+pub mod profile;
 pub mod report;
 pub mod workload;

@@ -5,6 +5,7 @@ use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 use offmap_cli::args::{Cli, Command, DemoArgs};
 use offmap_cli::demo::{self, DemoError, Progress};
+use offmap_cli::profile;
 use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 
@@ -12,8 +13,13 @@ const DISAGREED: u8 = 1;
 const BAD_INPUT: u8 = 2;
 
 fn main() -> ExitCode {
-    let Command::Demo(args) = Cli::parse().command;
-    demo(&args)
+    match Cli::parse().command {
+        Command::Demo(args) => demo(&args),
+        Command::Profile(args) => match profile::run(&args) {
+            Ok(text) => print(&text, ExitCode::SUCCESS),
+            Err(error) => fail(&error.to_string(), BAD_INPUT),
+        },
+    }
 }
 
 fn demo(args: &DemoArgs) -> ExitCode {
@@ -24,7 +30,7 @@ fn demo(args: &DemoArgs) -> ExitCode {
         Ok(report) => report,
         Err(error) => {
             let code = match error {
-                DemoError::Object(_) => BAD_INPUT,
+                DemoError::Object(_) | DemoError::Profile(_) => BAD_INPUT,
                 _ => DISAGREED,
             };
             return fail(&error.to_string(), code);
@@ -38,6 +44,12 @@ fn demo(args: &DemoArgs) -> ExitCode {
     } else {
         report.text()
     };
+    let code = if report.agree { 0 } else { DISAGREED };
+    print(&text, ExitCode::from(code))
+}
+
+/// Prints to stdout and ends with `code`.
+fn print(text: &str, code: ExitCode) -> ExitCode {
     // Whoever stops reading has seen enough; the status still tells the result.
     let mut stdout = std::io::stdout().lock();
     match stdout
@@ -47,8 +59,7 @@ fn demo(args: &DemoArgs) -> ExitCode {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => {
             fail(&format!("the report cannot be written: {error}"), DISAGREED)
         }
-        _ if report.agree => ExitCode::SUCCESS,
-        _ => ExitCode::from(DISAGREED),
+        _ => code,
     }
 }
 

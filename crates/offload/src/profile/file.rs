@@ -561,13 +561,18 @@ fn alloc_rule(raw: &RawCheck) -> Result<(Range<usize>, AllocRule), Fault> {
     Ok((at, AllocRule { check, errno }))
 }
 
-const OPERATIONS: [(&str, Operation); 5] = [
-    ("lookup", Operation::Lookup),
-    ("update", Operation::Update),
-    ("delete", Operation::Delete),
-    ("next_key", Operation::NextKey),
-    ("lookup_and_delete", Operation::LookupAndDelete),
-];
+const OPERATIONS: [(&str, Operation); 5] = {
+    const fn row(operation: Operation) -> (&'static str, Operation) {
+        (operation.word(), operation)
+    }
+    [
+        row(Operation::Lookup),
+        row(Operation::Update),
+        row(Operation::Delete),
+        row(Operation::NextKey),
+        row(Operation::LookupAndDelete),
+    ]
+};
 const UPDATE_FLAGS: [(&str, u64); 3] = [
     ("any", BPF_ANY),
     ("noexist", BPF_NOEXIST),

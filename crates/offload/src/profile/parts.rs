@@ -1,7 +1,8 @@
 //! The parts of a profile.
 
+use super::words::STATUSES;
 use offmap_bpf::Errno;
-use offmap_bpf::uapi::{MapFlags, MapType};
+use offmap_bpf::uapi::{BPF_EXIST, BPF_NOEXIST, MapFlags, MapType};
 use offmap_driver::Status;
 use std::time::Duration;
 
@@ -31,6 +32,20 @@ pub enum Operation {
     Walk,
 }
 
+impl Operation {
+    /// Its word in a profile file.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Lookup => "lookup",
+            Self::Update => "update",
+            Self::Delete => "delete",
+            Self::NextKey => "next_key",
+            Self::LookupAndDelete => "lookup_and_delete",
+            Self::Walk => "walk",
+        }
+    }
+}
+
 /// An error number of a data operation that differs from a host map's.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ErrnoRule {
@@ -47,6 +62,24 @@ pub struct ErrnoRule {
 }
 
 impl ErrnoRule {
+    /// The cases that it decides, in the words of a profile file.
+    pub fn meaning(&self) -> String {
+        let operation = self.operation.map_or("any operation", Operation::word);
+        let on = self.map_type.map_or_else(
+            || "any map".to_owned(),
+            |map_type| format!("{map_type} maps"),
+        );
+        let flags = match self.flags {
+            None => "",
+            Some(BPF_NOEXIST) => " with noexist",
+            Some(BPF_EXIST) => " with exist",
+            Some(_) => " with any",
+        };
+        let status = STATUSES.iter().find(|(_, status)| *status == self.when);
+        let status = status.map_or_else(|| self.when.to_string(), |(word, _)| (*word).to_owned());
+        format!("{operation}{flags} on {on}: {status}")
+    }
+
     pub(super) fn fits(
         &self,
         operation: Operation,
