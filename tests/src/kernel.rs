@@ -147,11 +147,10 @@ pub fn rename2(old: &CStr, new: &CStr, flags: u32) -> Answered {
 /// Makes this thread, and only it, another user on file systems. One that is not 0 has no
 /// capability there.
 pub fn set_fs_user(uid: u32, gid: u32) {
-    // SAFETY: neither call touches memory.
-    unsafe {
-        libc::setfsgid(gid);
-        libc::setfsuid(uid);
-    }
+    // SAFETY: the call touches no memory.
+    unsafe { libc::setfsgid(gid) };
+    // SAFETY: as above.
+    unsafe { libc::setfsuid(uid) };
 }
 
 /// Gives this thread, and only it, a mount namespace of its own, whose root is on `base` and

@@ -94,6 +94,12 @@ pub trait OffloadDevice: Send + Sync {
     /// Which of the core's rules it lifts.
     fn rules(&self) -> OffloadRules;
 
+    /// Why it takes no maps of this type, for the message of a map that the core refuses because
+    /// [`OffloadDevice::rules`] does not admit it: a clause without a full stop.
+    fn type_refusal(&self, _map_type: MapType) -> Option<String> {
+        None
+    }
+
     /// `BPF_OFFLOAD_MAP_ALLOC`: creates the map on the device.
     fn map_alloc(&self, spec: &MapSpec) -> Result<Arc<dyn OffloadedMap>>;
 }
