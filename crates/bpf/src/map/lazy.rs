@@ -14,29 +14,32 @@ const SEGMENT_BYTES: usize = 64 << 10;
 /// Segments that a table has at most: its directory stays within 256 KiB.
 const MAX_SEGMENTS: usize = 1 << 13;
 
-/// `items` items of `item_words` words each.
-pub(crate) struct LazyTable {
-    segments: Box<[OnceLock<Box<[AtomicU64]>>]>,
+/// `items` items of `item_cells` cells each; the default of a cell is zeroes.
+pub(crate) struct LazyTable<T = AtomicU64> {
+    segments: Box<[OnceLock<Box<[T]>>]>,
     items: usize,
-    item_words: usize,
+    item_cells: usize,
     /// Log2 of the items per segment.
     shift: u32,
 }
 
-impl LazyTable {
+impl<T: Default> LazyTable<T> {
     /// A table of zeroes. `what` names it in the reason of an ENOMEM.
-    pub(crate) fn new(items: usize, item_words: usize, what: &str) -> Result<Self> {
+    pub(crate) fn new(items: usize, item_cells: usize, what: &str) -> Result<Self> {
         let too_big = || {
             Error::because(
                 Errno::ENOMEM,
-                format!("{items} {what} of {item_words} words exceed the memory that can be had"),
+                format!(
+                    "{items} {what} of {} bytes exceed the memory that can be had",
+                    item_cells.saturating_mul(size_of::<T>())
+                ),
             )
         };
-        let words = items.checked_mul(item_words).ok_or_else(too_big)?;
-        Vec::<u64>::new()
-            .try_reserve_exact(words)
+        let cells = items.checked_mul(item_cells).ok_or_else(too_big)?;
+        Vec::<T>::new()
+            .try_reserve_exact(cells)
             .map_err(|_| too_big())?;
-        let per_segment = (SEGMENT_BYTES / 8 / item_words)
+        let per_segment = (SEGMENT_BYTES / size_of::<T>() / item_cells)
             .max(items.div_ceil(MAX_SEGMENTS))
             .clamp(1, items.max(1))
             .next_power_of_two();
@@ -44,21 +47,21 @@ impl LazyTable {
         Ok(Self {
             segments: (0..count).map(|_| OnceLock::new()).collect(),
             items,
-            item_words,
+            item_cells,
             shift: per_segment.trailing_zeros(),
         })
     }
 
     /// The item, or `None` while nothing was stored in its segment: it reads as zeroes.
     #[inline]
-    pub(crate) fn get(&self, index: usize) -> Option<&[AtomicU64]> {
+    pub(crate) fn get(&self, index: usize) -> Option<&[T]> {
         let segment = self.segments.get(index >> self.shift)?.get()?;
         self.within(segment, index)
     }
 
     /// The item, its memory taken if need be.
     #[inline]
-    pub(crate) fn get_or_alloc(&self, index: usize) -> Result<&[AtomicU64]> {
+    pub(crate) fn get_or_alloc(&self, index: usize) -> Result<&[T]> {
         match self.get(index) {
             Some(item) => Ok(item),
             None => self.alloc(index),
@@ -80,13 +83,13 @@ impl LazyTable {
     }
 
     #[inline]
-    fn within<'a>(&self, segment: &'a [AtomicU64], index: usize) -> Option<&'a [AtomicU64]> {
-        let start = (index & ((1 << self.shift) - 1)) * self.item_words;
-        segment.get(start..start + self.item_words)
+    fn within<'a>(&self, segment: &'a [T], index: usize) -> Option<&'a [T]> {
+        let start = (index & ((1 << self.shift) - 1)) * self.item_cells;
+        segment.get(start..start + self.item_cells)
     }
 
     #[cold]
-    fn alloc(&self, index: usize) -> Result<&[AtomicU64]> {
+    fn alloc(&self, index: usize) -> Result<&[T]> {
         const NO_MEMORY: Error = Error::new(
             Errno::ENOMEM,
             "the allocator has no memory for another part of the map",
@@ -94,10 +97,10 @@ impl LazyTable {
         let number = index >> self.shift;
         let slot = self.segments.get(number).ok_or(NO_MEMORY)?;
         let here = (self.items - (number << self.shift)).min(1 << self.shift);
-        let words = here * self.item_words;
+        let cells = here * self.item_cells;
         let mut segment = Vec::new();
-        segment.try_reserve_exact(words).map_err(|_| NO_MEMORY)?;
-        segment.extend((0..words).map(|_| AtomicU64::new(0)));
+        segment.try_reserve_exact(cells).map_err(|_| NO_MEMORY)?;
+        segment.extend((0..cells).map(|_| T::default()));
         // Another thread may have been first; then its segment counts, and ours goes.
         let _ = slot.set(segment.into_boxed_slice());
         self.get(index).ok_or(NO_MEMORY)

@@ -1,7 +1,7 @@
 //! Ops by map type: `bpf_map_types[]`, and what a map's storage answers.
 
 use super::host_array::HostArray;
-use super::host_hash::HostHash;
+use super::host_hash::{HashOrder, HostHash};
 use crate::caller::Caller;
 use crate::device::{BatchOutcome, OffloadCommands};
 use crate::errno::Errno;
@@ -286,16 +286,18 @@ fn hash_alloc(attr: &MapCreateAttr, context: &AllocContext) -> Result<Arc<dyn Ma
             1 << 27
         )));
     }
-    let seed = if attr.flags().contains(MapFlags::ZERO_SEED) {
-        0
+    let order = if attr.flags().contains(MapFlags::ZERO_SEED) {
+        HashOrder::Kernel {
+            replaces: !MapType(attr.map_type).is_percpu(),
+        }
     } else {
-        std::hash::RandomState::new().build_hasher().finish()
+        HashOrder::Seeded(std::hash::RandomState::new().build_hasher().finish())
     };
     Ok(Arc::new(HostHash::new(
         attr.key_size,
         attr.user_value_bytes(context.possible_cpus),
         attr.max_entries,
-        seed,
+        order,
     )?))
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Elements are copied word by word with relaxed atomics, under a version that tells a reader
 //! whether what it copied belongs together. That keeps readers free of locks, and the whole
-//! of it free of `unsafe`.
+//! of it free of `unsafe`. The first byte is a word's lowest, whatever the machine.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -11,32 +11,42 @@ pub(crate) const fn words_for(bytes: usize) -> usize {
     bytes.div_ceil(8)
 }
 
+/// Words copied in one go: a cache line, so that the loop over them is unrolled.
+const RUN: usize = 8;
+
 /// Copies the first `out.len()` bytes of `words` out.
 #[inline]
 pub(crate) fn copy_out(words: &[AtomicU64], out: &mut [u8]) {
-    let mut chunks = out.chunks_exact_mut(8);
-    let mut words = words.iter();
-    for (chunk, word) in (&mut chunks).zip(&mut words) {
-        chunk.copy_from_slice(&word.load(Relaxed).to_ne_bytes());
+    let (chunks, tail) = out.as_chunks_mut::<8>();
+    let (whole, rest) = words.split_at(chunks.len().min(words.len()));
+    let (word_runs, words) = whole.as_chunks::<RUN>();
+    let (chunk_runs, chunks) = chunks.as_chunks_mut::<RUN>();
+    for (chunks, words) in chunk_runs.iter_mut().zip(word_runs) {
+        for (chunk, word) in chunks.iter_mut().zip(words) {
+            *chunk = word.load(Relaxed).to_le_bytes();
+        }
     }
-    let tail = chunks.into_remainder();
-    if let (false, Some(word)) = (tail.is_empty(), words.next()) {
-        tail.copy_from_slice(&word.load(Relaxed).to_ne_bytes()[..tail.len()]);
+    for (chunk, word) in chunks.iter_mut().zip(words) {
+        *chunk = word.load(Relaxed).to_le_bytes();
+    }
+    if let (false, Some(word)) = (tail.is_empty(), rest.first()) {
+        let mut left = word.load(Relaxed);
+        for byte in tail {
+            *byte = left as u8;
+            left >>= 8;
+        }
     }
 }
 
 /// Copies `bytes` in; the rest of the last word becomes zero.
 #[inline]
 pub(crate) fn copy_in(words: &[AtomicU64], bytes: &[u8]) {
-    let chunks = bytes.chunks_exact(8);
-    let tail = chunks.remainder();
-    let mut words = words.iter();
-    for (chunk, word) in chunks.zip(&mut words) {
-        let mut raw = [0; 8];
-        raw.copy_from_slice(chunk);
-        word.store(u64::from_ne_bytes(raw), Relaxed);
+    let (chunks, tail) = bytes.as_chunks::<8>();
+    let (whole, rest) = words.split_at(chunks.len().min(words.len()));
+    for (chunk, word) in chunks.iter().zip(whole) {
+        word.store(u64::from_le_bytes(*chunk), Relaxed);
     }
-    if let (false, Some(word)) = (tail.is_empty(), words.next()) {
+    if let (false, Some(word)) = (tail.is_empty(), rest.first()) {
         word.store(partial(tail), Relaxed);
     }
 }
@@ -44,27 +54,32 @@ pub(crate) fn copy_in(words: &[AtomicU64], bytes: &[u8]) {
 /// Whether `words` hold `bytes`.
 #[inline]
 pub(crate) fn equal(words: &[AtomicU64], bytes: &[u8]) -> bool {
-    let chunks = bytes.chunks_exact(8);
-    let tail = chunks.remainder();
-    let mut words = words.iter();
-    for (chunk, word) in chunks.zip(&mut words) {
-        let mut raw = [0; 8];
-        raw.copy_from_slice(chunk);
-        if word.load(Relaxed) != u64::from_ne_bytes(raw) {
-            return false;
+    // Most keys are one word or half of one.
+    if let ([word], &[a, b, c, d, ref more @ ..]) = (words, bytes) {
+        let low = u32::from_le_bytes([a, b, c, d]);
+        let high = match *more {
+            [e, f, g, h] => u32::from_le_bytes([e, f, g, h]),
+            [] => 0,
+            _ => partial(more) as u32,
+        };
+        return word.load(Relaxed) == u64::from(high) << 32 | u64::from(low);
+    }
+    let (chunks, tail) = bytes.as_chunks::<8>();
+    let (whole, rest) = words.split_at(chunks.len().min(words.len()));
+    let mut same = chunks.iter().zip(whole);
+    same.all(|(chunk, word)| word.load(Relaxed) == u64::from_le_bytes(*chunk))
+        && match rest.first() {
+            Some(word) if !tail.is_empty() => word.load(Relaxed) == partial(tail),
+            _ => true,
         }
-    }
-    match words.next() {
-        Some(word) if !tail.is_empty() => word.load(Relaxed) == partial(tail),
-        _ => true,
-    }
 }
 
+/// Up to seven bytes as a word, the first lowest.
 #[inline]
 fn partial(tail: &[u8]) -> u64 {
-    let mut raw = [0; 8];
-    raw[..tail.len()].copy_from_slice(tail);
-    u64::from_ne_bytes(raw)
+    tail.iter()
+        .rev()
+        .fold(0, |word, &byte| word << 8 | u64::from(byte))
 }
 
 /// How a thread waits for another that is in a short critical section.
