@@ -11,25 +11,31 @@ pub(crate) const fn words_for(bytes: usize) -> usize {
     bytes.div_ceil(8)
 }
 
-/// Words copied in one go: a cache line, so that the loop over them is unrolled.
-const RUN: usize = 8;
-
-/// Copies the first `out.len()` bytes of `words` out.
+/// Copies the first `out.len()` bytes of `words` out: whole cache lines in loops that the
+/// compiler unrolls, since it does not make vectors of atomic loads.
 #[inline]
 pub(crate) fn copy_out(words: &[AtomicU64], out: &mut [u8]) {
-    let (chunks, tail) = out.as_chunks_mut::<8>();
-    let (whole, rest) = words.split_at(chunks.len().min(words.len()));
-    let (word_runs, words) = whole.as_chunks::<RUN>();
-    let (chunk_runs, chunks) = chunks.as_chunks_mut::<RUN>();
-    for (chunks, words) in chunk_runs.iter_mut().zip(word_runs) {
-        for (chunk, word) in chunks.iter_mut().zip(words) {
+    let (lines, rest) = out.as_chunks_mut::<64>();
+    let (word_lines, _) = words.as_chunks::<8>();
+    let copied = lines.len();
+    for (line, words) in lines.iter_mut().zip(word_lines) {
+        for (chunk, word) in line.as_chunks_mut::<8>().0.iter_mut().zip(words) {
             *chunk = word.load(Relaxed).to_le_bytes();
         }
     }
-    for (chunk, word) in chunks.iter_mut().zip(words) {
+    if !rest.is_empty() {
+        copy_rest(words.get(copied * 8..).unwrap_or_default(), rest);
+    }
+}
+
+#[inline]
+fn copy_rest(words: &[AtomicU64], out: &mut [u8]) {
+    let (chunks, tail) = out.as_chunks_mut::<8>();
+    let mut words = words.iter();
+    for (chunk, word) in chunks.iter_mut().zip(&mut words) {
         *chunk = word.load(Relaxed).to_le_bytes();
     }
-    if let (false, Some(word)) = (tail.is_empty(), rest.first()) {
+    if let (false, Some(word)) = (tail.is_empty(), words.next()) {
         let mut left = word.load(Relaxed);
         for byte in tail {
             *byte = left as u8;
@@ -54,15 +60,14 @@ pub(crate) fn copy_in(words: &[AtomicU64], bytes: &[u8]) {
 /// Whether `words` hold `bytes`.
 #[inline]
 pub(crate) fn equal(words: &[AtomicU64], bytes: &[u8]) -> bool {
-    // Most keys are one word or half of one.
-    if let ([word], &[a, b, c, d, ref more @ ..]) = (words, bytes) {
-        let low = u32::from_le_bytes([a, b, c, d]);
-        let high = match *more {
-            [e, f, g, h] => u32::from_le_bytes([e, f, g, h]),
-            [] => 0,
-            _ => partial(more) as u32,
-        };
-        return word.load(Relaxed) == u64::from(high) << 32 | u64::from(low);
+    // Most keys are one word, or half of one.
+    if let [word] = words {
+        if let Ok(bytes) = bytes.try_into() {
+            return word.load(Relaxed) == u64::from_le_bytes(bytes);
+        }
+        if let Ok(bytes) = bytes.try_into() {
+            return word.load(Relaxed) == u64::from(u32::from_le_bytes(bytes));
+        }
     }
     let (chunks, tail) = bytes.as_chunks::<8>();
     let (whole, rest) = words.split_at(chunks.len().min(words.len()));
@@ -118,7 +123,7 @@ mod tests {
 
     #[test]
     fn bytes_survive_at_every_length() {
-        for len in 0..40 {
+        for len in 0..200 {
             let words: Vec<AtomicU64> = (0..words_for(len)).map(|_| AtomicU64::new(!0)).collect();
             let bytes: Vec<u8> = (1..=len as u8).collect();
             copy_in(&words, &bytes);
