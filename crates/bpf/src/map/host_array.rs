@@ -48,6 +48,35 @@ impl HostArray {
         })
     }
 
+    /// An element's version and value.
+    #[inline]
+    fn element(&self, index: u32) -> Option<(&AtomicU64, &[AtomicU64])> {
+        self.elements.get(index as usize)?.split_first()
+    }
+
+    /// A lookup beside writers.
+    #[cold]
+    #[inline(never)]
+    fn lookup_carefully(cell: &AtomicU64, stored: &[AtomicU64], value: &mut [u8]) -> Result<()> {
+        let mut backoff = Backoff::new();
+        loop {
+            let version = cell.load(Acquire);
+            if version & 1 == 0 {
+                copy_out(stored, value);
+                fence(Acquire);
+                if cell.load(Relaxed) == version {
+                    return Ok(());
+                }
+            }
+            if backoff.exhausted() {
+                let _element = Element::lock(cell);
+                copy_out(stored, value);
+                return Ok(());
+            }
+            backoff.wait();
+        }
+    }
+
     #[inline]
     fn index(key: &[u8]) -> u32 {
         let mut raw = [0; 4];
@@ -100,28 +129,18 @@ impl MapOps for HostArray {
         if index >= self.max_entries {
             return Err(PAST_END);
         }
-        let Some(element) = self.elements.get(index as usize) else {
-            value.fill(0);
-            return Ok(());
+        let Some((cell, stored)) = self.element(index) else {
+            return Err(PAST_END);
         };
-        let (cell, stored) = (&element[0], &element[1..]);
-        let mut backoff = Backoff::new();
-        loop {
-            let version = cell.load(Acquire);
-            if version & 1 == 0 {
-                copy_out(stored, value);
-                fence(Acquire);
-                if cell.load(Relaxed) == version {
-                    return Ok(());
-                }
-            }
-            if backoff.exhausted() {
-                let _element = Element::lock(cell);
-                copy_out(stored, value);
+        let version = cell.load(Acquire);
+        if version & 1 == 0 {
+            copy_out(stored, value);
+            fence(Acquire);
+            if cell.load(Relaxed) == version {
                 return Ok(());
             }
-            backoff.wait();
         }
+        Self::lookup_carefully(cell, stored, value)
     }
 
     fn update(&self, key: &[u8], value: &[u8], flags: u64) -> Result<()> {
@@ -132,10 +151,12 @@ impl MapOps for HostArray {
         if flags == BPF_NOEXIST {
             return Err(PRESENT);
         }
-        let element = self.elements.get_or_alloc(index as usize)?;
-        let mut guard = Element::lock(&element[0]);
+        let Some((cell, stored)) = self.element(index) else {
+            return Err(PAST_END_UPDATE);
+        };
+        let mut guard = Element::lock(cell);
         guard.changed = true;
-        copy_in(&element[1..], value);
+        copy_in(stored, value);
         Ok(())
     }
 

@@ -1,6 +1,5 @@
 //! The numbered items of a table, handed out and taken back without a lock.
 
-use crate::error::Result;
 use std::sync::atomic::{
     AtomicU64,
     Ordering::{AcqRel, Acquire, Relaxed, Release},
@@ -33,21 +32,15 @@ impl FreeItems {
     }
 
     /// An item's link, or `None` when all are in use. `word` gives an item's word for the
-    /// stack; `alloc` takes memory for an item that was never used, by index.
-    pub(super) fn take<'a>(
-        &self,
-        word: impl Fn(u32) -> Option<&'a AtomicU64>,
-        alloc: impl Fn(usize) -> Result<()>,
-    ) -> Result<Option<u32>> {
+    /// stack.
+    pub(super) fn take<'a>(&self, word: impl Fn(u32) -> Option<&'a AtomicU64>) -> Option<u32> {
         loop {
             // In this order: if every item had been used before the stack was seen empty, then
             // at that moment all were in use.
             let used = self.used.load(Acquire);
             let mut head = self.head.load(Acquire);
             while head as u32 != NIL {
-                let Some(word) = word(head as u32) else {
-                    return Ok(None);
-                };
+                let word = word(head as u32)?;
                 let next = u64::from(word.load(Relaxed) as u32);
                 let new = (head >> 32).wrapping_add(1) << 32 | next;
                 match self.head.compare_exchange_weak(head, new, AcqRel, Acquire) {
@@ -55,22 +48,20 @@ impl FreeItems {
                         // Orders what the last owner did before our stores to the item: a
                         // reader that sees one of them sees that owner's line changed.
                         fence(Release);
-                        return Ok(Some(head as u32));
+                        return Some(head as u32);
                     }
                     Err(now) => head = now,
                 }
             }
             if used >= u64::from(self.items) {
-                return Ok(None);
+                return None;
             }
-            // The memory first, so that an item is not lost when there is none.
-            alloc(used as usize)?;
             if self
                 .used
                 .compare_exchange(used, used + 1, AcqRel, Relaxed)
                 .is_ok()
             {
-                return Ok(Some(used as u32 + 1));
+                return Some(used as u32 + 1);
             }
         }
     }

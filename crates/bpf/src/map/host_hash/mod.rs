@@ -90,9 +90,9 @@ pub(crate) struct HostHash {
     key_words: usize,
     value_bytes: usize,
     /// The buckets, four to a line.
-    lines: LazyTable<Line>,
+    lines: LazyTable,
     /// Where buckets go on that have more elements than their line has places.
-    spare_lines: LazyTable<Line>,
+    spare_lines: LazyTable,
     slots: LazyTable,
     free_slots: FreeItems,
     free_lines: FreeItems,
@@ -101,7 +101,7 @@ pub(crate) struct HostHash {
 /// A place of a line.
 #[derive(Clone, Copy)]
 struct At<'a> {
-    line: &'a Line,
+    line: Line<'a>,
     place: usize,
 }
 
@@ -146,8 +146,12 @@ impl HostHash {
             key_size: key_size as usize,
             key_words,
             value_bytes,
-            lines: LazyTable::new(n_buckets.div_ceil(line::BUCKETS), 1, "lines of buckets")?,
-            spare_lines: LazyTable::new(spare_lines as usize, 1, "spare lines")?,
+            lines: LazyTable::new(
+                n_buckets.div_ceil(line::BUCKETS),
+                line::WORDS,
+                "lines of buckets",
+            )?,
+            spare_lines: LazyTable::new(spare_lines as usize, line::WORDS, "spare lines")?,
             slots: LazyTable::new(
                 max_entries as usize,
                 key_words + words_for(value_bytes),
@@ -169,10 +173,10 @@ impl HostHash {
         }
     }
 
-    /// The line of a bucket, or `None` while its part of the table was never used.
+    /// The line of a bucket; there is one for every bucket.
     #[inline]
-    fn line(&self, bucket: usize) -> Option<&Line> {
-        self.lines.get(bucket >> BUCKET_BITS)?.first()
+    fn line(&self, bucket: usize) -> Option<Line<'_>> {
+        self.lines.get_words(bucket >> BUCKET_BITS).map(Line::new)
     }
 
     #[inline]
@@ -183,15 +187,16 @@ impl HostHash {
     /// The line after `line`; `None` also for a link that makes no sense, which only a reader
     /// sees that will read again.
     #[inline]
-    fn next_line(&self, line: &Line) -> Option<&Line> {
+    fn next_line<'a>(&'a self, line: Line<'_>) -> Option<Line<'a>> {
         match line.next() {
             NIL => None,
             link => self.spare_line(link),
         }
     }
 
-    fn spare_line(&self, link: u32) -> Option<&Line> {
-        self.spare_lines.get(link.wrapping_sub(1) as usize)?.first()
+    fn spare_line(&self, link: u32) -> Option<Line<'_>> {
+        let words = self.spare_lines.get_words(link.wrapping_sub(1) as usize);
+        words.map(Line::new)
     }
 
     #[inline]
@@ -206,7 +211,7 @@ impl HostHash {
 
     /// Looks for the key from its bucket's line on, whose word 0 was `word`.
     #[inline]
-    fn find<'a>(&'a self, home: &'a Line, word: u64, hash: u64, key: &[u8]) -> Walk<'a> {
+    fn find<'a>(&'a self, home: Line<'a>, word: u64, hash: u64, key: &[u8]) -> Walk<'a> {
         let tag = tag_of(hash);
         let mut line = home;
         loop {
@@ -237,7 +242,7 @@ impl HostHash {
     /// line changed.
     fn first_from<'a>(
         &'a self,
-        (home, word): (&'a Line, u64),
+        (home, word): (Line<'a>, u64),
         bucket: usize,
         mut at: At<'a>,
     ) -> Option<Option<(At<'a>, &'a [AtomicU64])>> {
@@ -283,7 +288,7 @@ impl HostHash {
     /// changing it, under the lock. `read` gets word 0 and may run several times; `None` from
     /// it means that the line changed.
     #[inline]
-    fn read<R>(&self, home: &Line, mut read: impl FnMut(u64) -> Option<R>) -> R {
+    fn read<R>(&self, home: Line<'_>, mut read: impl FnMut(u64) -> Option<R>) -> R {
         let mut backoff = Backoff::new();
         loop {
             if let Ok(word) = home.begin_read() {
@@ -305,7 +310,13 @@ impl HostHash {
     /// A lookup in full: tags that more than one element has, further lines, writers.
     #[cold]
     #[inline(never)]
-    fn lookup_carefully(&self, home: &Line, hash: u64, key: &[u8], value: &mut [u8]) -> Result<()> {
+    fn lookup_carefully(
+        &self,
+        home: Line<'_>,
+        hash: u64,
+        key: &[u8],
+        value: &mut [u8],
+    ) -> Result<()> {
         let found = self.read(home, |word| match self.find(home, word, hash, key) {
             Walk::Found(_, slot) => {
                 copy_out(self.value_of(slot), value);
@@ -319,10 +330,7 @@ impl HostHash {
 
     /// A slot for a new element, or E2BIG when all are in use.
     fn take_slot(&self) -> Result<u32> {
-        let taken = self.free_slots.take(
-            |link| self.slot(link)?.first(),
-            |index| self.slots.get_or_alloc(index).map(drop),
-        )?;
+        let taken = self.free_slots.take(|link| self.slot(link)?.first());
         taken.ok_or(FULL)
     }
 
@@ -333,15 +341,14 @@ impl HostHash {
     }
 
     fn take_line(&self) -> Result<u32> {
-        let taken = self.free_lines.take(
-            |link| Some(self.spare_line(link)?.free_word()),
-            |index| self.spare_lines.get_or_alloc(index).map(drop),
-        )?;
+        let taken = self
+            .free_lines
+            .take(|link| Some(self.spare_line(link)?.free_word()));
         taken.ok_or(NO_SPARE_LINE)
     }
 
     /// The last line of those that start at `home`.
-    fn last_line<'a>(&'a self, home: &'a Line) -> &'a Line {
+    fn last_line<'a>(&'a self, home: Line<'a>) -> Line<'a> {
         let mut line = home;
         while let Some(next) = self.next_line(line) {
             line = next;
@@ -370,7 +377,7 @@ impl HostHash {
         let mut carried = new;
         let mut line = guard.home;
         loop {
-            if let Some(until) = until.filter(|until| std::ptr::eq(until.line, line)) {
+            if let Some(until) = until.filter(|until| until.line.is(line)) {
                 line.push_front(carried, until.place);
                 return;
             }
@@ -392,7 +399,7 @@ impl HostHash {
             (line, place) = (next, 0);
         }
         line.remove(place, Line::NOTHING);
-        if line.used() == 0 && !std::ptr::eq(line, guard.home) {
+        if line.used() == 0 && !line.is(guard.home) {
             self.drop_last_line(guard);
         }
         // After the line: who takes the slot for a new element may need the line too.
@@ -431,9 +438,9 @@ impl HostHash {
     fn first_key_from(&self, from: usize, next: &mut [u8]) -> Result<()> {
         let mut bucket = from;
         while bucket <= self.mask {
+            bucket = self.skip_untouched(bucket);
             let Some(home) = self.line(bucket) else {
-                bucket = self.skip_absent(bucket);
-                continue;
+                break;
             };
             // Nothing in any of its buckets.
             if home.used() == 0 {
@@ -459,10 +466,11 @@ impl HostHash {
         Err(END)
     }
 
-    /// The first bucket at or after `bucket` whose part of the table was ever used.
-    fn skip_absent(&self, bucket: usize) -> usize {
-        let line = self.lines.skip_absent(bucket >> BUCKET_BITS);
-        // Not back, should somebody have used it by now.
+    /// The first bucket at or after `bucket` whose part of the table was ever used, or one past
+    /// the last.
+    fn skip_untouched(&self, bucket: usize) -> usize {
+        let line = self.lines.skip_untouched(bucket >> BUCKET_BITS);
+        // Not back to the line's first.
         (line << BUCKET_BITS).max(bucket)
     }
 }
@@ -498,11 +506,7 @@ impl MapOps for HostHash {
     fn update(&self, key: &[u8], value: &[u8], flags: u64) -> Result<()> {
         let hash = self.hash(key);
         let bucket = hash as usize & self.mask;
-        let home = match self.line(bucket) {
-            Some(home) => home,
-            None if flags == BPF_EXIST => return Err(MISSING),
-            None => &self.lines.get_or_alloc(bucket >> BUCKET_BITS)?[0],
-        };
+        let home = self.line(bucket).ok_or(MISSING)?;
         let mut guard = Guard::lock(home);
         match self.find(home, guard.word, hash, key) {
             Walk::Found(..) if flags == BPF_NOEXIST => Err(PRESENT),
@@ -522,6 +526,7 @@ impl MapOps for HostHash {
                     self.give_slot(link);
                     return Err(error);
                 }
+                self.lines.will_store(bucket >> BUCKET_BITS);
                 copy_in(self.key_of(slot), key);
                 copy_in(self.value_of(slot), value);
                 let new = (tag_of(hash), Entry::new(link, bucket));
@@ -600,9 +605,9 @@ impl MapOps for HostHash {
         let mut values = values.chunks_exact_mut(self.value_bytes);
         let mut total = 0;
         while bucket <= self.mask {
+            bucket = self.skip_untouched(bucket);
             let Some(home) = self.line(bucket) else {
-                bucket = self.skip_absent(bucket);
-                continue;
+                break;
             };
             if home.used() != 0 {
                 let mut guard = Guard::lock(home);
