@@ -5,9 +5,7 @@ use crate::{CHAINED, ENTRIES, FREE, Ratio, compare, each, line, median, ns, time
 use dashmap::DashMap;
 use offmap_abi::hash::KeyHash;
 use offmap_bpf::{Caller, MapCreateAttr, MapFile, MapType, System, SystemConfig};
-use offmap_tests::speed::{
-    Key, Plain, VALUE_BYTES, Value, fill, keys, map_attr, order, value_of,
-};
+use offmap_tests::speed::{Key, Plain, VALUE_BYTES, Value, fill, keys, map_attr, order, value_of};
 use std::hash::{BuildHasher, Hasher};
 use std::hint::black_box;
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};

@@ -28,7 +28,8 @@ pub(crate) fn copy_out(words: &[AtomicU64], out: &mut [u8]) {
     }
 }
 
-#[inline]
+/// Apart, so that copying whole lines needs few registers.
+#[inline(never)]
 fn copy_rest(words: &[AtomicU64], out: &mut [u8]) {
     let (chunks, tail) = out.as_chunks_mut::<8>();
     let mut words = words.iter();
@@ -69,6 +70,12 @@ pub(crate) fn equal(words: &[AtomicU64], bytes: &[u8]) -> bool {
             return word.load(Relaxed) == u64::from(u32::from_le_bytes(bytes));
         }
     }
+    equal_long(words, bytes)
+}
+
+/// Apart, as [`copy_rest`].
+#[inline(never)]
+fn equal_long(words: &[AtomicU64], bytes: &[u8]) -> bool {
     let (chunks, tail) = bytes.as_chunks::<8>();
     let (whole, rest) = words.split_at(chunks.len().min(words.len()));
     let mut same = chunks.iter().zip(whole);

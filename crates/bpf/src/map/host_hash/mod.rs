@@ -121,6 +121,11 @@ const fn tag_of(hash: u64) -> u8 {
     tag | (tag == 0) as u8
 }
 
+#[inline]
+fn rapid(key: &[u8], secrets: &RapidSecrets) -> u64 {
+    rapidhash_v3_inline::<true, false, false>(key, secrets)
+}
+
 impl HostHash {
     /// An empty table. `value_bytes` is the size of a value as user space passes it.
     pub(crate) fn new(
@@ -165,7 +170,7 @@ impl HostHash {
     #[inline]
     fn hash(&self, key: &[u8]) -> u64 {
         match &self.hash {
-            Hash::Rapid(secrets) => rapidhash_v3_inline::<true, false, false>(key, secrets),
+            Hash::Rapid(secrets) => rapid(key, secrets),
             Hash::Jenkins => {
                 let hash = u64::from(jhash::htab_hash(key));
                 hash << 32 | hash
@@ -307,16 +312,12 @@ impl HostHash {
         }
     }
 
-    /// A lookup in full: tags that more than one element has, further lines, writers.
-    #[cold]
+    /// A lookup in full: tags that more than one element has, further lines, writers. It takes
+    /// no more than the lookup got, so that nothing else has to be kept for it.
     #[inline(never)]
-    fn lookup_carefully(
-        &self,
-        home: Line<'_>,
-        hash: u64,
-        key: &[u8],
-        value: &mut [u8],
-    ) -> Result<()> {
+    fn lookup_carefully(&self, key: &[u8], value: &mut [u8]) -> Result<()> {
+        let hash = self.hash(key);
+        let home = self.line(hash as usize & self.mask).ok_or(MISSING)?;
         let found = self.read(home, |word| match self.find(home, word, hash, key) {
             Walk::Found(_, slot) => {
                 copy_out(self.value_of(slot), value);
@@ -476,11 +477,14 @@ impl HostHash {
 }
 
 impl MapOps for HostHash {
-    /// The common case in as few instructions as can be: a processor overlaps the cache misses
-    /// of as many lookups as it can hold instructions of.
+    /// The common case in as few instructions and stores as can be: a processor overlaps the
+    /// cache misses of as many lookups as it can hold the instructions and stores of.
     #[inline]
     fn lookup(&self, key: &[u8], value: &mut [u8], _flags: u64) -> Result<()> {
-        let hash = self.hash(key);
+        let Hash::Rapid(secrets) = &self.hash else {
+            return self.lookup_carefully(key, value);
+        };
+        let hash = rapid(key, secrets);
         let Some(home) = self.line(hash as usize & self.mask) else {
             return Err(MISSING);
         };
@@ -500,7 +504,7 @@ impl MapOps for HostHash {
                 }
             }
         }
-        self.lookup_carefully(home, hash, key, value)
+        self.lookup_carefully(key, value)
     }
 
     fn update(&self, key: &[u8], value: &[u8], flags: u64) -> Result<()> {
