@@ -120,7 +120,7 @@ fn compare(system: &System, attr: &MapCreateAttr, random: &mut impl Rng) -> usiz
             });
         }
         let keys = on_both(&mut maps, &what, |map| walked(map, key_bytes, max));
-        assert!(!keys.is_empty());
+        assert!(max < 33 || !keys.is_empty(), "{what}: nothing is compared");
         elements += keys.len();
         // Largest buckets, some, and all of them in one call.
         for count in [1, 3, 7, max as u32] {

@@ -647,3 +647,44 @@ impl MapOps for HostHash {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// All elements in one line's buckets: every spare line is needed, and comes back.
+    #[test]
+    fn colliding_keys_fill_the_map_to_the_brim_again_and_again() {
+        const MAX: u32 = 41;
+        let order = HashOrder::Kernel { replaces: true };
+        let map = HostHash::new(4, 8, MAX, order).unwrap();
+        let keys: Vec<[u8; 4]> = (0u32..)
+            .map(u32::to_ne_bytes)
+            .filter(|key| (jhash::htab_hash(key) as usize & map.mask) >> BUCKET_BITS == 3)
+            .take(MAX as usize + 1)
+            .collect();
+        let (extra, keys) = keys.split_last().unwrap();
+        for round in 0..4_u64 {
+            for key in keys {
+                map.update(key, &round.to_ne_bytes(), BPF_NOEXIST).unwrap();
+            }
+            let full = map.update(extra, &[0; 8], 0).unwrap_err();
+            assert_eq!(full.errno(), Errno::E2BIG);
+            for key in keys {
+                let mut value = [0; 8];
+                map.lookup(key, &mut value, 0).unwrap();
+                assert_eq!(u64::from_ne_bytes(value), round);
+            }
+            // From the front, from the back, from the middle.
+            let mut left = keys.to_vec();
+            while !left.is_empty() {
+                let at = [0, left.len() - 1, left.len() / 2][left.len() % 3];
+                map.delete(&left.remove(at)).unwrap();
+                for key in &left {
+                    map.lookup(key, &mut [0; 8], 0).unwrap();
+                }
+            }
+            assert!(map.get_next_key(None, &mut [0; 4]).is_err());
+        }
+    }
+}
