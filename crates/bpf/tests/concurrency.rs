@@ -149,6 +149,14 @@ fn churn_loses_no_slot_and_shows_no_foreign_value() {
 #[test]
 fn elements_that_stay_are_always_found() {
     const STAY: u32 = 64;
+    const ROOM: u32 = 64;
+    /// Ends the writers, also when the reader's assertions fail.
+    struct Stop<'a>(&'a AtomicBool);
+    impl Drop for Stop<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Relaxed);
+        }
+    }
     const MAX: u32 = 512;
     for (map_type, flags) in [
         (MapType::HASH, MapFlags::empty()),
@@ -186,9 +194,11 @@ fn elements_that_stay_are_always_found() {
                     }
                 });
             }
+            let _stop = Stop(&stop);
             let mut value = vec![0; size];
-            let (mut keys, mut values) = (vec![0; 4 * MAX as usize], vec![0; size * MAX as usize]);
-            for _ in 0..300 {
+            let (mut keys, mut values) =
+                (vec![0; 4 * ROOM as usize], vec![0; size * ROOM as usize]);
+            for _ in 0..100 {
                 for n in 0..STAY {
                     file.lookup(&n.to_ne_bytes(), &mut value, 0).unwrap();
                     assert_eq!(value, value_of(n), "{map_type}: a foreign or torn value");
@@ -203,7 +213,7 @@ fn elements_that_stay_are_always_found() {
                         &mut token,
                         &mut keys,
                         &mut values,
-                        64,
+                        ROOM,
                         0,
                         0,
                     );
@@ -241,7 +251,6 @@ fn elements_that_stay_are_always_found() {
                     Err(error) => assert_eq!(error.errno(), Errno::ENOENT),
                 }
             }
-            stop.store(true, Relaxed);
         });
     }
 }
