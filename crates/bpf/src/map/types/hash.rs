@@ -5,7 +5,7 @@ use crate::caller::Caller;
 use crate::device::OffloadCommands;
 use crate::errno::Errno;
 use crate::error::{Error, Result};
-use crate::map::host_hash::HostHash;
+use crate::map::host_hash::{HashOrder, HostHash};
 use crate::map::ops::{AllocContext, MapOps, MapTypeOps, Token};
 use crate::uapi::{MapCreateAttr, MapFlags, MapType};
 use std::hash::{BuildHasher, Hasher};
@@ -74,15 +74,17 @@ fn hash_alloc(attr: &MapCreateAttr, context: &AllocContext) -> Result<Arc<dyn Ma
             1 << 27
         )));
     }
-    let seed = if attr.flags().contains(MapFlags::ZERO_SEED) {
-        0
+    let order = if attr.flags().contains(MapFlags::ZERO_SEED) {
+        HashOrder::Kernel {
+            replaces: !MapType(attr.map_type).is_percpu(),
+        }
     } else {
-        std::hash::RandomState::new().build_hasher().finish()
+        HashOrder::Seeded(std::hash::RandomState::new().build_hasher().finish())
     };
     Ok(Arc::new(HostHash::new(
         attr.key_size,
         attr.user_value_bytes(context.possible_cpus),
         attr.max_entries,
-        seed,
+        order,
     )?))
 }
