@@ -420,4 +420,6 @@ fn c_deadline() {
     let took = started.elapsed();
     assert_eq!(error.errno(), Errno::ETIMEDOUT, "{error}");
     assert!(took >= Duration::from_millis(60), "{took:?}");
+    // Not the driver's own 5 s.
+    assert!(took < Duration::from_secs(3), "{took:?}");
 }

@@ -213,7 +213,11 @@ impl Generator {
         drawn.btf = [btf.fd as u32, key, value.id, 0];
         if self.one_in(10) {
             let which = self.rng.random_range(0..3);
-            drawn.btf[which] = self.pick(&[0, 1, 2, 5, 9, 1000, u32::MAX]);
+            let foreign = self.foreign_fd as u32;
+            drawn.btf[which] = match which {
+                0 => self.pick(&[foreign, u32::MAX]),
+                _ => self.pick(&[0, 1, 2, 5, 9, 1000, u32::MAX]),
+            };
         }
     }
 
@@ -258,10 +262,14 @@ impl Generator {
             9 => drawn.ifindex = self.pick(&[1, 9999, 1 << 31]),
             10 => {
                 let which = self.rng.random_range(0..4);
-                drawn.btf[which] = self.pick(&[1, 2, u32::MAX]);
+                let foreign = self.foreign_fd as u32;
+                drawn.btf[which] = match which {
+                    0 => self.pick(&[foreign, u32::MAX]),
+                    _ => self.pick(&[1, 2, u32::MAX]),
+                };
             }
             11 => drawn.map_extra = self.pick(&[1, 5, 15, 16, 1 << 32, u64::MAX]),
-            12 => drawn.inner_map_fd = self.pick(&[1, u32::MAX]),
+            12 => drawn.inner_map_fd = self.pick(&[self.foreign_fd as u32, u32::MAX]),
             _ => drawn.map_type = self.pick(&[MapType(0), MapType(34), MapType(4096), MapType(!0)]),
         }
     }

@@ -86,7 +86,9 @@ impl Call<'_> {
             flags: self.attr.u64(FLAGS),
             map: map.clone(),
         };
-        map.check_batch(command, batch.elem_flags, batch.flags)?;
+        // Only the walks of hash maps look at `flags`.
+        let walk_flags = if walks { batch.flags } else { 0 };
+        map.check_batch(command, batch.elem_flags, walk_flags)?;
         if batch.count == 0 {
             return Ok(());
         }
