@@ -8,6 +8,7 @@ pub mod counting;
 pub mod differential;
 pub mod kernel;
 pub mod model;
+pub mod model_lpm;
 pub mod report;
 pub mod speed;
 pub mod stack;

@@ -64,9 +64,11 @@ fn subjects(stacks: &Stacks, shape: &Shape, threaded: bool) -> Vec<Box<dyn Subje
     }
     let mut files = vec![
         ("host map", stacks.inline.map(&attr(shape), false)),
-        ("offloaded inline", stacks.inline.map(&attr(shape), true)),
     ];
-    if threaded {
+    if shape.map_type != MapType::LPM_TRIE { files.push(
+        ("offloaded inline", stacks.inline.map(&attr(shape), true)),
+    ); }
+    if threaded && shape.map_type != MapType::LPM_TRIE {
         files.push((
             "offloaded threaded",
             stacks.threaded.map(&attr(shape), true),
@@ -157,4 +159,9 @@ fn percpu_hash() {
 #[test]
 fn percpu_array() {
     differential(MapType::PERCPU_ARRAY);
+}
+
+#[test]
+fn lpm_trie() {
+    differential(MapType::LPM_TRIE);
 }
