@@ -64,11 +64,9 @@ fn subjects(stacks: &Stacks, shape: &Shape, threaded: bool) -> Vec<Box<dyn Subje
     }
     let mut files = vec![
         ("host map", stacks.inline.map(&attr(shape), false)),
-    ];
-    if shape.map_type != MapType::LPM_TRIE { files.push(
         ("offloaded inline", stacks.inline.map(&attr(shape), true)),
-    ); }
-    if threaded && shape.map_type != MapType::LPM_TRIE {
+    ];
+    if threaded {
         files.push((
             "offloaded threaded",
             stacks.threaded.map(&attr(shape), true),

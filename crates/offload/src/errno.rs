@@ -14,6 +14,9 @@ pub(crate) enum During {
     Lookup,
     Update,
     Delete,
+    /// Updates and deletions in a trie, whose host map has numbers of its own.
+    UpdateTrie,
+    DeleteTrie,
     NextKey,
     LookupAndDelete,
     /// Walks with or without removal.
@@ -32,6 +35,10 @@ pub(crate) fn of_status(profile: &Profile, status: Status, during: During) -> Er
             _ => MISSING,
         },
         Status::Exists => Error::new(Errno::EEXIST, "the key is in the map already"),
+        Status::Full if during == During::UpdateTrie => Error::new(
+            Errno::ENOSPC,
+            "the map holds max_entries prefixes and the prefix is new",
+        ),
         Status::Full => Error::new(
             Errno::E2BIG,
             "the map holds max_entries entries and the key is new",
@@ -39,6 +46,10 @@ pub(crate) fn of_status(profile: &Profile, status: Status, during: During) -> Er
         Status::OutOfRange => match during {
             During::Update => Error::new(Errno::E2BIG, "the index is not below max_entries"),
             During::Delete => Error::new(Errno::EINVAL, "array elements cannot be deleted"),
+            During::UpdateTrie | During::DeleteTrie => Error::new(
+                Errno::EINVAL,
+                "prefixlen: exceeds the bits that the map's keys have",
+            ),
             _ => Error::new(
                 profile.lookup_out_of_range,
                 "the index is not below max_entries",
@@ -216,6 +227,10 @@ mod tests {
             (Status::NotFound, NextKey, Errno::ENOENT),
             (Status::NotFound, Walk, Errno::ENOENT),
             (Status::Exists, Update, Errno::EEXIST),
+            (Status::NotFound, UpdateTrie, Errno::ENOENT),
+            (Status::Full, UpdateTrie, Errno::ENOSPC),
+            (Status::OutOfRange, UpdateTrie, Errno::EINVAL),
+            (Status::OutOfRange, DeleteTrie, Errno::EINVAL),
             (Status::Full, Update, Errno::E2BIG),
             (Status::OutOfRange, Lookup, Errno::ENOENT),
             (Status::OutOfRange, Update, Errno::E2BIG),

@@ -6,7 +6,7 @@ use crate::{Profile, errno};
 use offmap_bpf::Error;
 use offmap_bpf::device::{MapSpec, OffloadCommands, OffloadDevice, OffloadRules, OffloadedMap};
 use offmap_bpf::error::Result;
-use offmap_bpf::uapi::MapFlags;
+use offmap_bpf::uapi::{MapFlags, MapType};
 use offmap_driver::{Driver, DriverError, Function, MapParams};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;
@@ -127,10 +127,15 @@ impl<F: Function> OffloadDevice for OffloadNic<F> {
             .profile
             .check(spec, shared.driver.identity().map_types)?;
         let percpu = spec.map_type.is_percpu();
+        // What is put into a bloom filter is its key on the wire.
+        let (key_size, value_size) = match spec.map_type {
+            MapType::BLOOM_FILTER => (spec.value_size, 0),
+            _ => (spec.key_size, spec.value_size),
+        };
         let params = MapParams {
             map_type: spec.map_type.0,
-            key_size: spec.key_size,
-            value_size: spec.value_size,
+            key_size,
+            value_size,
             max_entries: spec.max_entries,
             cpu_slots: if percpu { spec.possible_cpus } else { 0 },
             seed: if spec.map_flags.contains(MapFlags::ZERO_SEED) {

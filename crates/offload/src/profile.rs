@@ -82,6 +82,8 @@ impl Profile {
                 MapType::ARRAY,
                 MapType::PERCPU_HASH,
                 MapType::PERCPU_ARRAY,
+                MapType::LPM_TRIE,
+                MapType::BLOOM_FILTER,
             ]),
             flags: MapFlags::NO_PREALLOC
                 .union(MapFlags::NUMA_NODE)

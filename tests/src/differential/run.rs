@@ -22,7 +22,12 @@ pub(super) enum Answer {
     Batch(u32, Answered),
     /// A whole walk: its elements, how its last call ended, and, where the order is one and the
     /// same for every map, the keys in order and what each call returned.
-    Elements(BTreeMap<Vec<u8>, Vec<u8>>, Answered, Vec<Walked>, Vec<Vec<u8>>),
+    Elements(
+        BTreeMap<Vec<u8>, Vec<u8>>,
+        Answered,
+        Vec<Walked>,
+        Vec<Vec<u8>>,
+    ),
     /// A rule of its own was broken.
     Broken(String),
 }

@@ -33,8 +33,8 @@ fn bloom_alloc_check(attr: &MapCreateAttr, _caller: &Caller) -> Result<()> {
     Ok(())
 }
 
-/// `bloom_map_alloc`: the other checks are here, after those of capabilities.
-fn bloom_alloc(attr: &MapCreateAttr, _context: &AllocContext) -> Result<Arc<dyn MapOps>> {
+/// What `bloom_map_alloc` checks, after the capabilities.
+pub(super) fn check(attr: &MapCreateAttr) -> Result<()> {
     if attr.key_size != 0 {
         return Err(invalid(format!(
             "key_size {}: a bloom filter has no keys and wants 0",
@@ -62,6 +62,12 @@ fn bloom_alloc(attr: &MapCreateAttr, _context: &AllocContext) -> Result<Arc<dyn 
             attr.map_extra
         )));
     }
+    Ok(())
+}
+
+/// `bloom_map_alloc`.
+fn bloom_alloc(attr: &MapCreateAttr, _context: &AllocContext) -> Result<Arc<dyn MapOps>> {
+    check(attr)?;
     let seed = if attr.flags().contains(MapFlags::ZERO_SEED) {
         0
     } else {

@@ -19,8 +19,8 @@ pub(super) static LPM: MapTypeOps = MapTypeOps {
     token: Token::LastKey,
 };
 
-/// `trie_alloc`: the checks are here, after those of capabilities, and not before.
-fn trie_alloc(attr: &MapCreateAttr, _context: &AllocContext) -> Result<Arc<dyn MapOps>> {
+/// What `trie_alloc` checks: after the capabilities, and not before as `map_alloc_check` does.
+pub(super) fn check(attr: &MapCreateAttr) -> Result<()> {
     if attr.max_entries == 0 {
         return Err(invalid(
             "max_entries 0: an LPM_TRIE map needs at least 1".into(),
@@ -47,7 +47,12 @@ fn trie_alloc(attr: &MapCreateAttr, _context: &AllocContext) -> Result<Arc<dyn M
     let (prefix, data) = (PREFIX_BYTES as u64, DATA_BYTES_MAX as u64);
     within("key_size", attr.key_size, prefix + 1, prefix + data)?;
     let value_max = KMALLOC_MAX_SIZE - data - NODE_BYTES;
-    within("value_size", attr.value_size, 1, value_max)?;
+    within("value_size", attr.value_size, 1, value_max)
+}
+
+/// `trie_alloc`.
+fn trie_alloc(attr: &MapCreateAttr, _context: &AllocContext) -> Result<Arc<dyn MapOps>> {
+    check(attr)?;
     Ok(Arc::new(HostLpm::new(
         attr.key_size,
         attr.value_size,

@@ -24,6 +24,16 @@ pub(crate) fn map_type_ops(map_type: MapType) -> Option<&'static MapTypeOps> {
     }
 }
 
+/// What `map_alloc` of the type, and not its `map_alloc_check`, refuses of the attribute. The
+/// kernel offloads no map of such a type; where a device does, it refuses what the host does.
+pub(crate) fn check_offloaded(attr: &MapCreateAttr) -> Result<()> {
+    match MapType(attr.map_type) {
+        MapType::LPM_TRIE => lpm::check(attr),
+        MapType::BLOOM_FILTER => bloom::check(attr),
+        _ => Ok(()),
+    }
+}
+
 /// `KMALLOC_MAX_SIZE` with 4 KiB pages: 4 MiB.
 const KMALLOC_MAX_SIZE: u64 = 4 << 20;
 /// `PCPU_MIN_UNIT_SIZE`: 32 KiB.
