@@ -173,6 +173,16 @@ impl KernelMap {
         self.value_bytes
     }
 
+    /// `memlock` of the descriptor's fdinfo: what the map accounts for, in bytes.
+    pub fn memlock(&self) -> Option<u64> {
+        let path = format!("/proc/self/fdinfo/{}", self.fd.as_raw_fd());
+        let text = fs::read_to_string(path).ok()?;
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix("memlock:"))?;
+        line.trim().parse().ok()
+    }
+
     fn element(&self, key: Option<&[u8]>) -> ElementAttr {
         if let Some(key) = key {
             assert_eq!(key.len(), self.key_bytes);
