@@ -207,17 +207,15 @@ impl Subject for TrieModel {
             return walked;
         }
         let (key_bytes, value_bytes) = (self.shape.key_size as usize, self.shape.value_bytes());
-        let mut at = self.after(cursor);
-        for i in 0..count as usize {
-            let Some((key, value)) = self.prefixes.get(at) else {
-                walked.result = Err(ENOENT);
-                break;
-            };
+        let (from, count) = (self.after(cursor), count as usize);
+        for (i, (key, value)) in self.prefixes[from..].iter().take(count).enumerate() {
             keys[i * key_bytes..][..key_bytes].copy_from_slice(key);
             values[i * value_bytes..][..value_bytes].copy_from_slice(value);
             walked.cursor.copy_from_slice(key);
             walked.count += 1;
-            at += 1;
+        }
+        if (walked.count as usize) < count {
+            walked.result = Err(ENOENT);
         }
         walked
     }

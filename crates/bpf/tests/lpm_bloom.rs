@@ -125,7 +125,7 @@ fn devices_are_asked_for_sound_maps_alone() {
 /// listed keys are whole.
 #[test]
 fn readers_of_a_trie_see_whole_states() {
-    const VALUE: usize = 200;
+    const VALUE: usize = 4096;
     let file = open(&trie(VALUE as u32, 500));
     file.update(&prefix(8, [10, 0, 0, 0]), &[0; VALUE], 0)
         .unwrap();
@@ -136,8 +136,8 @@ fn readers_of_a_trie_see_whole_states() {
     let (hits, walks) = (&hits, &walks);
     // A key's length and first byte determine the rest, so that a torn key shows.
     let key = |rng: &mut Rng| {
-        let third = rng.below(64) as u8;
-        prefix(9 + rng.below(24) as u32, [10, third << 2, third, !third])
+        let third = rng.below(4) as u8;
+        prefix(9 + rng.below(24) as u32, [10, third << 6, third, !third])
     };
     let check = |value: &[u8]| {
         let torn = value.iter().any(|&byte| byte != value[0]);
@@ -150,7 +150,7 @@ fn readers_of_a_trie_see_whole_states() {
                 start.wait();
                 for round in 0..60_000u32 {
                     let key = key(&mut rng);
-                    match rng.below(2) {
+                    match rng.below(8) {
                         0 => drop(file.delete(&key)),
                         _ => drop(file.update(&key, &[round as u8; VALUE], 0)),
                     }
@@ -183,7 +183,7 @@ fn readers_of_a_trie_see_whole_states() {
                     .take(walked.count as usize)
                 {
                     check(value);
-                    let whole = key[5] == key[6] << 2 && key[7] == !key[6];
+                    let whole = key[5] == key[6] << 6 && key[7] == !key[6];
                     assert!(whole || key == prefix(8, [10, 0, 0, 0]), "{key:?}");
                 }
                 walks.fetch_add(1, Relaxed);

@@ -615,3 +615,47 @@ impl MapOps for HostLpm {
         element * self.n_entries.load(Relaxed)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// However much comes and goes, no more nodes and values are taken than prefixes need.
+    #[test]
+    fn what_is_deleted_is_used_again() {
+        const MAX: u32 = 16;
+        let map = HostLpm::new(6, 8, MAX);
+        let key = |n: u32| {
+            let mut key = [0; 6];
+            // Prefixes of many lengths: some nest, some part.
+            key[..4].copy_from_slice(&(n % 17).to_ne_bytes());
+            key[4..].copy_from_slice(&(n.wrapping_mul(0x9e37) as u16).to_be_bytes());
+            key
+        };
+        for round in 0..2000u32 {
+            let _ = map.update(&key(round), &[round as u8; 8], 0);
+            let _ = map.delete(&key(round.wrapping_mul(7) % (round + 1)));
+        }
+        let mut next = [0; 6];
+        while map.get_next_key(None, &mut next).is_ok() {
+            map.delete(&next).unwrap();
+        }
+        assert_eq!((map.root.load(Relaxed), map.mem_usage()), (NIL, 0));
+        let writer = map.lock();
+        assert!(writer.values.used <= MAX.into(), "{}", writer.values.used);
+        assert!(
+            writer.nodes.used < 2 * u64::from(MAX),
+            "{}",
+            writer.nodes.used
+        );
+        // All of them are free.
+        for (pool, arena) in [(&writer.nodes, &map.nodes), (&writer.values, &map.values)] {
+            let (mut link, mut free) = (pool.free, 0);
+            while link != NIL {
+                link = arena.get(link - 1).unwrap()[0].load(Relaxed);
+                free += 1;
+            }
+            assert_eq!(free, pool.used);
+        }
+    }
+}
