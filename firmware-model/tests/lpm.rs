@@ -27,10 +27,13 @@ fn key(prefix: u32, data: &[u8]) -> Vec<u8> {
     [&prefix.to_le_bytes(), data].concat()
 }
 
+/// A key and its value.
+type Entry = (Vec<u8>, Vec<u8>);
+
 /// Prefixes in the order in which they are listed: within another before it, 0 before 1.
 struct List {
     shape: Shape,
-    entries: Vec<(Vec<u8>, Vec<u8>)>,
+    entries: Vec<Entry>,
 }
 
 impl List {
@@ -87,7 +90,7 @@ impl List {
     }
 
     /// The entries after `key`.
-    fn after(&self, key: Option<&[u8]>) -> &[(Vec<u8>, Vec<u8>)] {
+    fn after(&self, key: Option<&[u8]>) -> &[Entry] {
         match key
             .filter(|key| !self.too_long(key))
             .map(|key| self.find(key))
@@ -165,7 +168,7 @@ impl Trie {
     }
 
     /// A dump from a key on: what it returned, and how it ended.
-    fn dump(&mut self, after: Option<&[u8]>, count: u32) -> (Vec<(Vec<u8>, Vec<u8>)>, Status) {
+    fn dump(&mut self, after: Option<&[u8]>, count: u32) -> (Vec<Entry>, Status) {
         self.host.put(KEYS, after.unwrap_or(&[0xee; 8]));
         let from = u64::from(after.is_some());
         let command = batch(IoOpcode::BatchDump, self.map, &self.shape, count, 0, from);
@@ -175,7 +178,7 @@ impl Trie {
         (self.dumped(done), status)
     }
 
-    fn dumped(&self, done: usize) -> Vec<(Vec<u8>, Vec<u8>)> {
+    fn dumped(&self, done: usize) -> Vec<Entry> {
         let (keys, values) = (self.shape.key_size, self.shape.value_size);
         let at = |base, size, i| self.host.at(base + (i * size) as u64, size).to_vec();
         (0..done)
