@@ -71,6 +71,11 @@ impl Attack {
             let key = self.below(80).to_le_bytes();
             let mut long = [0; 64];
             long[..8].copy_from_slice(&key);
+            if shape.map_type == LPM {
+                // Of a few bits, so that prefixes part.
+                long[4] = self.below(4) as u8 * 0x41;
+                long[5] = self.below(256) as u8;
+            }
             let key = &long[..shape.key_size];
             let value = vec![self.below(256) as u8; shape.value_bytes()];
             let value = (opcode == IoOpcode::Update).then_some(&value[..]);
@@ -112,14 +117,17 @@ impl Attack {
             self.maps.retain(|m| m.0 != map);
             return;
         }
-        let map_type = TYPES[self.below(4) as usize];
-        let array = matches!(map_type, ARRAY | PERCPU_ARRAY);
-        let key_size = if array {
-            4
-        } else {
-            1 + self.below(40) as usize
+        let map_type = [HASH, ARRAY, PERCPU_HASH, PERCPU_ARRAY, LPM, BLOOM][self.below(6) as usize];
+        let key_size = match map_type {
+            ARRAY | PERCPU_ARRAY => 4,
+            LPM => 5 + self.below(36) as usize,
+            _ => 1 + self.below(40) as usize,
         };
-        let mut shape = Shape::new(map_type, key_size, 1 + self.below(100) as usize, 0);
+        let value_size = match map_type {
+            BLOOM => 0,
+            _ => 1 + self.below(100) as usize,
+        };
+        let mut shape = Shape::new(map_type, key_size, value_size, 0);
         shape.max_entries = 1 + self.below(100) as u32;
         let done = create_with(&mut self.firmware, &shape.body());
         if done.status() == Status::Success {

@@ -209,6 +209,8 @@ struct CreateAttr {
     btf_fd: u32,
     btf_key_type_id: u32,
     btf_value_type_id: u32,
+    btf_vmlinux_value_type_id: u32,
+    map_extra: u64,
 }
 
 /// The part of `union bpf_attr` for BPF_BTF_LOAD.
@@ -257,10 +259,12 @@ pub struct KernelMap {
     key_bytes: usize,
     /// Of one element as user space passes it.
     value_bytes: usize,
+    /// Of a batch walk's token.
+    token_bytes: usize,
 }
 
 impl KernelMap {
-    /// BPF_MAP_CREATE with the fields of `attr` up to `map_ifindex`.
+    /// BPF_MAP_CREATE with the fields of `attr` up to `map_extra`, without BTF.
     pub fn create(attr: &MapCreateAttr) -> Result<Self, i32> {
         Self::create_typed(attr, None)
     }
@@ -280,6 +284,8 @@ impl KernelMap {
             btf_fd: btf.map_or(0, |fd| fd.as_raw_fd() as u32),
             btf_key_type_id: btf.map_or(0, |_| attr.btf_key_type_id),
             btf_value_type_id: btf.map_or(0, |_| attr.btf_value_type_id),
+            btf_vmlinux_value_type_id: 0,
+            map_extra: attr.map_extra,
         };
         // SAFETY: the attribute holds no address, and the kernel reads `size_of` bytes of it.
         let fd = unsafe { bpf(BPF_MAP_CREATE, &raw mut raw) }?;
@@ -289,6 +295,10 @@ impl KernelMap {
         Ok(Self {
             fd,
             key_bytes: attr.key_size as usize,
+            token_bytes: match offmap_bpf::uapi::MapType(attr.map_type) {
+                offmap_bpf::uapi::MapType::LPM_TRIE => attr.key_size as usize,
+                _ => 4,
+            },
             value_bytes: if percpu {
                 (attr.value_size as usize).next_multiple_of(8) * possible_cpus() as usize
             } else {
@@ -316,13 +326,26 @@ impl KernelMap {
         self.value_bytes
     }
 
+    /// `memlock` of the descriptor's fdinfo: what the map accounts for, in bytes.
+    pub fn memlock(&self) -> Option<u64> {
+        let path = format!("/proc/self/fdinfo/{}", self.fd.as_raw_fd());
+        let text = fs::read_to_string(path).ok()?;
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix("memlock:"))?;
+        line.trim().parse().ok()
+    }
+
     fn element(&self, key: Option<&[u8]>) -> ElementAttr {
         if let Some(key) = key {
             assert_eq!(key.len(), self.key_bytes);
         }
         ElementAttr {
             map_fd: self.fd.as_raw_fd() as u32,
-            key: key.map_or(0, |key| key.as_ptr().expose_provenance() as u64),
+            // Maps without keys want none, not one of no bytes.
+            key: key
+                .filter(|key| !key.is_empty())
+                .map_or(0, |key| key.as_ptr().expose_provenance() as u64),
             ..ElementAttr::default()
         }
     }
@@ -459,7 +482,7 @@ impl Subject for KernelMap {
 
     fn walk_batch(
         &mut self,
-        cursor: Option<u32>,
+        cursor: Option<&[u8]>,
         keys: &mut [u8],
         values: &mut [u8],
         count: u32,
@@ -468,12 +491,13 @@ impl Subject for KernelMap {
     ) -> Walked {
         fits(keys, count as usize, self.key_bytes);
         fits(values, count as usize, self.value_bytes);
-        // Tokens are 32 bits for hash types and the key, also 32 bits, for arrays.
-        let from = cursor.unwrap_or(0);
-        let mut to = from;
+        if let Some(cursor) = cursor {
+            fits(cursor, 1, self.token_bytes);
+        }
+        let mut to = cursor.map_or_else(|| vec![0; self.token_bytes], <[u8]>::to_vec);
         let mut attr = self.batch(count, elem_flags, 0);
-        attr.in_batch = cursor.map_or(0, |_| (&raw const from).expose_provenance() as u64);
-        attr.out_batch = (&raw mut to).expose_provenance() as u64;
+        attr.in_batch = cursor.map_or(0, |token| token.as_ptr().expose_provenance() as u64);
+        attr.out_batch = to.as_mut_ptr().expose_provenance() as u64;
         attr.keys = keys.as_mut_ptr().expose_provenance() as u64;
         attr.values = values.as_mut_ptr().expose_provenance() as u64;
         let command = if delete {
@@ -481,8 +505,8 @@ impl Subject for KernelMap {
         } else {
             BPF_MAP_LOOKUP_BATCH
         };
-        // SAFETY: both arrays have room for `count` elements; both tokens are 4 bytes and
-        // outlive the call.
+        // SAFETY: both arrays have room for `count` elements; both tokens are as
+        // long as the map's.
         let got = unsafe { bpf(command, &raw mut attr) }.map(drop);
         Walked {
             count: done(attr.count, count, got),

@@ -9,6 +9,7 @@ pub mod counting;
 pub mod differential;
 pub mod kernel;
 pub mod model;
+pub mod model_lpm;
 pub mod pins;
 pub mod profiles;
 pub mod report;

@@ -16,7 +16,7 @@ const BPF_F_LOCK: u64 = 4;
 /// What a map is made of.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Shape {
-    /// Type: HASH, ARRAY, or their per-CPU kinds.
+    /// Type.
     pub map_type: MapType,
     /// Key size in bytes.
     pub key_size: u32,
@@ -26,6 +26,8 @@ pub struct Shape {
     pub max_entries: u32,
     /// Flags of BPF_MAP_CREATE.
     pub map_flags: u32,
+    /// `map_extra` of BPF_MAP_CREATE.
+    pub map_extra: u64,
     /// Values per element of a per-CPU type.
     pub cpus: u32,
 }
@@ -34,6 +36,11 @@ impl Shape {
     /// Whether the map is one of the two array types.
     pub fn is_array(&self) -> bool {
         matches!(self.map_type, MapType::ARRAY | MapType::PERCPU_ARRAY)
+    }
+
+    /// Whether every map of the type lists its keys in one and the same order.
+    pub fn is_ordered(&self) -> bool {
+        self.is_array() || self.map_type == MapType::LPM_TRIE
     }
 
     /// Bytes of one value as user space passes it.
@@ -262,17 +269,18 @@ impl Subject for Model {
     /// Array cursors are exact; a hash cursor counts elements in key order.
     fn walk_batch(
         &mut self,
-        cursor: Option<u32>,
+        cursor: Option<&[u8]>,
         keys: &mut [u8],
         values: &mut [u8],
         count: u32,
         elem_flags: u64,
         delete: bool,
     ) -> Walked {
-        let from = cursor.unwrap_or(0);
+        let from = cursor.map_or(0, |token| index(token) as u32);
+        let token = |at: u32| at.to_ne_bytes().to_vec();
         let failed = |errno| Walked {
             count: 0,
-            cursor: from,
+            cursor: token(from),
             result: Err(errno),
         };
         if delete && self.frozen {
@@ -292,16 +300,16 @@ impl Subject for Model {
                 .zip(values.iter().cloned())
                 .collect(),
         };
-        let start = match cursor {
+        let start = match cursor.map(index) {
             // The token of an array is the last key returned; one out of range starts over.
-            Some(last) if array && (last as usize) < elements.len() => last as usize + 1,
-            Some(at) if !array => at as usize,
+            Some(last) if array && last < elements.len() => last + 1,
+            Some(at) if !array => at,
             _ => 0,
         };
         if count == 0 {
             return Walked {
                 count: 0,
-                cursor: from,
+                cursor: token(from),
                 result: Ok(()),
             };
         }
@@ -317,12 +325,12 @@ impl Subject for Model {
         let got = (end - start) as u32;
         Walked {
             count: got,
-            cursor: match (array, got) {
+            cursor: token(match (array, got) {
                 (_, 0) => from,
                 (true, _) => end as u32 - 1,
                 (false, _) if delete => start as u32,
                 (false, _) => end as u32,
-            },
+            }),
             result: if got < count { Err(ENOENT) } else { Ok(()) },
         }
     }
@@ -345,6 +353,7 @@ mod tests {
             value_size: 8,
             max_entries,
             map_flags: 0,
+            map_extra: 0,
             cpus: 1,
         }
     }

@@ -110,6 +110,7 @@ pub fn attr(shape: &Shape) -> MapCreateAttr {
         value_size: shape.value_size,
         max_entries: shape.max_entries,
         map_flags: shape.map_flags,
+        map_extra: shape.map_extra,
         ..MapCreateAttr::default()
     }
 }
@@ -171,28 +172,25 @@ impl Subject for StackMap {
 
     fn walk_batch(
         &mut self,
-        cursor: Option<u32>,
+        cursor: Option<&[u8]>,
         keys: &mut [u8],
         values: &mut [u8],
         count: u32,
         elem_flags: u64,
         delete: bool,
     ) -> Walked {
-        // Every type under test has tokens of 4 bytes; like the kernel's, one that the call does
-        // not write stays as it was.
-        let from = cursor.map(u32::to_ne_bytes);
-        let from = from.as_ref().map(<[u8; 4]>::as_slice);
-        let mut to = cursor.unwrap_or(0).to_ne_bytes();
+        // Like the kernel's, a token that the call does not write stays as it was.
+        let mut to = cursor.map_or_else(|| vec![0; self.file.token_bytes()], <[u8]>::to_vec);
         let outcome = if delete {
             self.file
-                .lookup_and_delete_batch(from, &mut to, keys, values, count, elem_flags, 0)
+                .lookup_and_delete_batch(cursor, &mut to, keys, values, count, elem_flags, 0)
         } else {
             self.file
-                .lookup_batch(from, &mut to, keys, values, count, elem_flags, 0)
+                .lookup_batch(cursor, &mut to, keys, values, count, elem_flags, 0)
         };
         Walked {
             count: outcome.count,
-            cursor: u32::from_ne_bytes(to),
+            cursor: to,
             result: answered(outcome.result),
         }
     }

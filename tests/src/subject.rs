@@ -4,12 +4,13 @@
 pub type Answered = Result<(), i32>;
 
 /// What one call of a batch walk did.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Walked {
     /// Elements returned.
     pub count: u32,
-    /// Where the next call goes on.
-    pub cursor: u32,
+    /// The token with which the next call goes on: as long as the map's tokens are. One that the
+    /// call did not write is the one that it was given, or zero.
+    pub cursor: Vec<u8>,
     /// The call's result; ENOENT at the end of the map goes with a valid count.
     pub result: Answered,
 }
@@ -39,10 +40,11 @@ pub trait Subject {
     ) -> (u32, Answered);
     /// BPF_MAP_DELETE_BATCH: elements done, and the result.
     fn delete_batch(&mut self, keys: &[u8], count: u32, elem_flags: u64) -> (u32, Answered);
-    /// BPF_MAP_LOOKUP_BATCH, or BPF_MAP_LOOKUP_AND_DELETE_BATCH when `delete` is set.
+    /// BPF_MAP_LOOKUP_BATCH, or BPF_MAP_LOOKUP_AND_DELETE_BATCH when `delete` is set, from the
+    /// token `cursor` on.
     fn walk_batch(
         &mut self,
-        cursor: Option<u32>,
+        cursor: Option<&[u8]>,
         keys: &mut [u8],
         values: &mut [u8],
         count: u32,

@@ -154,6 +154,7 @@ fn on<F: Function>(name: &str, stack: &Stack<F>) {
                 value_size,
                 max_entries: ENTRIES,
                 map_flags: 0,
+                map_extra: 0,
                 cpus: kernel::possible_cpus(),
             };
             let attr: MapCreateAttr = attr(&shape);

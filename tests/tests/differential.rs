@@ -158,3 +158,8 @@ fn percpu_hash() {
 fn percpu_array() {
     differential(MapType::PERCPU_ARRAY);
 }
+
+#[test]
+fn lpm_trie() {
+    differential(MapType::LPM_TRIE);
+}

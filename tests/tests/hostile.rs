@@ -150,6 +150,7 @@ fn corrupt<F: Function>(name: &str, make: impl Fn(DeviceConfig) -> Arc<F>) {
             value_size: 16,
             max_entries: 200,
             map_flags: 0,
+            map_extra: 0,
             cpus: offmap_tests::kernel::possible_cpus(),
         };
         let map = stack.map(&attr(&shape), true);

@@ -17,6 +17,9 @@ pub(crate) enum During {
     /// With these flags.
     Update(u64),
     Delete,
+    /// Updates and deletions in a trie, whose host map has numbers of its own.
+    UpdateTrie(u64),
+    DeleteTrie,
     NextKey,
     LookupAndDelete,
     /// Walks with or without removal.
@@ -28,8 +31,8 @@ impl During {
     const fn operation(self) -> (Operation, u64) {
         match self {
             Self::Lookup => (Operation::Lookup, 0),
-            Self::Update(flags) => (Operation::Update, flags),
-            Self::Delete => (Operation::Delete, 0),
+            Self::Update(flags) | Self::UpdateTrie(flags) => (Operation::Update, flags),
+            Self::Delete | Self::DeleteTrie => (Operation::Delete, 0),
             Self::NextKey => (Operation::NextKey, 0),
             Self::LookupAndDelete => (Operation::LookupAndDelete, 0),
             Self::Walk => (Operation::Walk, 0),
@@ -65,6 +68,10 @@ fn of_host(status: Status, during: During) -> Error {
             _ => MISSING,
         },
         Status::Exists => Error::new(Errno::EEXIST, "the key is in the map already"),
+        Status::Full if matches!(during, During::UpdateTrie(_)) => Error::new(
+            Errno::ENOSPC,
+            "the map holds max_entries prefixes and the prefix is new",
+        ),
         Status::Full => Error::new(
             Errno::E2BIG,
             "the map holds max_entries entries and the key is new",
@@ -72,6 +79,10 @@ fn of_host(status: Status, during: During) -> Error {
         Status::OutOfRange => match during {
             During::Update(_) => Error::new(Errno::E2BIG, "the index is not below max_entries"),
             During::Delete => Error::new(Errno::EINVAL, "array elements cannot be deleted"),
+            During::UpdateTrie(_) | During::DeleteTrie => Error::new(
+                Errno::EINVAL,
+                "prefixlen: exceeds the bits that the map's keys have",
+            ),
             _ => Error::new(Errno::ENOENT, "the index is not below max_entries"),
         },
         Status::Unsupported => match during {
@@ -268,6 +279,10 @@ mod tests {
             (Status::NotFound, Walk, Errno::ENOENT),
             (Status::Exists, Update(1), Errno::EEXIST),
             (Status::Full, Update(0), Errno::E2BIG),
+            (Status::NotFound, UpdateTrie(2), Errno::ENOENT),
+            (Status::Full, UpdateTrie(0), Errno::ENOSPC),
+            (Status::OutOfRange, UpdateTrie(0), Errno::EINVAL),
+            (Status::OutOfRange, DeleteTrie, Errno::EINVAL),
             (Status::OutOfRange, Lookup, Errno::ENOENT),
             (Status::OutOfRange, Update(0), Errno::E2BIG),
             (Status::OutOfRange, Delete, Errno::EINVAL),

@@ -4,7 +4,7 @@ use crate::errno::{self, During};
 use crate::nic::{Reservation, Shared};
 use offmap_bpf::device::{BatchOutcome, MapSpec, OffloadCommands, OffloadedMap};
 use offmap_bpf::error::Result;
-use offmap_bpf::uapi::MapType;
+use offmap_bpf::uapi::{BPF_ANY, MapType};
 use offmap_bpf::{Errno, Error};
 use offmap_driver::{DeviceMap, DriverError, Function, QueuePair, Status};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,6 +21,18 @@ const NO_ARRAY_DELETE_BATCH: Error = Error::new(
 const NOT_IN_PROFILE: Error = Error::new(
     Errno::ENOTSUPP,
     "this device has no such operation on an offloaded map",
+);
+const NO_BLOOM_DELETE: Error = Error::new(
+    Errno::EOPNOTSUPP,
+    "what was added to a bloom filter cannot be taken out",
+);
+const NO_BLOOM_NEXT: Error = Error::new(
+    Errno::EOPNOTSUPP,
+    "a bloom filter does not keep its values, so that they cannot be listed",
+);
+const BAD_PUSH_FLAGS: Error = Error::new(
+    Errno::EINVAL,
+    "flags: adding to a bloom filter takes BPF_ANY only",
 );
 const NO_SUCH_POSITION: Error = Error::new(
     Errno::EIO,
@@ -108,6 +120,24 @@ impl<F: Function> NicMap<F> {
         errno::of_status(&self.shared.profile, self.map_type, status, during)
     }
 
+    fn is_bloom(&self) -> bool {
+        self.map_type == MapType::BLOOM_FILTER
+    }
+
+    const fn during_update(&self, flags: u64) -> During {
+        match self.map_type {
+            MapType::LPM_TRIE => During::UpdateTrie(flags),
+            _ => During::Update(flags),
+        }
+    }
+
+    fn during_delete(&self) -> During {
+        match self.map_type {
+            MapType::LPM_TRIE => During::DeleteTrie,
+            _ => During::Delete,
+        }
+    }
+
     fn has(&self, command: OffloadCommands) -> Result<()> {
         if self.shared.commands.contains(command) {
             Ok(())
@@ -165,21 +195,36 @@ impl<F: Function> NicMap<F> {
 
 impl<F: Function> OffloadedMap for NicMap<F> {
     fn lookup(&self, key: &[u8], value: &mut [u8], _flags: u64) -> Result<()> {
+        if self.is_bloom() {
+            // The value is what is asked for, and the key of the command.
+            return self.run(During::Lookup, |q| q.lookup(&self.map, value, &mut []));
+        }
         self.run(During::Lookup, |q| q.lookup(&self.map, key, value))
     }
 
     fn update(&self, key: &[u8], value: &[u8], flags: u64) -> Result<()> {
+        let (key, value) = match self.is_bloom() {
+            true if flags != BPF_ANY => return Err(BAD_PUSH_FLAGS),
+            true => (value, &[][..]),
+            false => (key, value),
+        };
         // The core let only BPF_ANY, BPF_NOEXIST and BPF_EXIST through.
-        self.run(During::Update(flags), |q| {
+        self.run(self.during_update(flags), |q| {
             q.update(&self.map, key, value, flags as u32)
         })
     }
 
     fn delete(&self, key: &[u8]) -> Result<()> {
-        self.run(During::Delete, |q| q.delete(&self.map, key))
+        if self.is_bloom() {
+            return Err(NO_BLOOM_DELETE);
+        }
+        self.run(self.during_delete(), |q| q.delete(&self.map, key))
     }
 
     fn get_next_key(&self, key: Option<&[u8]>, next: &mut [u8]) -> Result<()> {
+        if self.is_bloom() {
+            return Err(NO_BLOOM_NEXT);
+        }
         self.run(During::NextKey, |q| match key {
             Some(key) => q.get_next(&self.map, key, next),
             None => q.get_first(&self.map, next),
@@ -203,6 +248,13 @@ impl<F: Function> OffloadedMap for NicMap<F> {
         results: &mut [Result<(), Errno>],
     ) -> Result<()> {
         self.has(OffloadCommands::LOOKUP_BATCH)?;
+        if self.is_bloom() {
+            let size = self.map.key_size();
+            for (result, value) in results.iter_mut().zip(values.chunks_exact_mut(size)) {
+                *result = self.lookup(&[], value, 0).map_err(|error| error.errno());
+            }
+            return Ok(());
+        }
         let profile = &self.shared.profile;
         self.run(During::Lookup, |q| {
             q.lookup_batch(&self.map, keys, values, |i, status| {
@@ -221,7 +273,7 @@ impl<F: Function> OffloadedMap for NicMap<F> {
             .shared
             .pool
             .with(|q| q.update_batch(&self.map, keys, values, flags as u32));
-        self.changed(done, During::Update(flags))
+        self.changed(done, self.during_update(flags))
     }
 
     fn delete_batch(&self, keys: &[u8], _count: u32) -> BatchOutcome {
@@ -232,7 +284,7 @@ impl<F: Function> OffloadedMap for NicMap<F> {
             return BatchOutcome::failed(NO_ARRAY_DELETE_BATCH);
         }
         let done = self.shared.pool.with(|q| q.delete_batch(&self.map, keys));
-        self.changed(done, During::Delete)
+        self.changed(done, self.during_delete())
     }
 
     fn walk_batch(
@@ -258,6 +310,9 @@ impl<F: Function> OffloadedMap for NicMap<F> {
         let unmoved = |result| BatchOutcome { count: 0, result };
         if count == 0 {
             return unmoved(Ok(()));
+        }
+        if self.map_type == MapType::LPM_TRIE {
+            return self.walk_trie(in_batch, out_batch, keys, values, count);
         }
         let Ok(start) = self.position(in_batch) else {
             return unmoved(Err(self.failed(Status::NotFound, During::Walk)));
@@ -369,6 +424,63 @@ impl<F: Function> NicMap<F> {
         let past_end = position <= start && matches!(&result, Err(e) if e.errno() == Errno::ENOENT);
         if done != 0 || !self.is_array && !past_end {
             out_batch.copy_from_slice(&self.token(position).to_ne_bytes());
+        }
+        BatchOutcome {
+            count: done as u32,
+            result,
+        }
+    }
+
+    /// As `walk`, for a trie: every command goes on after the last key that the one before
+    /// returned, the first one after the token, which is a key too.
+    fn walk_trie(
+        &self,
+        in_batch: Option<&[u8]>,
+        out_batch: &mut [u8],
+        keys: &mut [u8],
+        values: &mut [u8],
+        count: u32,
+    ) -> BatchOutcome {
+        let (key, value) = (self.map.key_size(), self.map.value_stride());
+        let room = count as usize;
+        let mut done = 0usize;
+        let driver = &self.shared.driver;
+        let deadline = driver.function().now() + driver.config().op_timeout;
+        let result = loop {
+            let (returned, rest) = keys[..room * key].split_at_mut(done * key);
+            let after = match done.checked_sub(1) {
+                None => in_batch,
+                Some(last) => Some(&returned[last * key..]),
+            };
+            let values = &mut values[done * value..room * value];
+            let dumped = self
+                .shared
+                .pool
+                .with(|q| q.dump_after(&self.map, after, rest, values));
+            let dumped = match dumped {
+                Ok(dumped) => dumped,
+                Err(e) => break Err(errno::of_driver(&e)),
+            };
+            match dumped.status {
+                Status::Success | Status::NotFound => done += dumped.count,
+                other => break Err(self.failed(other, During::Walk)),
+            }
+            if dumped.status == Status::NotFound {
+                break Err(self.failed(Status::NotFound, During::Walk));
+            }
+            if done == room {
+                break Ok(());
+            }
+            if driver.function().now() >= deadline {
+                break if done > 0 {
+                    Ok(())
+                } else {
+                    Err(NOTHING_IN_TIME)
+                };
+            }
+        };
+        if let Some(last) = done.checked_sub(1) {
+            out_batch.copy_from_slice(&keys[last * key..done * key]);
         }
         BatchOutcome {
             count: done as u32,

@@ -97,10 +97,15 @@ impl<F: Function> Shared<F> {
     /// MAP_CREATE on the device.
     pub(crate) fn create(self: &Arc<Self>, spec: &MapSpec) -> Result<NicMap<F>> {
         let percpu = spec.map_type.is_percpu();
+        // What is put into a bloom filter is its key on the wire.
+        let (key_size, value_size) = match spec.map_type {
+            MapType::BLOOM_FILTER => (spec.value_size, 0),
+            _ => (spec.key_size, spec.value_size),
+        };
         let params = MapParams {
             map_type: spec.map_type.0,
-            key_size: spec.key_size,
-            value_size: spec.value_size,
+            key_size,
+            value_size,
             max_entries: spec.max_entries,
             cpu_slots: if percpu { spec.possible_cpus } else { 0 },
             seed: if spec.map_flags.contains(MapFlags::ZERO_SEED) {

@@ -3,8 +3,10 @@
 use super::reserved_bits;
 use crate::maps::Map;
 use crate::table::Table;
+use crate::table::bloom;
 use crate::table::hash::ChainScan;
 use crate::table::layout::{Geometry, MapKind, MapSpec, ValueShape};
+use crate::table::lpm;
 use crate::{Firmware, HostMemory, Progress, Storage};
 use offmap_abi::admin::{
     IdentifyBody, IdentifyData, Limit, LimitDetail, MAP_ATTR_BYTES_MAX, MapAttr, MapCreateBody,
@@ -293,19 +295,29 @@ impl<S: Storage> Firmware<S> {
                 0,
             ));
         };
-        // What none of the types here has a use for (abi §6.3).
-        if [attr.map_extra.get(), attr.host_memory.get()] != [0; 2]
+        let extra = match kind {
+            MapKind::BloomFilter => bloom::HASHES,
+            _ => 0,
+        };
+        // What the type, or none of the types here, has a use for (abi §6.3).
+        if [attr.map_extra.get() & !extra, attr.host_memory.get()] != [0; 2]
             || [attr.inner_map.get(), attr.vector.get()] != [0; 2]
         {
             return Err(invalid());
         }
         let spec = MapSpec::new(kind, body, attr);
-        if spec.key_size == 0 || spec.value_size == 0 || spec.max_entries == 0 {
+        let valued = spec.value_size != 0;
+        if spec.key_size == 0 || valued != kind.has_values() || spec.max_entries == 0 {
             return Err(invalid());
         }
         within(Limit::KeyBytes, spec.key_size, config.key_bytes)?;
         within(Limit::ValueBytes, spec.value_size, config.value_bytes)?;
-        if kind.is_array() && spec.key_size != 4 {
+        let lpm_key = lpm::PREFIX_BYTES + 1..=lpm::PREFIX_BYTES + lpm::DATA_BYTES_MAX;
+        let wrong_key = match kind {
+            MapKind::LpmTrie => !lpm_key.contains(&spec.key_size),
+            _ => kind.is_array() && spec.key_size != 4,
+        };
+        if wrong_key {
             return Err(invalid());
         }
         if kind.is_percpu() != (spec.cpu_slots != 0) {
@@ -430,7 +442,7 @@ impl<S: Storage> Firmware<S> {
     ) -> Result<Option<MapInfo>, Status> {
         let map = self.maps.get(handle)?;
         let longest_chain = match &map.table {
-            Table::Array(_) => 0,
+            Table::Array(_) | Table::Lpm(_) | Table::Bloom(_) => 0,
             Table::Hash(table) => match table.scan_step(&mut self.memory, scan)? {
                 Some(longest) => longest,
                 None => return Ok(None),

@@ -26,6 +26,7 @@ use crate::maps::Map;
 use crate::table::array::ArrayTable;
 use crate::table::bucket::BUCKET_SLOTS;
 use crate::table::hash::HashTable;
+use crate::table::lpm::LpmTable;
 use crate::table::{LANES, Table, ValueWrite};
 use core::ops::ControlFlow;
 use offmap_abi::completion::BatchResult;
@@ -135,8 +136,14 @@ impl<A: Access, H: HostMemory> Io<'_, A, H> {
         if body.count.get() > self.config.batch {
             return Err(Status::InvalidField);
         }
-        let deletes = matches!(opcode, IoOpcode::BatchDelete | IoOpcode::BatchDumpDelete);
-        if deletes && map.spec.kind.is_array() {
+        let deletes = opcode == IoOpcode::BatchDumpDelete;
+        let kind = map.spec.kind;
+        let supported = match opcode {
+            IoOpcode::BatchDelete => !kind.is_array(),
+            IoOpcode::BatchDumpDelete => kind.takes(),
+            _ => true,
+        };
+        if !supported || !kind.has_values() {
             return Err(Status::Unsupported);
         }
         let arrays = Arrays {
@@ -158,6 +165,8 @@ impl<A: Access, H: HostMemory> Io<'_, A, H> {
                 _ => match &map.table {
                     Table::Hash(table) => self.dump_hash(table, &arrays, from.cursor, deletes),
                     Table::Array(table) => self.dump_array(table, &arrays, from.cursor),
+                    Table::Lpm(table) => self.dump_trie(table, &arrays, from.cursor),
+                    Table::Bloom(_) => Outcome::new(Status::Unsupported, 0),
                 },
             }
         };
@@ -405,6 +414,53 @@ impl<A: Access, H: HostMemory> Io<'_, A, H> {
             at += 1;
         }
         Outcome::new(Status::Success, done).at(at)
+    }
+
+    /// As the kernel's `generic_map_lookup_batch`: from the key after the one that the first place
+    /// of the keys holds, or from the first one at cursor 0. A later step goes on after the key
+    /// that the one before wrote last. A key and its value are returned as they are at one moment.
+    fn dump_trie(&mut self, table: &LpmTable, arrays: &Arrays, cursor: u64) -> Outcome {
+        let mut budget = Budget::STEP;
+        let mut done = arrays.start;
+        // What a dump that ended early is asked to go on from, too.
+        let at = |done: usize| cursor.saturating_add(done as u64).min(u32::MAX.into());
+        let mut after = done > 0 || cursor != 0;
+        if after && let Err(status) = self.read_keys(arrays, done.saturating_sub(1), 1) {
+            return Outcome::new(status, done).at(at(done));
+        }
+        while done < arrays.count {
+            if budget.is_spent() {
+                return Outcome::more(done).at(cursor);
+            }
+            match self.dump_next(table, arrays, done, after) {
+                Ok(visited) => budget.spend(arrays.key_size + arrays.stride, visited),
+                Err(status) => return Outcome::new(status, done).at(at(done)),
+            }
+            after = true;
+            done += 1;
+        }
+        Outcome::new(Status::Success, done).at(at(done))
+    }
+
+    /// Returns the key after the one in the scratch, which it becomes, and its value.
+    fn dump_next(
+        &mut self,
+        table: &LpmTable,
+        arrays: &Arrays,
+        element: usize,
+        after: bool,
+    ) -> Result<usize, Status> {
+        let key = self.scratch.keys.get_mut(..arrays.key_size);
+        let key = key.ok_or(Status::Internal)?;
+        let next = table.next(self.access, after.then_some(&*key))?;
+        self.access
+            .with_bytes(next.key, key.len(), |bytes| key.copy_from_slice(bytes))?;
+        let iova = element_at(arrays.values, element, arrays.stride)?;
+        self.access
+            .send(next.value, arrays.stride, self.host, iova)?;
+        let iova = element_at(arrays.keys, element, arrays.key_size)?;
+        self.host.write(iova, key)?;
+        Ok(next.visited)
     }
 
     fn dump_value(

@@ -117,7 +117,9 @@ fn deliver(
     if command.flags().contains(SubmissionFlags::VALUE_INLINE) {
         return Ok(access.with_bytes(at, len, |bytes| done.with_payload(bytes))?);
     }
-    access.send(at, len, host, IovaRef::iova_of(&body.value))?;
+    if len != 0 {
+        access.send(at, len, host, IovaRef::iova_of(&body.value))?;
+    }
     done.count = U32::new(len as u32);
     Ok(done)
 }
@@ -169,7 +171,9 @@ impl<A: Access, H: HostMemory> Io<'_, A, H> {
             &body.value[..len]
         } else {
             let value = self.scratch.values.get_mut(..len).ok_or(Status::Internal)?;
-            self.host.read(IovaRef::iova_of(&body.value), value)?;
+            if len != 0 {
+                self.host.read(IovaRef::iova_of(&body.value), value)?;
+            }
             value
         };
         map.table
@@ -186,7 +190,7 @@ impl<A: Access, H: HostMemory> Io<'_, A, H> {
         let flags = body.map_flags.get() | body.value_len.get() | u32::from(value);
         check_reserved(command, &body, flags, RETURNS)?;
         check_key(command, &body, map)?;
-        if map.spec.kind.is_array() {
+        if map.spec.kind.is_array() || !map.spec.kind.has_values() {
             return Err(Status::Unsupported);
         }
         let key = read_key(command, &body, map, self.host, &mut self.scratch.keys)?;
@@ -200,7 +204,7 @@ impl<A: Access, H: HostMemory> Io<'_, A, H> {
         let map = self.maps.get(command.map())?;
         check_reserved(command, &body, body.map_flags.get(), RETURNS)?;
         check_key(command, &body, map)?;
-        if map.spec.kind.is_array() {
+        if !map.spec.kind.takes() {
             return Err(Status::Unsupported);
         }
         let len = map.value_bytes();
@@ -227,6 +231,9 @@ impl<A: Access, H: HostMemory> Io<'_, A, H> {
         check_reserved(command, &body, body.map_flags.get(), unused)?;
         if has_key {
             check_key(command, &body, map)?;
+        }
+        if !map.spec.kind.has_values() {
+            return Err(Status::Unsupported);
         }
         let len = map.key_size();
         check_room(command, &body, len)?;

@@ -4,13 +4,15 @@
 //! never read back. After it:
 //!
 //! * arrays: the values, `round_up(value_size, 8)` bytes each (times the per-CPU slots);
+//! * tries: a state line, the nodes, the values (see [`super::lpm`]);
+//! * bloom filters: the bits (see [`super::bloom`]);
 //! * hash tables: a state line, the home buckets, the overflow buckets, the occupancy tree of
 //!   the home buckets, the entries (see [`super::hash`]).
 //!
 //! The geometry itself stays with the firmware, out of the window's reach.
 
 use super::bucket::BUCKET_BYTES;
-use super::occupancy;
+use super::{bloom, lpm, occupancy};
 use offmap_abi::MapType;
 use offmap_abi::admin::{MapAttr, MapCreateBody};
 
@@ -30,11 +32,22 @@ pub enum MapKind {
     PercpuHash,
     /// BPF_MAP_TYPE_PERCPU_ARRAY.
     PercpuArray,
+    /// BPF_MAP_TYPE_LPM_TRIE.
+    LpmTrie,
+    /// BPF_MAP_TYPE_BLOOM_FILTER.
+    BloomFilter,
 }
 
 impl MapKind {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Hash, Self::Array, Self::PercpuHash, Self::PercpuArray];
+    pub const ALL: [Self; 6] = [
+        Self::Hash,
+        Self::Array,
+        Self::PercpuHash,
+        Self::PercpuArray,
+        Self::LpmTrie,
+        Self::BloomFilter,
+    ];
 
     /// The UAPI `enum bpf_map_type` value.
     pub const fn uapi(self) -> u32 {
@@ -43,6 +56,8 @@ impl MapKind {
             Self::Array => MapType::Array.0,
             Self::PercpuHash => MapType::PercpuHash.0,
             Self::PercpuArray => MapType::PercpuArray.0,
+            Self::LpmTrie => MapType::LpmTrie.0,
+            Self::BloomFilter => MapType::BloomFilter.0,
         }
     }
 
@@ -66,6 +81,16 @@ impl MapKind {
     /// Whether the map is an array.
     pub const fn is_array(self) -> bool {
         matches!(self, Self::Array | Self::PercpuArray)
+    }
+
+    /// Whether entries have values.
+    pub const fn has_values(self) -> bool {
+        !matches!(self, Self::BloomFilter)
+    }
+
+    /// Whether the map lets an entry be taken out together with its value.
+    pub(crate) const fn takes(self) -> bool {
+        matches!(self, Self::Hash | Self::PercpuHash)
     }
 }
 
@@ -164,7 +189,7 @@ pub(crate) struct Geometry {
     pub(crate) entry_bytes: u64,
     /// From an entry's start to its value; 0 for arrays.
     pub(crate) value_offset: u64,
-    /// First home bucket.
+    /// First home bucket, or node of a trie.
     pub(crate) homes: u64,
     /// Number of home buckets, a power of two; 0 for arrays.
     pub(crate) home_count: u32,
@@ -185,21 +210,35 @@ impl Geometry {
     pub(crate) fn new(spec: &MapSpec) -> Option<Self> {
         let value = ValueShape::new(spec)?;
         let max = u64::from(spec.max_entries);
+        let flat = |homes, entry_bytes, entries, total_bytes| Self {
+            value,
+            entry_bytes,
+            value_offset: 0,
+            homes,
+            home_count: 0,
+            overflow: 0,
+            overflow_count: 0,
+            occupancy: 0,
+            entries,
+            total_bytes,
+        };
+        if spec.kind == MapKind::LpmTrie {
+            let nodes = DESCRIPTION_BYTES + lpm::STATE_BYTES;
+            let node_bytes = lpm::node_bytes(spec.key_size);
+            let node_total = node_bytes.checked_mul(lpm::node_count(spec.max_entries))?;
+            let values = nodes.checked_add(node_total)?;
+            let stored = u64::from(value.stored);
+            let total = values.checked_add(stored.checked_mul(max)?)?;
+            return Some(flat(nodes, stored, values, total));
+        }
+        if spec.kind == MapKind::BloomFilter {
+            let total = DESCRIPTION_BYTES + bloom::bitset_bytes(spec);
+            return Some(flat(0, 0, DESCRIPTION_BYTES, total));
+        }
         if spec.kind.is_array() {
             let entry_bytes = u64::from(value.stored);
             let total_bytes = DESCRIPTION_BYTES.checked_add(entry_bytes.checked_mul(max)?)?;
-            return Some(Self {
-                value,
-                entry_bytes,
-                value_offset: 0,
-                homes: 0,
-                home_count: 0,
-                overflow: 0,
-                overflow_count: 0,
-                occupancy: 0,
-                entries: DESCRIPTION_BYTES,
-                total_bytes,
-            });
+            return Some(flat(0, entry_bytes, DESCRIPTION_BYTES, total_bytes));
         }
         // Three to six entries a home bucket of a full table on average, of the eight that it
         // has room for: between 0.4 and 15 home buckets in a hundred have an overflow bucket,

@@ -6,16 +6,20 @@
 //! of a sequence word.
 
 pub(crate) mod array;
+pub(crate) mod bloom;
 pub mod bucket;
 pub mod hash;
 pub mod layout;
+pub(crate) mod lpm;
 pub(crate) mod occupancy;
 
 use crate::access::Access;
 use array::ArrayTable;
+use bloom::BloomTable;
 use core::ops::ControlFlow;
 use hash::HashTable;
-use layout::{Geometry, MapSpec, ValueShape};
+use layout::{Geometry, MapKind, MapSpec, ValueShape};
+use lpm::LpmTable;
 use offmap_abi::submission::UPDATE_NOEXIST;
 use offmap_abi::{DevAddr, Status};
 
@@ -115,15 +119,22 @@ pub(crate) enum Table {
     Hash(HashTable),
     /// ARRAY and PERCPU_ARRAY.
     Array(ArrayTable),
+    /// LPM_TRIE.
+    Lpm(LpmTable),
+    /// BLOOM_FILTER.
+    Bloom(BloomTable),
 }
 
 impl Table {
     /// The table of a map at `base`, whose memory is zero.
     pub(crate) fn new(base: DevAddr, spec: &MapSpec, geometry: &Geometry) -> Self {
-        if spec.kind.is_array() {
-            Self::Array(ArrayTable::new(base, spec, geometry))
-        } else {
-            Self::Hash(HashTable::new(base, spec, geometry))
+        match spec.kind {
+            MapKind::Array | MapKind::PercpuArray => {
+                Self::Array(ArrayTable::new(base, spec, geometry))
+            }
+            MapKind::Hash | MapKind::PercpuHash => Self::Hash(HashTable::new(base, spec, geometry)),
+            MapKind::LpmTrie => Self::Lpm(LpmTable::new(base, spec, geometry)),
+            MapKind::BloomFilter => Self::Bloom(BloomTable::new(base, spec, geometry)),
         }
     }
 
@@ -133,10 +144,13 @@ impl Table {
         match self {
             Self::Hash(table) => &table.value,
             Self::Array(table) => &table.value,
+            Self::Lpm(table) => &table.value,
+            Self::Bloom(table) => &table.value,
         }
     }
 
-    /// Calls `f` with the address of the key's value.
+    /// Calls `f` with the address of the key's value: of a trie, that of the longest prefix that
+    /// covers it.
     #[inline(always)]
     pub(crate) fn with_value<A: Access, R>(
         &self,
@@ -147,6 +161,11 @@ impl Table {
         match self {
             Self::Hash(table) => table.with_value(access, key, f),
             Self::Array(table) => Ok(f(access, table.find(key)?)),
+            Self::Lpm(table) => table.with_value(access, key, f),
+            Self::Bloom(table) => {
+                let at = table.find(access, key)?;
+                Ok(f(access, at))
+            }
         }
     }
 
@@ -169,6 +188,18 @@ impl Table {
                     }
                 }
             }
+            Self::Lpm(_) | Self::Bloom(_) => {
+                for (lane, key) in keys.chunks_exact(key_size).enumerate() {
+                    let found = match self {
+                        Self::Lpm(table) => table.longest(access, key),
+                        Self::Bloom(table) => table.find(access, key),
+                        _ => Err(Status::Internal),
+                    };
+                    if visit(access, lane, found).is_break() {
+                        return;
+                    }
+                }
+            }
         }
     }
 
@@ -183,6 +214,8 @@ impl Table {
         match self {
             Self::Hash(table) => table.update(access, key, value, flags),
             Self::Array(table) => table.update(access, key, value, flags),
+            Self::Lpm(table) => table.update(access, key, value, flags),
+            Self::Bloom(table) => table.update(access, key, flags),
         }
     }
 
@@ -190,7 +223,8 @@ impl Table {
     pub(crate) fn delete(&self, access: &mut impl Access, key: &[u8]) -> Result<(), Status> {
         match self {
             Self::Hash(table) => table.delete(access, key),
-            Self::Array(_) => Err(Status::Unsupported),
+            Self::Lpm(table) => table.delete(access, key),
+            Self::Array(_) | Self::Bloom(_) => Err(Status::Unsupported),
         }
     }
 
@@ -203,7 +237,7 @@ impl Table {
     ) -> Result<R, Status> {
         match self {
             Self::Hash(table) => table.take(access, key, f),
-            Self::Array(_) => Err(Status::Unsupported),
+            Self::Array(_) | Self::Lpm(_) | Self::Bloom(_) => Err(Status::Unsupported),
         }
     }
 
@@ -220,14 +254,18 @@ impl Table {
                 let index = table.next(key)?;
                 Ok(f(access, NextKey::Index(index)))
             }
+            Self::Lpm(table) => table.with_next(access, key, |a, at| f(a, NextKey::At(at))),
+            Self::Bloom(_) => Err(Status::Unsupported),
         }
     }
 
-    /// Entries that exist.
+    /// Entries that exist; 0 for bloom filters, which do not count them.
     pub(crate) fn entries(&self, access: &mut impl Access) -> Result<u32, Status> {
         match self {
             Self::Hash(table) => table.entries(access),
             Self::Array(table) => Ok(table.max_entries()),
+            Self::Lpm(table) => table.entries(access),
+            Self::Bloom(_) => Ok(0),
         }
     }
 }

@@ -14,6 +14,8 @@ pub(crate) const HASH: u32 = 1;
 pub(crate) const ARRAY: u32 = 2;
 pub(crate) const PERCPU_HASH: u32 = 5;
 pub(crate) const PERCPU_ARRAY: u32 = 6;
+pub(crate) const LPM: u32 = 11;
+pub(crate) const BLOOM: u32 = 30;
 pub(crate) const TYPES: [u32; 4] = [HASH, ARRAY, PERCPU_HASH, PERCPU_ARRAY];
 
 pub(crate) const BASE: u64 = 0x10_0000;

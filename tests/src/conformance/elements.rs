@@ -249,6 +249,11 @@ impl<'q, F: Function> Table<'q, F> {
             .collect()
     }
 
+    /// Puts a key where a batch has its first.
+    pub fn put_key(&self, key: &[u8]) {
+        self.memory.buffer().write(self.keys_at(), key);
+    }
+
     /// One dump: its status, the elements, the cursor and how many the next bucket needs.
     #[track_caller]
     pub fn dump(&mut self, opcode: IoOpcode, count: u32, cursor: u64) -> Dump {

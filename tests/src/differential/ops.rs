@@ -57,6 +57,8 @@ pub struct Sequence {
 }
 
 const KEY_SIZES: [u32; 14] = [1, 2, 3, 4, 7, 8, 12, 15, 16, 17, 24, 40, 64, 333];
+/// Of `prefixlen` and 1 to 256 bytes of prefix.
+const TRIE_KEY_SIZES: [u32; 12] = [5, 6, 7, 8, 8, 9, 12, 13, 15, 20, 68, 260];
 const VALUE_SIZES: [u32; 16] = [
     1, 2, 4, 5, 8, 15, 16, 17, 24, 47, 48, 49, 64, 100, 256, 1500,
 ];
@@ -68,6 +70,7 @@ impl Sequence {
     pub fn generate(seed: u64, map_type: MapType, ops: usize, cpus: u32) -> Self {
         let rng = &mut Xoshiro256PlusPlus::seed_from_u64(seed);
         let array = matches!(map_type, MapType::ARRAY | MapType::PERCPU_ARRAY);
+        let trie = map_type == MapType::LPM_TRIE;
         let max_entries = match rng.random_range(0..10) {
             0 => 1,
             1 => 2,
@@ -77,14 +80,19 @@ impl Sequence {
         };
         let shape = Shape {
             map_type,
-            key_size: if array { 4 } else { *pick(rng, &KEY_SIZES) },
+            key_size: match (array, trie) {
+                (true, _) => 4,
+                (_, true) => *pick(rng, &TRIE_KEY_SIZES),
+                _ => *pick(rng, &KEY_SIZES),
+            },
             value_size: *pick(rng, &VALUE_SIZES),
             max_entries,
-            map_flags: if !array && rng.random_ratio(1, 3) {
+            map_flags: if trie || !array && rng.random_ratio(1, 3) {
                 MapFlags::NO_PREALLOC.bits()
             } else {
                 0
             },
+            map_extra: 0,
             cpus,
         };
         let mut this = Self {
@@ -115,8 +123,8 @@ impl Sequence {
                 delete: rng.random_ratio(1, 4),
             },
             4..8 => Op::WalkFrom {
-                // Beyond any table of ours and the kernel's, or for arrays anywhere.
-                cursor: if self.shape.is_array() {
+                // Beyond any table of ours and the kernel's, or where tokens are keys, anywhere.
+                cursor: if self.shape.is_ordered() {
                     key
                 } else {
                     u32::MAX - rng.random_range(0..9)
@@ -185,6 +193,9 @@ impl Sequence {
         if self.shape.is_array() {
             return key.to_ne_bytes().to_vec();
         }
+        if self.shape.map_type == MapType::LPM_TRIE {
+            return self.prefix(key);
+        }
         let size = self.shape.key_size as usize;
         let mut bytes = vec![0xa5; size];
         let le = key.to_le_bytes();
@@ -193,6 +204,32 @@ impl Sequence {
             bytes[..n].copy_from_slice(&le[..n]);
         } else {
             bytes[size - n..].copy_from_slice(&le[..n]);
+        }
+        bytes
+    }
+
+    /// Prefix number `key`: much the same bits for many, so that prefixes nest and part at every
+    /// depth; stray bits beyond the prefix; now and then a prefix that is too long.
+    fn prefix(&self, key: u32) -> Vec<u8> {
+        let rng = &mut Xoshiro256PlusPlus::seed_from_u64(self.seed ^ u64::from(key) << 32);
+        let mut bytes = vec![0; self.shape.key_size as usize];
+        let (head, data) = bytes.split_at_mut(4);
+        let max = data.len() as u32 * 8;
+        let prefix = match rng.random_range(0..60) {
+            0 => max + 1 + rng.random_range(0..40),
+            1 => u32::MAX - rng.random_range(0..3),
+            2..20 => max,
+            _ => rng.random_range(0..=max),
+        };
+        head.copy_from_slice(&prefix.to_ne_bytes());
+        data.fill(*pick(rng, &[0, 0, 0xff, 0xa5]));
+        for _ in 0..rng.random_range(0..4) {
+            let bit = rng.random_range(0..max);
+            data[bit as usize / 8] ^= 0x80 >> (bit % 8);
+        }
+        if rng.random_ratio(1, 4) {
+            let from = rng.random_range(0..data.len());
+            rng.fill_bytes(&mut data[from..]);
         }
         bytes
     }

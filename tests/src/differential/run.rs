@@ -1,8 +1,10 @@
 //! Running a sequence against several maps, and cutting a failing one down.
 
 use super::{Op, Sequence};
-use crate::model::Model;
+use crate::model::{Model, Shape};
+use crate::model_lpm::TrieModel;
 use crate::subject::{Answered, Subject, Walked};
+use offmap_bpf::uapi::MapType;
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -18,9 +20,14 @@ pub(super) enum Answer {
     Bytes(Result<Vec<u8>, i32>),
     /// Elements done and the result.
     Batch(u32, Answered),
-    /// A whole walk: its elements, how its last call ended, and for arrays, where it is one
-    /// and the same for every map, what each call returned.
-    Elements(BTreeMap<Vec<u8>, Vec<u8>>, Answered, Vec<Walked>),
+    /// A whole walk: its elements, how its last call ended, and, where the order is one and the
+    /// same for every map, the keys in order and what each call returned.
+    Elements(
+        BTreeMap<Vec<u8>, Vec<u8>>,
+        Answered,
+        Vec<Walked>,
+        Vec<Vec<u8>>,
+    ),
     /// A rule of its own was broken.
     Broken(String),
 }
@@ -32,10 +39,13 @@ impl fmt::Debug for Answer {
             Self::Bytes(Ok(b)) => write!(f, "Ok({})", Hex(b)),
             Self::Bytes(Err(e)) => write!(f, "Err({e})"),
             Self::Batch(n, r) => write!(f, "{n} done, {r:?}"),
-            Self::Elements(e, r, _) => {
+            Self::Elements(e, r, _, order) => {
                 write!(f, "{} elements, {r:?}:", e.len())?;
                 for (k, v) in e.iter().take(20) {
                     write!(f, " {}={}", Hex(k), Hex(v))?;
+                }
+                for k in order.iter().take(20) {
+                    write!(f, " {}", Hex(k))?;
                 }
                 Ok(())
             }
@@ -78,23 +88,50 @@ pub struct Tally {
     pub elements: u64,
 }
 
+/// The model of a type.
+enum Judge {
+    Plain(Model),
+    Trie(TrieModel),
+}
+
+impl Judge {
+    fn new(shape: Shape) -> Self {
+        match shape.map_type {
+            MapType::LPM_TRIE => Self::Trie(TrieModel::new(shape)),
+            _ => Self::Plain(Model::new(shape)),
+        }
+    }
+
+    fn subject(&mut self) -> &mut dyn Subject {
+        match self {
+            Self::Plain(model) => model,
+            Self::Trie(model) => model,
+        }
+    }
+}
+
 /// Runs `sequence` on `subjects`, freshly created maps of its shape, and on the model.
 pub fn check(
     sequence: &Sequence,
     subjects: &mut [Box<dyn Subject + '_>],
     tally: &mut Tally,
 ) -> Result<(), Failure> {
-    let mut model = Model::new(sequence.shape);
+    let mut model = Judge::new(sequence.shape);
     for (index, op) in sequence.ops.iter().enumerate() {
         // What the operation starts from, where a map's answer is judged by a rule instead of
         // by the model's own answer.
-        let present = matches!(op, Op::Next(Some(key)) if model.contains(&sequence.key(*key)));
-        let expected = answer(sequence, op, &mut model, tally);
+        let present = matches!(
+            (op, &model),
+            (Op::Next(Some(key)), Judge::Plain(model)) if model.contains(&sequence.key(*key))
+        );
+        let expected = answer(sequence, op, model.subject(), tally);
         for subject in &mut *subjects {
             let got = answer(sequence, op, subject.as_mut(), &mut Tally::default());
-            let agrees = match (op, &got) {
-                (Op::Next(key), Answer::Bytes(got_next)) if !sequence.shape.is_array() => {
-                    next_is_sound(sequence, &model, *key, present, got_next)
+            let agrees = match (op, &got, &model) {
+                (Op::Next(key), Answer::Bytes(got_next), Judge::Plain(model))
+                    if !sequence.shape.is_ordered() =>
+                {
+                    next_is_sound(sequence, model, *key, present, got_next)
                 }
                 _ => got == expected,
             };
@@ -171,8 +208,9 @@ fn answer(sequence: &Sequence, op: &Op, map: &mut dyn Subject, tally: &mut Tally
             delete,
         } => walk(sequence, map, None, *count, *elem_flags, *delete, tally),
         Op::WalkFrom { cursor, count } => {
-            if shape.is_array() {
-                walk(sequence, map, Some(*cursor), *count, 0, false, tally)
+            if shape.is_ordered() {
+                let cursor = sequence.key(*cursor);
+                walk(sequence, map, Some(cursor), *count, 0, false, tally)
             } else {
                 // The end of the map at once, and nothing returned.
                 let mut keys = vec![0; shape.key_size as usize * *count as usize];
@@ -181,7 +219,8 @@ fn answer(sequence: &Sequence, op: &Op, map: &mut dyn Subject, tally: &mut Tally
                     let past = if *count == 0 { Ok(()) } else { Err(ENOENT) };
                     return Answer::Batch(0, past);
                 }
-                let w = map.walk_batch(Some(*cursor), &mut keys, &mut values, *count, 0, false);
+                let cursor = cursor.to_ne_bytes();
+                let w = map.walk_batch(Some(&cursor), &mut keys, &mut values, *count, 0, false);
                 Answer::Batch(w.count, w.result)
             }
         }
@@ -195,7 +234,7 @@ fn answer(sequence: &Sequence, op: &Op, map: &mut dyn Subject, tally: &mut Tally
 fn walk(
     sequence: &Sequence,
     map: &mut dyn Subject,
-    start: Option<u32>,
+    start: Option<Vec<u8>>,
     mut count: u32,
     elem_flags: u64,
     delete: bool,
@@ -204,13 +243,14 @@ fn walk(
     let shape = &sequence.shape;
     let (key_bytes, value_bytes) = (shape.key_size as usize, shape.value_bytes());
     let mut elements = BTreeMap::new();
-    let mut steps = Vec::new();
+    let (mut steps, mut order) = (Vec::new(), Vec::new());
     let mut cursor = start;
     // Each call moves on, or doubles the count up to the size of the map.
     for _ in 0..2 * shape.max_entries + 100 {
         let mut keys = vec![0x5a; key_bytes * count as usize];
         let mut values = vec![0x5a; value_bytes * count as usize];
-        let w = map.walk_batch(cursor, &mut keys, &mut values, count, elem_flags, delete);
+        let token = cursor.as_deref();
+        let w = map.walk_batch(token, &mut keys, &mut values, count, elem_flags, delete);
         if w.count > count {
             return Answer::Broken(format!("{} elements where {count} were asked", w.count));
         }
@@ -218,15 +258,18 @@ fn walk(
         for i in 0..w.count as usize {
             let key = keys[i * key_bytes..][..key_bytes].to_vec();
             let value = values[i * value_bytes..][..value_bytes].to_vec();
+            if shape.is_ordered() {
+                order.push(key.clone());
+            }
             if let Some(before) = elements.insert(key, value) {
                 return Answer::Broken(format!("a key came twice, before with {}", Hex(&before)));
             }
         }
-        if shape.is_array() && w.count != 0 {
-            steps.push(w);
+        if shape.is_ordered() && w.count != 0 {
+            steps.push(w.clone());
         }
         match w.result {
-            Ok(()) if count == 0 => return Answer::Elements(elements, Ok(()), steps),
+            Ok(()) if count == 0 => return Answer::Elements(elements, Ok(()), steps, order),
             Ok(()) => cursor = Some(w.cursor),
             Err(ENOSPC) if w.count != 0 => {
                 return Answer::Broken("ENOSPC together with elements".into());
@@ -238,7 +281,7 @@ fn walk(
                 cursor = Some(w.cursor);
                 count *= 2;
             }
-            Err(errno) => return Answer::Elements(elements, Err(errno), steps),
+            Err(errno) => return Answer::Elements(elements, Err(errno), steps, order),
         }
     }
     Answer::Broken("the walk does not end".into())
@@ -246,12 +289,12 @@ fn walk(
 
 fn iterate(sequence: &Sequence, map: &mut dyn Subject, tally: &mut Tally) -> Answer {
     let shape = &sequence.shape;
-    let mut elements = BTreeMap::new();
+    let (mut elements, mut order) = (BTreeMap::new(), Vec::new());
     let mut key: Option<Vec<u8>> = None;
     for _ in 0..=shape.max_entries {
         let mut next = vec![0x5a; shape.key_size as usize];
         if let Err(errno) = map.get_next_key(key.as_deref(), &mut next) {
-            return Answer::Elements(elements, Err(errno), Vec::new());
+            return Answer::Elements(elements, Err(errno), Vec::new(), order);
         }
         let mut value = vec![0x5a; shape.value_bytes()];
         if let Err(errno) = map.lookup(&next, &mut value, 0) {
@@ -260,6 +303,9 @@ fn iterate(sequence: &Sequence, map: &mut dyn Subject, tally: &mut Tally) -> Ans
         tally.elements += 1;
         if elements.insert(next.clone(), value).is_some() {
             return Answer::Broken(format!("key {} came twice", Hex(&next)));
+        }
+        if shape.is_ordered() {
+            order.push(next.clone());
         }
         key = Some(next);
     }

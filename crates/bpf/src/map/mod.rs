@@ -1,8 +1,11 @@
 //! One map: `struct bpf_map`, its ops by type, and what stores its elements.
 
+mod bloom;
 mod host_array;
 mod host_hash;
+mod jhash;
 mod lazy;
+mod lpm;
 mod mapping;
 mod object;
 mod offload;

@@ -8,7 +8,7 @@ use crate::errno::Errno;
 use crate::error::{Error, Result};
 use crate::file::{FileMode, MapFile};
 use crate::map::ops::{AllocContext, MapOps, MapTypeOps};
-use crate::map::types::map_type_ops;
+use crate::map::types::{check_offloaded, map_type_ops};
 use crate::map::{Map, OFFLOADED_MAP_BYTES, OffloadMap, ReadMostly};
 use crate::memory::Charge;
 use crate::uapi::{BPF_OBJ_NAME_LEN, MapCreateAttr, MapFlags, MapType, NUMA_NO_NODE};
@@ -205,6 +205,7 @@ impl System {
                 ),
             ));
         }
+        check_offloaded(attr)?;
         let node = attr.numa_node();
         let spec = MapSpec {
             map_type: MapType(attr.map_type),

@@ -241,26 +241,53 @@ impl<F: Function> QueuePair<F> {
     ) -> Result<Dumped, DriverError> {
         let room = self.batch_len(map, keys.len(), Some(values.len()))?;
         let usual = self.chunk_len(map.key_size() + map.value_stride())?;
-        let dumped = self.dump_up_to(map, cursor, room.min(usual), keys, values, delete)?;
+        let dumped = self.dump_up_to(map, (cursor, &[]), room.min(usual), keys, values, delete)?;
         let needed = dumped.needed as usize;
         // A bucket that the caller has room for and that is only more than a command usually
         // takes.
         let fits = needed > usual && needed <= room.min(self.driver.identity().batch as usize);
         if dumped.status == Status::NoSpace && fits {
-            return self.dump_up_to(map, dumped.cursor, needed, keys, values, delete);
+            return self.dump_up_to(map, (dumped.cursor, &[]), needed, keys, values, delete);
         }
         Ok(dumped)
+    }
+
+    /// [`QueuePair::dump`] of an LPM trie: from the key after `after` on, in iteration order
+    /// (`None`, or a key that is not there: from the first).
+    ///
+    /// # Errors
+    ///
+    /// As [`QueuePair::lookup_batch`].
+    pub fn dump_after(
+        &mut self,
+        map: &DeviceMap,
+        after: Option<&[u8]>,
+        keys: &mut [u8],
+        values: &mut [u8],
+    ) -> Result<Dumped, DriverError> {
+        let room = self.batch_len(map, keys.len(), Some(values.len()))?;
+        let usual = self.chunk_len(map.key_size() + map.value_stride())?;
+        if let Some(after) = after {
+            check_length("key", map.key_size(), after.len())?;
+        }
+        let from = match after {
+            None => (0, &[][..]),
+            // The command reads it where it writes its first key.
+            Some(after) => (1, after),
+        };
+        self.dump_up_to(map, from, room.min(usual), keys, values, false)
     }
 
     fn dump_up_to(
         &mut self,
         map: &DeviceMap,
-        cursor: u32,
+        from: (u32, &[u8]),
         count: usize,
         keys: &mut [u8],
         values: &mut [u8],
         delete: bool,
     ) -> Result<Dumped, DriverError> {
+        let (cursor, after) = from;
         let (key, value) = (map.key_size(), map.value_stride());
         let command = Command {
             opcode: if delete {
@@ -275,7 +302,7 @@ impl<F: Function> QueuePair<F> {
             flags: 0,
             cursor,
         };
-        self.run_batch(&command, &[], &[], |queue, completion, arrays, place| {
+        self.run_batch(&command, after, &[], |queue, completion, arrays, place| {
             let result: BatchResult = completion.payload_as();
             let status = completion.status();
             let done = completion.count.get() as usize;
@@ -388,7 +415,6 @@ impl<F: Function> QueuePair<F> {
         }
         let region = self.place_region(place);
         let buffer = region.buffer();
-        buffer.write(arrays.keys, keys);
         buffer.write(arrays.values, values);
         // What the command returns is zeroed, as in `write_element`.
         let returns_keys = matches!(
@@ -398,6 +424,7 @@ impl<F: Function> QueuePair<F> {
         if returns_keys {
             buffer.zero(arrays.keys, command.count * key);
         }
+        buffer.write(arrays.keys, keys);
         if returns_keys || command.opcode == IoOpcode::BatchLookup {
             buffer.zero(arrays.values, command.count * command.value_bytes);
         }

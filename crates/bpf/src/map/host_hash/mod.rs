@@ -25,11 +25,11 @@
 //! no program can tell from a chance of the seed.
 
 mod free;
-mod jhash;
 mod line;
 
 use self::free::{FreeItems, NIL};
 use self::line::{BUCKET_BITS, Entry, Guard, Line, PLACES};
+use super::jhash::htab_hash;
 use super::lazy::LazyTable;
 use super::ops::MapOps;
 use super::words::{Backoff, copy_in, copy_out, equal, words_for};
@@ -174,7 +174,7 @@ impl HostHash {
         match &self.hash {
             Hash::Rapid(secrets) => rapid(key, secrets),
             Hash::Jenkins => {
-                let hash = u64::from(jhash::htab_hash(key));
+                let hash = u64::from(htab_hash(key));
                 hash << 32 | hash
             }
         }
@@ -675,7 +675,7 @@ mod tests {
         let map = HostHash::new(4, 8, MAX, order).unwrap();
         let keys: Vec<[u8; 4]> = (0u32..)
             .map(u32::to_ne_bytes)
-            .filter(|key| (jhash::htab_hash(key) as usize & map.mask) >> BUCKET_BITS == 3)
+            .filter(|key| (htab_hash(key) as usize & map.mask) >> BUCKET_BITS == 3)
             .take(MAX as usize + 1)
             .collect();
         let (extra, keys) = keys.split_last().unwrap();

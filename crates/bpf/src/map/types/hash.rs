@@ -1,6 +1,9 @@
 //! HASH and PERCPU_HASH: what may be created (`kernel/bpf/hashtab.c`).
 
-use super::{ACCESS_FLAGS, check_flags, check_percpu_node, check_percpu_value, invalid, too_big};
+use super::{
+    ACCESS_FLAGS, KMALLOC_MAX_SIZE, check_flags, check_percpu_node, check_percpu_value, invalid,
+    too_big,
+};
 use crate::caller::Caller;
 use crate::device::OffloadCommands;
 use crate::errno::Errno;
@@ -20,8 +23,6 @@ pub(super) static HASH: MapTypeOps = MapTypeOps {
     token: Token::Bucket,
 };
 
-/// `KMALLOC_MAX_SIZE` with 4 KiB pages: 4 MiB.
-const KMALLOC_MAX_SIZE: u64 = 4 << 20;
 /// `sizeof(struct htab_elem)` on 64-bit.
 const HTAB_ELEM_BYTES: u64 = 48;
 /// `sizeof(struct bucket)` on 64-bit.

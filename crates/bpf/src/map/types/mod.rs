@@ -4,7 +4,9 @@
 //! `map_alloc`. What stores the elements is beside this folder.
 
 mod array;
+mod bloom;
 mod hash;
+mod lpm;
 
 use super::ops::MapTypeOps;
 use crate::errno::Errno;
@@ -16,10 +18,24 @@ pub(crate) fn map_type_ops(map_type: MapType) -> Option<&'static MapTypeOps> {
     match map_type {
         MapType::HASH | MapType::PERCPU_HASH => Some(&hash::HASH),
         MapType::ARRAY | MapType::PERCPU_ARRAY => Some(&array::ARRAY),
+        MapType::LPM_TRIE => Some(&lpm::LPM),
+        MapType::BLOOM_FILTER => Some(&bloom::BLOOM),
         _ => None,
     }
 }
 
+/// What `map_alloc` of the type, and not its `map_alloc_check`, refuses of the attribute. The
+/// kernel offloads no map of such a type; where a device does, it refuses what the host does.
+pub(crate) fn check_offloaded(attr: &MapCreateAttr) -> Result<()> {
+    match MapType(attr.map_type) {
+        MapType::LPM_TRIE => lpm::check(attr),
+        MapType::BLOOM_FILTER => bloom::check(attr),
+        _ => Ok(()),
+    }
+}
+
+/// `KMALLOC_MAX_SIZE` with 4 KiB pages: 4 MiB.
+const KMALLOC_MAX_SIZE: u64 = 4 << 20;
 /// `PCPU_MIN_UNIT_SIZE`: 32 KiB.
 const PCPU_MIN_UNIT_SIZE: u64 = 32 << 10;
 
