@@ -163,13 +163,24 @@ impl KernelMap {
         self.value_bytes
     }
 
+    /// A number that `/proc/self/fdinfo` says of the map, such as `memlock`.
+    pub fn fdinfo(&self, field: &str) -> Option<u64> {
+        let path = format!("/proc/self/fdinfo/{}", self.fd.as_raw_fd());
+        let text = fs::read_to_string(path).ok()?;
+        let line = text.lines().find_map(|line| line.strip_prefix(field))?;
+        line.strip_prefix(':')?.trim().parse().ok()
+    }
+
     fn element(&self, key: Option<&[u8]>) -> ElementAttr {
         if let Some(key) = key {
             assert_eq!(key.len(), self.key_bytes);
         }
         ElementAttr {
             map_fd: self.fd.as_raw_fd() as u32,
-            key: key.map_or(0, |key| key.as_ptr().expose_provenance() as u64),
+            // A map without keys wants no address (`___bpf_copy_key`).
+            key: key
+                .filter(|key| !key.is_empty())
+                .map_or(0, |key| key.as_ptr().expose_provenance() as u64),
             ..ElementAttr::default()
         }
     }

@@ -5,6 +5,7 @@
 
 pub mod conformance;
 pub mod counting;
+pub mod cpu;
 pub mod differential;
 pub mod kernel;
 pub mod model;

@@ -163,21 +163,23 @@ impl Subject for StackMap {
         elem_flags: u64,
         delete: bool,
     ) -> Walked {
-        // Every type under test has tokens of 4 bytes; like the kernel's, one that the call does
-        // not write stays as it was.
+        // Every type under test has tokens of 4 bytes, or of none; like the kernel's, one that
+        // the call does not write stays as it was.
+        let bytes = self.file.token_bytes().min(4);
         let from = cursor.map(u32::to_ne_bytes);
-        let from = from.as_ref().map(<[u8; 4]>::as_slice);
-        let mut to = cursor.unwrap_or(0).to_ne_bytes();
+        let from = from.as_ref().map(|from| &from[..bytes]);
+        let mut token = cursor.unwrap_or(0).to_ne_bytes();
+        let to = &mut token[..bytes];
         let outcome = if delete {
             self.file
-                .lookup_and_delete_batch(from, &mut to, keys, values, count, elem_flags, 0)
+                .lookup_and_delete_batch(from, to, keys, values, count, elem_flags, 0)
         } else {
             self.file
-                .lookup_batch(from, &mut to, keys, values, count, elem_flags, 0)
+                .lookup_batch(from, to, keys, values, count, elem_flags, 0)
         };
         Walked {
             count: outcome.count,
-            cursor: u32::from_ne_bytes(to),
+            cursor: u32::from_ne_bytes(token),
             result: answered(outcome.result),
         }
     }

@@ -3,9 +3,11 @@
 mod host_array;
 mod host_hash;
 mod lazy;
+mod lru;
 mod object;
 mod offload;
 pub(crate) mod ops;
+mod queue;
 pub(crate) mod types;
 mod words;
 

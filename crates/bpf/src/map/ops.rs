@@ -97,6 +97,11 @@ pub(crate) trait MapOps: Send + Sync {
     /// a map of these sizes.
     fn mem_usage(&self) -> u64;
 
+    /// `max_entries` of the map: what was asked, unless the type's allocation rounds it.
+    fn max_entries(&self, asked: u32) -> u32 {
+        asked
+    }
+
     /// The last reference to the map is gone; called once, from the worker. Host storage goes
     /// with its memory.
     fn release(&self) {}

@@ -87,6 +87,7 @@ impl System {
             }
         };
         let map = Arc::new(Map::new(ReadMostly {
+            max_entries: ops.max_entries(attr.max_entries),
             ops,
             user_value_bytes: attr.user_value_bytes(self.config.possible_cpus),
             map_type: MapType(attr.map_type),
@@ -96,7 +97,6 @@ impl System {
             },
             key_size: attr.key_size,
             value_size: attr.value_size,
-            max_entries: attr.max_entries,
             map_extra: attr.map_extra,
             map_flags: permanent(attr.flags()),
             numa_node: attr.numa_node(),

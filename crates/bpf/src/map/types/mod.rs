@@ -5,6 +5,8 @@
 
 mod array;
 mod hash;
+mod lru;
+mod queue;
 
 use super::ops::MapTypeOps;
 use crate::errno::Errno;
@@ -16,6 +18,8 @@ pub(crate) fn map_type_ops(map_type: MapType) -> Option<&'static MapTypeOps> {
     match map_type {
         MapType::HASH | MapType::PERCPU_HASH => Some(&hash::HASH),
         MapType::ARRAY | MapType::PERCPU_ARRAY => Some(&array::ARRAY),
+        MapType::LRU_HASH | MapType::LRU_PERCPU_HASH => Some(&lru::LRU),
+        MapType::QUEUE | MapType::STACK => Some(&queue::QUEUE),
         _ => None,
     }
 }
