@@ -112,12 +112,15 @@ impl Attack {
             self.maps.retain(|m| m.0 != map);
             return;
         }
-        let map_type = TYPES[self.below(4) as usize];
-        let array = matches!(map_type, ARRAY | PERCPU_ARRAY);
-        let key_size = if array {
-            4
-        } else {
-            1 + self.below(40) as usize
+        let others = [LRU_HASH, LRU_PERCPU_HASH, QUEUE, STACK];
+        let map_type = match self.below(8) as usize {
+            n @ ..4 => TYPES[n],
+            n => others[n - 4],
+        };
+        let key_size = match map_type {
+            ARRAY | PERCPU_ARRAY => 4,
+            QUEUE | STACK => 0,
+            _ => 1 + self.below(40) as usize,
         };
         let mut shape = Shape::new(map_type, key_size, 1 + self.below(100) as usize, 0);
         shape.max_entries = 1 + self.below(100) as u32;

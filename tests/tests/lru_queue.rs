@@ -262,6 +262,175 @@ fn lru_percpu_hash_as_the_kernel() {
     lru_as_the_kernel(MapType::LRU_PERCPU_HASH);
 }
 
+/// An offloaded LRU map has its own policy. It never holds more than it may, each value is the
+/// last one written under its key, the key written last is there, and an insert evicts one
+/// key, and only when the map is full.
+fn offloaded_lru(map_type: MapType) {
+    let (base, budget, stack) = (seed(), budget() / 4, stack());
+    let (mut done, mut evicted) = (0, 0);
+    while done < budget {
+        let seed = base.wrapping_add(done / SEQUENCE_OPS);
+        let rng = &mut Random::seed_from_u64(seed);
+        let mut shape = Lru::random(rng, map_type);
+        shape.attr.map_flags = 0;
+        shape.attr.max_entries = shape.attr.max_entries.min(100);
+        shape.universe = shape.attr.max_entries * 2 + 1;
+        let max = shape.attr.max_entries as usize;
+        let file = stack.map(&shape.attr, true);
+        let mut map = StackMap {
+            name: "offloaded",
+            file,
+        };
+        let mut model = Contents::new();
+        for at in 0..SEQUENCE_OPS {
+            let context = format!("{map_type}, seed {seed}, operation {at}, {:?}", shape.attr);
+            let key = shape.key(rng.random_range(0..shape.universe));
+            let value = shape.value(rng.next_u64());
+            let mut got = vec![0; shape.value_bytes];
+            let expected = model.get(&key).cloned().ok_or(ENOENT);
+            match rng.random_range(0..100) {
+                0..60 => {
+                    let flags = pick(rng, &[0, 0, 0, 1, 2]);
+                    let expected = match (model.contains_key(&key), flags) {
+                        (true, 1) => Err(17),
+                        (false, 2) => Err(ENOENT),
+                        _ => Ok(()),
+                    };
+                    assert_eq!(map.update(&key, &value, flags), expected, "{context}");
+                    if expected.is_ok() {
+                        model.insert(key.clone(), value);
+                    }
+                    let surplus = model.len().saturating_sub(max);
+                    let before = std::mem::take(&mut model);
+                    model = shape.walk(&mut map, 16, false);
+                    assert_eq!(model.len(), before.len() - surplus, "{context}");
+                    for (key, value) in &model {
+                        assert_eq!(before.get(key), Some(value), "{context}");
+                    }
+                    assert!(expected.is_err() || model.contains_key(&key), "{context}");
+                    evicted += surplus;
+                }
+                60..75 => {
+                    let r = map.lookup(&key, &mut got, 0).map(|()| got);
+                    assert_eq!(r, expected, "{context}");
+                }
+                75..84 => {
+                    let r = map.delete(&key);
+                    assert_eq!(r, expected.map(drop), "{context}");
+                    model.remove(&key);
+                }
+                84..92 => {
+                    let r = map.lookup_and_delete(&key, &mut got, 0).map(|()| got);
+                    assert_eq!(r, expected, "{context}");
+                    model.remove(&key);
+                }
+                92..95 => {
+                    let keys: Vec<_> = (0..max + 5)
+                        .map(|_| shape.key(rng.random_range(0..shape.universe)))
+                        .collect();
+                    let values: Vec<_> = keys.iter().map(|_| shape.value(rng.next_u64())).collect();
+                    let n = keys.len() as u32;
+                    let r = map.update_batch(&keys.concat(), &values.concat(), n, 0);
+                    assert_eq!(r, (n, Ok(())), "{context}");
+                    let last = keys[keys.len() - 1].clone();
+                    model.extend(keys.into_iter().zip(values));
+                    let now = shape.contents(&mut map);
+                    assert!(now.len() <= max && now.contains_key(&last), "{context}");
+                    assert!(
+                        now.iter().all(|(k, v)| model.get(k) == Some(v)),
+                        "{context}"
+                    );
+                    model = now;
+                }
+                95..97 => {
+                    let keys: Vec<_> = (0..4)
+                        .map(|_| shape.key(rng.random_range(0..shape.universe)))
+                        .collect();
+                    let gone = keys.iter().take_while(|key| model.remove(*key).is_some());
+                    let gone = gone.count() as u32;
+                    let expected = if gone == 4 { Ok(()) } else { Err(ENOENT) };
+                    let r = map.delete_batch(&keys.concat(), 4, 0);
+                    assert_eq!(r, (gone, expected), "{context}");
+                }
+                97..99 => assert_eq!(shape.contents(&mut map), model, "{context}"),
+                _ => {
+                    let walked = shape.walk(&mut map, 7, true);
+                    assert_eq!(walked, model, "{context}");
+                    model.clear();
+                }
+            }
+        }
+        done += SEQUENCE_OPS;
+    }
+    assert!(evicted > 100, "hardly anything was evicted");
+    aloud(&format!(
+        "lru_queue: offloaded {map_type}: {done} operations from seed {base}, {evicted} evictions"
+    ));
+}
+
+#[test]
+fn offloaded_lru_hash() {
+    offloaded_lru(MapType::LRU_HASH);
+}
+
+#[test]
+fn offloaded_lru_percpu_hash() {
+    offloaded_lru(MapType::LRU_PERCPU_HASH);
+}
+
+/// Refused alike, on the device and on the host, whatever the device would have said.
+#[test]
+fn offloaded_creation() {
+    let stack = stack();
+    let refused = |attr: &MapCreateAttr| {
+        let error = stack.try_map(attr, true).expect_err("should be refused");
+        error.errno().0
+    };
+    for map_type in [MapType::QUEUE, MapType::STACK] {
+        let attr = MapCreateAttr {
+            map_type: map_type.0,
+            value_size: 8,
+            max_entries: 4,
+            ..MapCreateAttr::default()
+        };
+        assert_eq!(
+            refused(&MapCreateAttr {
+                key_size: 4,
+                ..attr
+            }),
+            22
+        );
+        assert_eq!(
+            refused(&MapCreateAttr {
+                value_size: 0,
+                ..attr
+            }),
+            22
+        );
+        // The ways of the Rust API that have no command: each key of none is a peek.
+        let map = stack.map(&attr, true);
+        map.update(&[], &[5; 8], 0).expect("a push");
+        let mut values = [0; 24];
+        let mut results = [Ok(()); 3];
+        map.lookup_many(&[], &mut values, &mut results)
+            .expect("peeks");
+        assert_eq!((values, results), ([5; 24], [Ok(()); 3]));
+    }
+    let lru = MapCreateAttr {
+        map_type: MapType::LRU_HASH.0,
+        key_size: 4,
+        value_size: 8,
+        max_entries: 4,
+        ..MapCreateAttr::default()
+    };
+    let mut flagged = lru;
+    flagged.map_flags = MapFlags::NO_PREALLOC.bits();
+    assert_eq!(refused(&flagged), 524);
+    // The device has no lists for each CPU.
+    flagged.map_flags = MapFlags::NO_COMMON_LRU.bits();
+    assert_eq!(refused(&flagged), 22);
+}
+
 /// The same random pushes, pops and refused commands on every map; all answers the same.
 fn queues_alike(map_type: MapType) {
     let with_kernel = kernel_takes_part();
@@ -278,7 +447,13 @@ fn queues_alike(map_type: MapType) {
         };
         let file = stack.map(&attr, false);
         let usage = file.info().expect("info").mem_usage;
-        let mut maps: Vec<Box<dyn Subject>> = vec![Box::new(StackMap { name: "host", file })];
+        let mut maps: Vec<Box<dyn Subject>> = vec![
+            Box::new(StackMap { name: "host", file }),
+            Box::new(StackMap {
+                name: "offloaded",
+                file: stack.map(&attr, true),
+            }),
+        ];
         if with_kernel {
             let map = KernelMap::create(&attr).expect("the kernel's map");
             assert_eq!(map.fdinfo("memlock"), Some(usage), "{attr:?}");

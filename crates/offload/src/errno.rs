@@ -20,7 +20,10 @@ pub(crate) enum During {
     Walk,
 }
 
-const MISSING: Error = Error::new(Errno::ENOENT, "the key is not in the map");
+const MISSING: Error = Error::new(
+    Errno::ENOENT,
+    "the key is not in the map, or a queue or stack is empty",
+);
 const LAST: Error = Error::new(Errno::ENOENT, "there is no further key in the map");
 
 /// The error for a status that is not success.
@@ -32,10 +35,7 @@ pub(crate) fn of_status(profile: &Profile, status: Status, during: During) -> Er
             _ => MISSING,
         },
         Status::Exists => Error::new(Errno::EEXIST, "the key is in the map already"),
-        Status::Full => Error::new(
-            Errno::E2BIG,
-            "the map holds max_entries entries and the key is new",
-        ),
+        Status::Full => Error::new(Errno::E2BIG, "the map holds max_entries entries"),
         Status::OutOfRange => match during {
             During::Update => Error::new(Errno::E2BIG, "the index is not below max_entries"),
             During::Delete => Error::new(Errno::EINVAL, "array elements cannot be deleted"),

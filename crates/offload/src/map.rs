@@ -4,7 +4,7 @@ use crate::errno::{self, During};
 use crate::nic::Shared;
 use offmap_bpf::device::{BatchOutcome, MapSpec, OffloadCommands, OffloadedMap};
 use offmap_bpf::error::Result;
-use offmap_bpf::uapi::MapType;
+use offmap_bpf::uapi::{BPF_NOEXIST, MapType};
 use offmap_bpf::{Errno, Error};
 use offmap_driver::{DeviceMap, DriverError, Function, QueuePair, Status};
 use std::sync::Arc;
@@ -17,6 +17,14 @@ const NO_ARRAY_DELETE: Error = Error::new(
 const NO_ARRAY_DELETE_BATCH: Error = Error::new(
     Errno::ENOTSUPP,
     "array elements cannot be deleted, so arrays have no delete batch",
+);
+const NO_KEYS: Error = Error::new(
+    Errno::EINVAL,
+    "a queue or stack has no keys to delete or to walk",
+);
+const BAD_PUSH_FLAGS: Error = Error::new(
+    Errno::EINVAL,
+    "flags: a push takes BPF_ANY, or BPF_EXIST to overwrite the oldest value",
 );
 const NOT_IN_PROFILE: Error = Error::new(
     Errno::ENOTSUPP,
@@ -36,6 +44,8 @@ pub(crate) struct NicMap<F: Function> {
     shared: Arc<Shared<F>>,
     map: DeviceMap,
     is_array: bool,
+    /// Queues and stacks: values without keys.
+    is_queue: bool,
     max_entries: u32,
     freed: AtomicBool,
 }
@@ -46,6 +56,7 @@ impl<F: Function> NicMap<F> {
             shared,
             map,
             is_array: matches!(spec.map_type, MapType::ARRAY | MapType::PERCPU_ARRAY),
+            is_queue: matches!(spec.map_type, MapType::QUEUE | MapType::STACK),
             max_entries: spec.max_entries,
             freed: AtomicBool::new(false),
         }
@@ -131,16 +142,25 @@ impl<F: Function> OffloadedMap for NicMap<F> {
 
     fn update(&self, key: &[u8], value: &[u8], flags: u64) -> Result<()> {
         // The core let only BPF_ANY, BPF_NOEXIST and BPF_EXIST through.
+        if self.is_queue && flags == BPF_NOEXIST {
+            return Err(BAD_PUSH_FLAGS);
+        }
         self.run(During::Update, |q| {
             q.update(&self.map, key, value, flags as u32)
         })
     }
 
     fn delete(&self, key: &[u8]) -> Result<()> {
+        if self.is_queue {
+            return Err(NO_KEYS);
+        }
         self.run(During::Delete, |q| q.delete(&self.map, key))
     }
 
     fn get_next_key(&self, key: Option<&[u8]>, next: &mut [u8]) -> Result<()> {
+        if self.is_queue {
+            return Err(NO_KEYS);
+        }
         self.run(During::NextKey, |q| match key {
             Some(key) => q.get_next(&self.map, key, next),
             None => q.get_first(&self.map, next),
@@ -164,6 +184,14 @@ impl<F: Function> OffloadedMap for NicMap<F> {
         results: &mut [Result<(), Errno>],
     ) -> Result<()> {
         self.has(OffloadCommands::LOOKUP_BATCH)?;
+        if self.is_queue {
+            // The device has no batches of them: each is a peek, as on the host.
+            let values = values.chunks_exact_mut(self.map.value_stride());
+            for (value, result) in values.zip(results) {
+                *result = self.lookup(&[], value, 0).map_err(|error| error.errno());
+            }
+            return Ok(());
+        }
         let profile = &self.shared.profile;
         self.run(During::Lookup, |q| {
             q.lookup_batch(&self.map, keys, values, |i, status| {

@@ -82,6 +82,10 @@ impl Profile {
                 MapType::ARRAY,
                 MapType::PERCPU_HASH,
                 MapType::PERCPU_ARRAY,
+                MapType::LRU_HASH,
+                MapType::LRU_PERCPU_HASH,
+                MapType::QUEUE,
+                MapType::STACK,
             ]),
             flags: MapFlags::NO_PREALLOC
                 .union(MapFlags::NUMA_NODE)

@@ -300,7 +300,10 @@ impl<S: Storage> Firmware<S> {
             return Err(invalid());
         }
         let spec = MapSpec::new(kind, body, attr);
-        if spec.key_size == 0 || spec.value_size == 0 || spec.max_entries == 0 {
+        if spec.value_size == 0 || spec.max_entries == 0 {
+            return Err(invalid());
+        }
+        if kind.is_queue() != (spec.key_size == 0) {
             return Err(invalid());
         }
         within(Limit::KeyBytes, spec.key_size, config.key_bytes)?;
@@ -430,7 +433,7 @@ impl<S: Storage> Firmware<S> {
     ) -> Result<Option<MapInfo>, Status> {
         let map = self.maps.get(handle)?;
         let longest_chain = match &map.table {
-            Table::Array(_) => 0,
+            Table::Array(_) | Table::Queue(_) => 0,
             Table::Hash(table) => match table.scan_step(&mut self.memory, scan)? {
                 Some(longest) => longest,
                 None => return Ok(None),

@@ -125,6 +125,9 @@ impl<A: Access, H: HostMemory> Io<'_, A, H> {
         let map = self.maps.get(command.map())?;
         check_reserved(command, &body, opcode)?;
         let flags = update_flags(body.map_flags.get())?;
+        if map.spec.kind.is_queue() {
+            return Err(Status::Unsupported);
+        }
         if body.key_len.get() != map.spec.key_size {
             return Err(Status::InvalidLength);
         }
@@ -158,6 +161,7 @@ impl<A: Access, H: HostMemory> Io<'_, A, H> {
                 _ => match &map.table {
                     Table::Hash(table) => self.dump_hash(table, &arrays, from.cursor, deletes),
                     Table::Array(table) => self.dump_array(table, &arrays, from.cursor),
+                    Table::Queue(_) => Outcome::new(Status::Unsupported, 0),
                 },
             }
         };

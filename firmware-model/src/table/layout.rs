@@ -4,8 +4,10 @@
 //! never read back. After it:
 //!
 //! * arrays: the values, `round_up(value_size, 8)` bytes each (times the per-CPU slots);
+//! * queues and stacks: a state line, the values;
 //! * hash tables: a state line, the home buckets, the overflow buckets, the occupancy tree of
-//!   the home buckets, the entries (see [`super::hash`]).
+//!   the home buckets, for LRU types a byte of recency for each entry, the entries (see
+//!   [`super::hash`]).
 //!
 //! The geometry itself stays with the firmware, out of the window's reach.
 
@@ -19,6 +21,9 @@ pub const DESCRIPTION_BYTES: u64 = 64;
 /// First word of the description: the bytes `OMAP`.
 pub const DESCRIPTION_MAGIC: u32 = u32::from_le_bytes(*b"OMAP");
 
+/// Bytes of the state line of a map that has one.
+const STATE_BYTES: u64 = 64;
+
 /// The map types that the firmware has.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum MapKind {
@@ -30,11 +35,28 @@ pub enum MapKind {
     PercpuHash,
     /// BPF_MAP_TYPE_PERCPU_ARRAY.
     PercpuArray,
+    /// BPF_MAP_TYPE_LRU_HASH.
+    LruHash,
+    /// BPF_MAP_TYPE_LRU_PERCPU_HASH.
+    LruPercpuHash,
+    /// BPF_MAP_TYPE_QUEUE.
+    Queue,
+    /// BPF_MAP_TYPE_STACK.
+    Stack,
 }
 
 impl MapKind {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Hash, Self::Array, Self::PercpuHash, Self::PercpuArray];
+    pub const ALL: [Self; 8] = [
+        Self::Hash,
+        Self::Array,
+        Self::PercpuHash,
+        Self::PercpuArray,
+        Self::LruHash,
+        Self::LruPercpuHash,
+        Self::Queue,
+        Self::Stack,
+    ];
 
     /// The UAPI `enum bpf_map_type` value.
     pub const fn uapi(self) -> u32 {
@@ -43,6 +65,10 @@ impl MapKind {
             Self::Array => MapType::Array.0,
             Self::PercpuHash => MapType::PercpuHash.0,
             Self::PercpuArray => MapType::PercpuArray.0,
+            Self::LruHash => MapType::LruHash.0,
+            Self::LruPercpuHash => MapType::LruPercpuHash.0,
+            Self::Queue => MapType::Queue.0,
+            Self::Stack => MapType::Stack.0,
         }
     }
 
@@ -60,7 +86,20 @@ impl MapKind {
 
     /// Whether an entry has a value for each CPU.
     pub const fn is_percpu(self) -> bool {
-        matches!(self, Self::PercpuHash | Self::PercpuArray)
+        matches!(
+            self,
+            Self::PercpuHash | Self::PercpuArray | Self::LruPercpuHash
+        )
+    }
+
+    /// Whether a full map evicts an entry for a new key.
+    pub const fn is_lru(self) -> bool {
+        matches!(self, Self::LruHash | Self::LruPercpuHash)
+    }
+
+    /// Whether the map is a ring of values without keys.
+    pub const fn is_queue(self) -> bool {
+        matches!(self, Self::Queue | Self::Stack)
     }
 
     /// Whether the map is an array.
@@ -174,6 +213,8 @@ pub(crate) struct Geometry {
     pub(crate) overflow_count: u32,
     /// Occupancy tree of the home buckets.
     pub(crate) occupancy: u64,
+    /// A byte of recency for each entry, for LRU types.
+    pub(crate) recency: u64,
     /// First entry.
     pub(crate) entries: u64,
     /// All of the map.
@@ -185,9 +226,13 @@ impl Geometry {
     pub(crate) fn new(spec: &MapSpec) -> Option<Self> {
         let value = ValueShape::new(spec)?;
         let max = u64::from(spec.max_entries);
-        if spec.kind.is_array() {
+        if spec.kind.is_array() || spec.kind.is_queue() {
             let entry_bytes = u64::from(value.stored);
-            let total_bytes = DESCRIPTION_BYTES.checked_add(entry_bytes.checked_mul(max)?)?;
+            let entries = match spec.kind.is_array() {
+                true => DESCRIPTION_BYTES,
+                false => DESCRIPTION_BYTES + STATE_BYTES,
+            };
+            let total_bytes = entries.checked_add(entry_bytes.checked_mul(max)?)?;
             return Some(Self {
                 value,
                 entry_bytes,
@@ -197,7 +242,8 @@ impl Geometry {
                 overflow: 0,
                 overflow_count: 0,
                 occupancy: 0,
-                entries: DESCRIPTION_BYTES,
+                recency: 0,
+                entries,
                 total_bytes,
             });
         }
@@ -208,10 +254,14 @@ impl Geometry {
         let overflow_count = spec.max_entries / 8 + 1;
         let value_offset = u64::from(spec.key_size).checked_next_multiple_of(8)?;
         let entry_bytes = value_offset.checked_add(value.stored.into())?;
-        let homes = DESCRIPTION_BYTES + BUCKET_BYTES;
+        let homes = DESCRIPTION_BYTES + STATE_BYTES;
         let overflow = homes + u64::from(home_count) * BUCKET_BYTES;
         let occupancy = overflow + u64::from(overflow_count) * BUCKET_BYTES;
-        let entries = occupancy + occupancy::tree_bytes(home_count.into());
+        let recency = occupancy + occupancy::tree_bytes(home_count.into());
+        let entries = match spec.kind.is_lru() {
+            true => recency + max.next_multiple_of(BUCKET_BYTES),
+            false => recency,
+        };
         let total_bytes = entries.checked_add(entry_bytes.checked_mul(max)?)?;
         Some(Self {
             value,
@@ -222,6 +272,7 @@ impl Geometry {
             overflow,
             overflow_count,
             occupancy,
+            recency,
             entries,
             total_bytes,
         })

@@ -10,6 +10,7 @@ pub mod bucket;
 pub mod hash;
 pub mod layout;
 pub(crate) mod occupancy;
+pub(crate) mod queue;
 
 use crate::access::Access;
 use array::ArrayTable;
@@ -18,6 +19,7 @@ use hash::HashTable;
 use layout::{Geometry, MapSpec, ValueShape};
 use offmap_abi::submission::UPDATE_NOEXIST;
 use offmap_abi::{DevAddr, Status};
+use queue::QueueTable;
 
 /// Elements that a batch handles side by side, so that their cache misses overlap.
 pub(crate) const LANES: usize = 32;
@@ -111,10 +113,12 @@ pub(crate) fn fill_padded(bytes: &mut [u8], from: &[u8]) {
 /// A map's table.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Table {
-    /// HASH and PERCPU_HASH.
+    /// HASH, LRU_HASH and their per-CPU forms.
     Hash(HashTable),
     /// ARRAY and PERCPU_ARRAY.
     Array(ArrayTable),
+    /// QUEUE and STACK.
+    Queue(QueueTable),
 }
 
 impl Table {
@@ -122,6 +126,8 @@ impl Table {
     pub(crate) fn new(base: DevAddr, spec: &MapSpec, geometry: &Geometry) -> Self {
         if spec.kind.is_array() {
             Self::Array(ArrayTable::new(base, spec, geometry))
+        } else if spec.kind.is_queue() {
+            Self::Queue(QueueTable::new(base, spec, geometry))
         } else {
             Self::Hash(HashTable::new(base, spec, geometry))
         }
@@ -133,10 +139,11 @@ impl Table {
         match self {
             Self::Hash(table) => &table.value,
             Self::Array(table) => &table.value,
+            Self::Queue(table) => &table.value,
         }
     }
 
-    /// Calls `f` with the address of the key's value.
+    /// Calls `f` with the address of the key's value; of a queue's next one.
     #[inline(always)]
     pub(crate) fn with_value<A: Access, R>(
         &self,
@@ -147,6 +154,16 @@ impl Table {
         match self {
             Self::Hash(table) => table.with_value(access, key, f),
             Self::Array(table) => Ok(f(access, table.find(key)?)),
+            Self::Queue(table) => table.peek(access, f),
+        }
+    }
+
+    /// A data-path engine has used the value at `at`, which [`Self::with_value`] had found.
+    #[inline(always)]
+    pub(crate) fn mark(&self, access: &mut impl Access, at: DevAddr) -> Result<(), Status> {
+        match self {
+            Self::Hash(table) => table.mark(access, at),
+            Self::Array(_) | Self::Queue(_) => Ok(()),
         }
     }
 
@@ -169,6 +186,8 @@ impl Table {
                     }
                 }
             }
+            // Without keys there is no lane.
+            Self::Queue(_) => {}
         }
     }
 
@@ -183,6 +202,7 @@ impl Table {
         match self {
             Self::Hash(table) => table.update(access, key, value, flags),
             Self::Array(table) => table.update(access, key, value, flags),
+            Self::Queue(table) => table.push(access, value, flags),
         }
     }
 
@@ -190,7 +210,7 @@ impl Table {
     pub(crate) fn delete(&self, access: &mut impl Access, key: &[u8]) -> Result<(), Status> {
         match self {
             Self::Hash(table) => table.delete(access, key),
-            Self::Array(_) => Err(Status::Unsupported),
+            Self::Array(_) | Self::Queue(_) => Err(Status::Unsupported),
         }
     }
 
@@ -203,6 +223,7 @@ impl Table {
     ) -> Result<R, Status> {
         match self {
             Self::Hash(table) => table.take(access, key, f),
+            Self::Queue(table) => table.pop(access, f),
             Self::Array(_) => Err(Status::Unsupported),
         }
     }
@@ -220,6 +241,7 @@ impl Table {
                 let index = table.next(key)?;
                 Ok(f(access, NextKey::Index(index)))
             }
+            Self::Queue(_) => Err(Status::Unsupported),
         }
     }
 
@@ -228,6 +250,7 @@ impl Table {
         match self {
             Self::Hash(table) => table.entries(access),
             Self::Array(table) => Ok(table.max_entries()),
+            Self::Queue(table) => table.entries(access),
         }
     }
 }

@@ -7,6 +7,7 @@
 pub mod elements;
 pub mod host;
 pub mod lifecycle;
+pub mod lru_queue;
 pub mod maps;
 pub mod queues;
 
@@ -81,6 +82,8 @@ macro_rules! conformance_suite {
                 stale_handles_are_refused, unreachable_memory_is_a_dma_fault,
                 ten_thousand_maps_leak_nothing, the_window_shows_what_is_stored,
                 unknown_io_opcodes_are_answered;
+            lru_queue: a_full_lru_map_evicts_one, lru_maps_in_batches, queues_and_stacks,
+                queues_and_stacks_have_no_keys;
         );
     };
     (@cases $module:ident, $function:ty, $make:expr, $notify:expr;
