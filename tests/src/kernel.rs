@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::subject::{Answered, Subject, Walked};
@@ -16,6 +16,7 @@ const BPF_MAP_LOOKUP_ELEM: libc::c_long = 1;
 const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
 const BPF_MAP_DELETE_ELEM: libc::c_long = 3;
 const BPF_MAP_GET_NEXT_KEY: libc::c_long = 4;
+const BPF_BTF_LOAD: libc::c_long = 18;
 const BPF_MAP_LOOKUP_AND_DELETE_ELEM: libc::c_long = 21;
 const BPF_MAP_FREEZE: libc::c_long = 22;
 const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
@@ -77,7 +78,7 @@ pub fn possible_cpus() -> u32 {
         .max(1)
 }
 
-/// `struct { … } map_create` of `union bpf_attr`, as far as `map_ifindex`.
+/// `struct { … } map_create` of `union bpf_attr`, as far as the types.
 #[repr(C)]
 #[derive(Default)]
 struct CreateAttr {
@@ -90,6 +91,21 @@ struct CreateAttr {
     numa_node: u32,
     map_name: [u8; 16],
     map_ifindex: u32,
+    btf_fd: u32,
+    btf_key_type_id: u32,
+    btf_value_type_id: u32,
+}
+
+/// The part of `union bpf_attr` for BPF_BTF_LOAD.
+#[repr(C)]
+#[derive(Default)]
+struct BtfLoadAttr {
+    btf: u64,
+    btf_log_buf: u64,
+    btf_size: u32,
+    btf_log_size: u32,
+    btf_log_level: u32,
+    btf_log_true_size: u32,
 }
 
 /// The part of `union bpf_attr` for the commands on one element.
@@ -131,6 +147,11 @@ pub struct KernelMap {
 impl KernelMap {
     /// BPF_MAP_CREATE with the fields of `attr` up to `map_ifindex`.
     pub fn create(attr: &MapCreateAttr) -> Result<Self, i32> {
+        Self::create_typed(attr, None)
+    }
+
+    /// BPF_MAP_CREATE with the key and value types of `attr`, in this BTF.
+    pub fn create_typed(attr: &MapCreateAttr, btf: Option<BorrowedFd<'_>>) -> Result<Self, i32> {
         let mut raw = CreateAttr {
             map_type: attr.map_type,
             key_size: attr.key_size,
@@ -141,6 +162,9 @@ impl KernelMap {
             numa_node: attr.numa_node,
             map_name: attr.map_name,
             map_ifindex: attr.map_ifindex,
+            btf_fd: btf.map_or(0, |fd| fd.as_raw_fd() as u32),
+            btf_key_type_id: btf.map_or(0, |_| attr.btf_key_type_id),
+            btf_value_type_id: btf.map_or(0, |_| attr.btf_value_type_id),
         };
         // SAFETY: the attribute holds no address, and the kernel reads `size_of` bytes of it.
         let fd = unsafe { bpf(BPF_MAP_CREATE, &raw mut raw) }?;
@@ -212,6 +236,30 @@ unsafe fn bpf<T>(command: libc::c_long, attr: *mut T) -> Result<i32, i32> {
     } else {
         Ok(got as i32)
     }
+}
+
+/// BPF_BTF_LOAD.
+pub fn btf_load(blob: &[u8]) -> Result<OwnedFd, i32> {
+    btf_load_logged(blob, &mut [])
+}
+
+/// BPF_BTF_LOAD, with what the kernel says about it in `log`, up to a NUL.
+pub fn btf_load_logged(blob: &[u8], log: &mut [u8]) -> Result<OwnedFd, i32> {
+    let mut attr = BtfLoadAttr {
+        btf: blob.as_ptr().expose_provenance() as u64,
+        btf_size: blob.len() as u32,
+        ..BtfLoadAttr::default()
+    };
+    if !log.is_empty() {
+        attr.btf_log_buf = log.as_mut_ptr().expose_provenance() as u64;
+        attr.btf_log_size = log.len() as u32;
+        attr.btf_log_level = 1;
+    }
+    // SAFETY: the blob is as long as it is said to be and only read; the log likewise, and
+    // nobody else has it.
+    let fd = unsafe { bpf(BPF_BTF_LOAD, &raw mut attr) }?;
+    // SAFETY: the kernel has just opened this descriptor for us and nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Checks of the caller's slices, on which the safety of the calls below rests.

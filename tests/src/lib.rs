@@ -3,6 +3,7 @@
 //! The integration tests in `tests/` and the benches in `benches/` are thin: the suites are
 //! written here once, generic over what they judge.
 
+pub mod btf;
 pub mod conformance;
 pub mod counting;
 pub mod cpu;

@@ -1,13 +1,16 @@
 //! The open file of a map, and the commands on it.
 
-use crate::caller::NetNs;
+use crate::caller::{Caller, NetNs};
 use crate::device::{BatchOutcome, OffloadCommands};
 use crate::errno::Errno;
 use crate::error::{Error, Result};
-use crate::map::Map;
-use crate::map::ops::{MapOps, NO_SUCH_OPERATION};
+use crate::map::ops::{MapOps, NO_SUCH_OPERATION, Token};
+use crate::map::{Map, WriteActive};
+use crate::security::MapAccess;
 use crate::uapi::{BPF_EXIST, BPF_F_LOCK, BPF_OBJ_NAME_LEN, MapFlags, MapType};
 use bitflags::bitflags;
+use sha2::{Digest, Sha256};
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
@@ -122,6 +125,29 @@ impl MapFile {
         Self { map, mode }
     }
 
+    /// `security_bpf_map`.
+    pub(crate) fn check_open(&self, caller: &Caller) -> Result<()> {
+        let access = MapAccess {
+            read: self.mode.contains(FileMode::READ),
+            write: self.mode.contains(FileMode::WRITE),
+        };
+        let security = &self.map.read_mostly.shared.security;
+        security.map_open(caller, &self.map.for_security(), access)
+    }
+
+    /// Another open file of the same map.
+    pub(crate) fn reopen(&self, mode: FileMode) -> Self {
+        Self::open(Arc::clone(&self.map), mode)
+    }
+
+    pub(crate) const fn map(&self) -> &Arc<Map> {
+        &self.map
+    }
+
+    pub(crate) const fn mode(&self) -> FileMode {
+        self.mode
+    }
+
     /// Type of the map.
     pub fn map_type(&self) -> MapType {
         self.map.read_mostly.map_type
@@ -145,7 +171,7 @@ impl MapFile {
     /// key returned.
     #[inline]
     pub fn token_bytes(&self) -> usize {
-        self.map.read_mostly.token_bytes as usize
+        self.token().bytes(self.map.read_mostly.key_size) as usize
     }
 
     /// Entries that the map can hold.
@@ -164,7 +190,7 @@ impl MapFile {
     }
 
     #[inline]
-    fn readable(&self) -> Result<()> {
+    pub(crate) fn readable(&self) -> Result<()> {
         if self.mode.contains(FileMode::READ) {
             Ok(())
         } else {
@@ -173,12 +199,31 @@ impl MapFile {
     }
 
     #[inline]
-    fn writable(&self) -> Result<()> {
+    pub(crate) fn writable(&self) -> Result<()> {
         if self.mode.contains(FileMode::WRITE) {
             Ok(())
         } else {
             Err(NOT_WRITABLE)
         }
+    }
+
+    /// A write of user space begins: `bpf_map_write_active_inc`, and the file's mode. EPERM.
+    pub(crate) fn begin_write(&self) -> Result<WriteActive<'_>> {
+        self.writable()?;
+        self.map.begin_write()
+    }
+
+    /// `BPF_F_LOCK` is for values that have a lock. EINVAL.
+    pub(crate) fn check_lock(&self, flags: u64) -> Result<()> {
+        if flags & BPF_F_LOCK != 0 {
+            return Err(NO_LOCK);
+        }
+        Ok(())
+    }
+
+    /// What the token of a batch walk is.
+    pub(crate) fn token(&self) -> Token {
+        self.map.read_mostly.token
     }
 
     /// BPF_MAP_LOOKUP_ELEM: copies the key's value to `value`.
@@ -480,6 +525,37 @@ impl MapFile {
         })
     }
 
+    /// SHA-256 of what the map holds (`map_get_hash`, 6.18): the values of a frozen host array
+    /// in their order, each padded with zeros to 8 bytes.
+    ///
+    /// EINVAL for other maps, EPERM for one that is not frozen.
+    pub fn content_hash(&self) -> Result<[u8; 32]> {
+        if self.map_type() != MapType::ARRAY || self.is_offloaded() {
+            return Err(Error::because(
+                Errno::EINVAL,
+                format!(
+                    "hash: only host arrays have one, not {} maps",
+                    self.map_type()
+                ),
+            ));
+        }
+        if !self.map.is_frozen() {
+            return Err(Error::new(
+                Errno::EPERM,
+                "hash: the map is not frozen, and could change",
+            ));
+        }
+        let mut hash = Sha256::new();
+        let mut value = vec![0; self.value_bytes().next_multiple_of(8)];
+        for index in 0..self.max_entries() {
+            let size = self.value_bytes();
+            self.ops()
+                .lookup(&index.to_ne_bytes(), &mut value[..size], 0)?;
+            hash.update(&value);
+        }
+        Ok(hash.finalize().into())
+    }
+
     #[inline]
     fn sizes(&self) -> (usize, usize) {
         (self.key_size(), self.value_bytes())
@@ -494,7 +570,13 @@ impl MapFile {
         }
     }
 
-    fn check_batch(&self, command: OffloadCommands, elem_flags: u64, flags: u64) -> Result<()> {
+    /// What a batch command asks before its first element.
+    pub(crate) fn check_batch(
+        &self,
+        command: OffloadCommands,
+        elem_flags: u64,
+        flags: u64,
+    ) -> Result<()> {
         if !self.map.read_mostly.commands.contains(command) {
             return Err(NO_SUCH_OPERATION);
         }
@@ -541,10 +623,11 @@ pub struct MapInfo {
 }
 
 impl MapInfo {
-    /// The name up to its first NUL. It holds only `[A-Za-z0-9_.]`.
-    pub fn name(&self) -> &str {
+    /// The name up to its first NUL: letters of Latin-1, digits, `_` and `.`, of which those
+    /// beyond ASCII are replaced here.
+    pub fn name(&self) -> Cow<'_, str> {
         let end = self.name.iter().position(|&byte| byte == 0);
-        std::str::from_utf8(&self.name[..end.unwrap_or(BPF_OBJ_NAME_LEN)]).unwrap_or("")
+        String::from_utf8_lossy(&self.name[..end.unwrap_or(BPF_OBJ_NAME_LEN)])
     }
 }
 

@@ -46,6 +46,66 @@ Examples:
   offmap demo --json | jq '.maps[] | {name, device_bytes}'"
     )]
     Demo(DemoArgs),
+    /// Make the same bpf(2) calls to the running kernel and to offmap, and compare
+    #[command(
+        long_about = "Make the same bpf(2) calls, byte for byte, to the running kernel and to offmap's map side, \
+and compare each result, errno and output byte.
+
+Calls are drawn from a seed: maps of all types that offmap has on the host, right and wrong \
+attributes, flags, pointers, sizes and orders. Needs root and a kernel that has bpf(2); offmap \
+follows Linux 6.18, and other versions differ where the kernel changed.",
+        after_long_help = "Exit status:
+  0  no difference, or only such as are explained; each of those is printed with the kernel file
+  1  a difference that nothing accounts for
+  2  the command line is bad, or the kernel takes no maps from this process
+
+Examples:
+  offmap diff --calls 1000000
+  offmap diff --seed 7 --shard 2/8 --json
+  offmap diff --seed 7 --sequence 1234"
+    )]
+    Diff(DiffArgs),
+}
+
+/// Arguments of `offmap diff`.
+#[derive(Clone, Debug, Args)]
+pub struct DiffArgs {
+    /// Ends after this many calls, at the end of a sequence
+    #[arg(long, value_name = "N", default_value_t = 200_000)]
+    pub calls: u64,
+
+    /// Ends after this many seconds, if that comes first
+    #[arg(long, value_name = "SECONDS")]
+    pub seconds: Option<u64>,
+
+    /// Seed of the calls; the same seed makes the same calls
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub seed: u64,
+
+    /// Part I of N of a campaign, from 1: N processes do what one would
+    #[arg(long, value_name = "I/N", default_value = "1/1", value_parser = shard)]
+    pub shard: (u64, u64),
+
+    /// Runs this one sequence, which a difference named
+    #[arg(long, value_name = "N")]
+    pub sequence: Option<u64>,
+
+    /// Print how often each command came to each result on each map type
+    #[arg(long)]
+    pub matrix: bool,
+
+    /// Print one JSON document
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `I/N`.
+fn shard(text: &str) -> Result<(u64, u64), String> {
+    let numbers = text.split_once('/').and_then(|(part, of)| {
+        let (part, of) = (part.parse().ok()?, of.parse().ok()?);
+        (1 <= part && part <= of).then_some((part, of))
+    });
+    numbers.ok_or_else(|| format!("{text:?} is not a part of a whole, such as 2/8"))
 }
 
 /// Arguments of `offmap demo`.

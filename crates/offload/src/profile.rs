@@ -191,7 +191,8 @@ mod tests {
         check(MapType::PERCPU_HASH).unwrap();
         for (refused, says) in [
             (MapType::PERCPU_ARRAY, "the device has no"),
-            (MapType::LRU_HASH, "profile does not offload"),
+            (MapType::LRU_HASH, "the device has no"),
+            (MapType::DEVMAP, "profile does not offload"),
             (MapType(63), "profile does not offload"),
             (MapType(64), "profile does not offload"),
             (MapType(u32::MAX), "profile does not offload"),

@@ -2,8 +2,8 @@
 //!
 //! Checks, in order: the map handle; reserved fields, unknown flags and operands that the
 //! command does not use, all of which must be zero; the lengths against the map; that an inline
-//! operand fits its field; that the map's type has the command. Then operands are read, and only then does the table change. The
-//! padding of an inline operand is not looked at.
+//! operand fits its field; that the map's type has the command. Then operands are read, and only
+//! then does the table change. The padding of an inline operand is not looked at.
 
 use super::{Io, reserved_bits, update_flags};
 use crate::HostMemory;

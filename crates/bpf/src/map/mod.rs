@@ -4,12 +4,18 @@ mod host_array;
 mod host_hash;
 mod lazy;
 mod lru;
+mod mapping;
 mod object;
 mod offload;
 pub(crate) mod ops;
+mod owner;
 mod queue;
 pub(crate) mod types;
 mod words;
 
-pub(crate) use object::{Map, ReadMostly};
-pub(crate) use offload::{Attached, OffloadMap};
+pub use mapping::Mapping;
+pub(crate) use mapping::PAGE_BYTES;
+pub use owner::ProgramTraits;
+
+pub(crate) use object::{Map, ReadMostly, WriteActive};
+pub(crate) use offload::{Attached, OFFLOADED_MAP_BYTES, OffloadMap};

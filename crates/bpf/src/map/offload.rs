@@ -3,7 +3,7 @@
 use super::Map;
 use super::ops::{MapOps, nth, nth_mut};
 use crate::caller::NetNs;
-use crate::device::{BatchOutcome, OffloadCommands, OffloadRules, OffloadedMap};
+use crate::device::{BatchOutcome, OffloadCommands, OffloadDevice, OffloadRules, OffloadedMap};
 use crate::errno::Errno;
 use crate::error::{Error, Result};
 use crossbeam_utils::CachePadded;
@@ -31,7 +31,7 @@ thread_local! {
 }
 
 /// `sizeof(struct bpf_offloaded_map)` on 64-bit: four cache lines of `struct bpf_map`, and the links.
-const OFFLOADED_MAP_BYTES: u64 = 320;
+pub(crate) const OFFLOADED_MAP_BYTES: u64 = 320;
 
 type OnDevice = Arc<dyn OffloadedMap>;
 
@@ -45,17 +45,25 @@ pub(crate) struct OffloadMap {
     device: [CachePadded<RwLock<Option<OnDevice>>>; SHARDS],
     attached: Mutex<Attached>,
     rules: OffloadRules,
+    /// The offload device, whose ports share their maps.
+    offload_device: Weak<dyn OffloadDevice>,
     map: OnceLock<Weak<Map>>,
 }
 
 impl OffloadMap {
-    pub(crate) fn new(on_device: OnDevice, attached: Attached, rules: OffloadRules) -> Self {
+    pub(crate) fn new(
+        on_device: OnDevice,
+        attached: Attached,
+        rules: OffloadRules,
+        offload_device: Weak<dyn OffloadDevice>,
+    ) -> Self {
         Self {
             device: std::array::from_fn(|_| {
                 CachePadded::new(RwLock::new(Some(Arc::clone(&on_device))))
             }),
             attached: Mutex::new(attached),
             rules,
+            offload_device,
             map: OnceLock::new(),
         }
     }
@@ -105,6 +113,13 @@ impl OffloadMap {
 
     pub(crate) fn is_gone(&self) -> bool {
         self.device().is_none()
+    }
+
+    /// `__bpf_offload_dev_match`: whether a program for this device can use the map. None can
+    /// once the map has left its device.
+    pub(crate) fn matches(&self, device: &Arc<dyn OffloadDevice>) -> bool {
+        std::ptr::addr_eq(Weak::as_ptr(&self.offload_device), Arc::as_ptr(device))
+            && !self.is_gone()
     }
 
     /// The netdev goes and a sibling of the same offload device takes the map over. Waits for

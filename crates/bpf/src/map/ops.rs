@@ -6,6 +6,7 @@ use crate::errno::Errno;
 use crate::error::{Error, Result};
 use crate::uapi::MapCreateAttr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 /// What the token of a batch walk is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -100,6 +101,18 @@ pub(crate) trait MapOps: Send + Sync {
     /// `max_entries` of the map: what was asked, unless the type's allocation rounds it.
     fn max_entries(&self, asked: u32) -> u32 {
         asked
+    }
+
+    /// Bytes of the map's memory that `mmap(2)` can map, in whole pages. 524 for maps that have
+    /// no `map_mmap`; what that refuses otherwise.
+    fn mmap_bytes(&self) -> Result<u64> {
+        Err(NO_SUCH_OPERATION)
+    }
+
+    /// Word `word` of the memory that can be mapped; `None` where nothing was stored so far,
+    /// which only happens when `store` is not set. ENOMEM.
+    fn mapped_word(&self, _word: usize, _store: bool) -> Result<Option<&AtomicU64>> {
+        Err(NO_SUCH_OPERATION)
     }
 
     /// The last reference to the map is gone; called once, from the worker. Host storage goes

@@ -1,6 +1,6 @@
 //! Commands that take a descriptor or an id.
 
-use super::fd::{File, bad_fd};
+use super::fd::{File, bad_fd, not_a_map};
 use super::{Fd, System};
 use crate::caller::Caller;
 use crate::device::BatchOutcome;
@@ -18,15 +18,51 @@ impl System {
     }
 
     /// `fdget`: the table is locked for one reference count.
-    fn file(&self, fd: Fd) -> Option<Arc<File>> {
+    pub(super) fn file(&self, fd: Fd) -> Option<Arc<File>> {
         self.fds().get(fd).cloned()
     }
 
     /// `__bpf_map_get`, and what is to be done with the map. EBADF.
     fn with_map<R>(&self, fd: Fd, operation: impl FnOnce(&MapFile) -> Result<R>) -> Result<R> {
-        let file = self.file(fd).ok_or_else(|| bad_fd(fd))?;
-        let File::Map(map) = &*file;
-        operation(map)
+        operation(self.open_file(fd)?.map()?)
+    }
+
+    /// The open file of a descriptor. EBADF, or EINVAL for a file of others.
+    fn open_file(&self, fd: Fd) -> Result<Arc<File>> {
+        let fds = self.fds();
+        match fds.get(fd) {
+            Some(file) => Ok(Arc::clone(file)),
+            None if fds.is_of_others(fd) => Err(not_a_map(fd)),
+            None => Err(bad_fd(fd)),
+        }
+    }
+
+    /// The map behind a descriptor, for a call that needs it for long. EBADF, EINVAL.
+    pub(super) fn raw_map(&self, fd: Fd) -> Result<MapFile> {
+        self.with_map(fd, |map| Ok(map.clone()))
+    }
+
+    /// `bpf_map_update_value`, for maps that want to be told what a descriptor in the value is.
+    pub(super) fn update_map(
+        &self,
+        map: &MapFile,
+        key: &[u8],
+        value: &[u8],
+        flags: u64,
+    ) -> Result<()> {
+        map.update(key, value, flags)
+    }
+
+    /// As `update_map`, for a batch.
+    pub(super) fn update_map_batch(
+        &self,
+        map: &MapFile,
+        keys: &[u8],
+        values: &[u8],
+        count: u32,
+        elem_flags: u64,
+    ) -> BatchOutcome {
+        map.update_batch(keys, values, count, elem_flags, 0)
     }
 
     /// As `with_map`, for a batch.
@@ -172,11 +208,17 @@ impl System {
 
     /// BPF_OBJ_GET_INFO_BY_FD: as [`MapFile::info`]; a bad descriptor is EBADFD here.
     pub fn info(&self, fd: Fd) -> Result<MapInfo> {
-        let file = self.file(fd).ok_or_else(|| {
-            Error::because(Errno::EBADFD, format!("descriptor {} is not open", fd.0))
-        })?;
-        let File::Map(map) = &*file;
-        map.info()
+        self.info_map(fd)?.info()
+    }
+
+    /// The map whose info is asked for.
+    pub(super) fn info_map(&self, fd: Fd) -> Result<MapFile> {
+        self.raw_map(fd).map_err(|error| match error.errno() {
+            Errno::EBADF => {
+                Error::because(Errno::EBADFD, format!("descriptor {} is not open", fd.0))
+            }
+            _ => error,
+        })
     }
 
     /// BPF_MAP_GET_NEXT_ID: the smallest map id above `start`.
@@ -217,7 +259,7 @@ impl System {
         let map = self.shared.ids.get(id).ok_or_else(|| {
             Error::because(Errno::ENOENT, format!("id {id}: there is no such map"))
         })?;
-        self.install(Arc::new(File::Map(MapFile::open(map, mode))))
+        self.new_map_fd(caller, MapFile::open(map, mode))
     }
 }
 
@@ -232,7 +274,7 @@ fn check_sys_admin(caller: &Caller, what: &str) -> Result<()> {
     }
 }
 
-fn check_lookup_flags(flags: u64) -> Result<()> {
+pub(super) fn check_lookup_flags(flags: u64) -> Result<()> {
     if flags & !BPF_F_LOCK != 0 {
         return Err(Error::new(
             Errno::EINVAL,
