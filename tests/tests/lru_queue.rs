@@ -78,10 +78,16 @@ impl Lru {
             key_size: pick(rng, &[4, 4, 5, 8, 33]),
             value_size,
             max_entries,
-            map_flags: match rng.random_bool(0.5) {
-                true => MapFlags::NO_COMMON_LRU.bits(),
-                false => 0,
-            },
+            map_flags: pick(
+                rng,
+                &[
+                    MapFlags::empty(),
+                    MapFlags::NO_COMMON_LRU,
+                    MapFlags::ZERO_SEED,
+                    MapFlags::ZERO_SEED | MapFlags::NO_COMMON_LRU,
+                ],
+            )
+            .bits(),
             ..MapCreateAttr::default()
         };
         Self {
@@ -106,7 +112,13 @@ impl Lru {
 
     /// What the map holds, by next key and lookup.
     fn contents(&self, map: &mut dyn Subject) -> Contents {
-        let mut all = Contents::new();
+        self.listed(map).into_iter().collect()
+    }
+
+    /// The same in the map's order.
+    fn listed(&self, map: &mut dyn Subject) -> Vec<(Vec<u8>, Vec<u8>)> {
+        let mut seen = BTreeSet::new();
+        let mut all = Vec::new();
         let mut at: Option<Vec<u8>> = None;
         loop {
             let mut next = vec![0; self.attr.key_size as usize];
@@ -116,10 +128,8 @@ impl Lru {
             }
             let mut value = vec![0; self.value_bytes];
             assert_eq!(map.lookup(&next, &mut value, 0), Ok(()), "{}", map.name());
-            assert!(
-                all.insert(next.clone(), value).is_none(),
-                "a key came twice"
-            );
+            assert!(seen.insert(next.clone()), "a key came twice");
+            all.push((next.clone(), value));
             at = Some(next);
         }
     }
@@ -226,7 +236,14 @@ fn lru_as_the_kernel(map_type: MapType) {
                 shape.attr
             );
             if at % 64 == 0 {
-                let (kernel, host) = (shape.contents(&mut theirs), shape.contents(&mut ours));
+                let (kernel, host) = (shape.listed(&mut theirs), shape.listed(&mut ours));
+                let zero_seed = shape.attr.flags().contains(MapFlags::ZERO_SEED);
+                assert!(
+                    !zero_seed || kernel == host,
+                    "{map_type}, seed {seed}, after operation {at}: the order differs"
+                );
+                let [kernel, host]: [Contents; 2] =
+                    [kernel, host].map(|listed| listed.into_iter().collect());
                 assert!(
                     kernel == host,
                     "{map_type}, seed {seed}, after operation {at} ({op}) on {:?}: only the \

@@ -2,6 +2,7 @@
 
 mod host_array;
 mod host_hash;
+mod jhash;
 mod lazy;
 mod lru;
 mod mapping;

@@ -14,6 +14,7 @@ mod list;
 mod node;
 
 use super::host_hash::{BATCH_END, MISSING};
+use super::jhash::htab_hash;
 use super::lazy::LazyTable;
 use super::ops::MapOps;
 use super::words::{copy_in, copy_out, equal};
@@ -67,11 +68,13 @@ pub(crate) struct LruShape {
     pub(crate) cpus: u32,
     /// `BPF_F_NO_COMMON_LRU`.
     pub(crate) per_cpu_lists: bool,
-    pub(crate) seed: u64,
+    /// The seed of the key hash; `None`: `BPF_F_ZERO_SEED`, which is the kernel's own hash with
+    /// seed 0, so that keys come in the kernel's order.
+    pub(crate) seed: Option<u64>,
 }
 
 pub(crate) struct LruHash {
-    secrets: RapidSecrets,
+    secrets: Option<RapidSecrets>,
     mask: usize,
     key_size: usize,
     value_bytes: usize,
@@ -91,7 +94,7 @@ impl LruHash {
         let n_buckets = (shape.max_entries as usize).next_power_of_two();
         let key_size = shape.key_size as usize;
         Ok(Self {
-            secrets: RapidSecrets::seed(shape.seed),
+            secrets: shape.seed.map(RapidSecrets::seed),
             mask: n_buckets - 1,
             key_size,
             value_bytes: shape.value_bytes,
@@ -109,7 +112,10 @@ impl LruHash {
 
     #[inline]
     fn hash(&self, key: &[u8]) -> u32 {
-        rapidhash_v3_inline::<true, false, false>(key, &self.secrets) as u32
+        match &self.secrets {
+            Some(secrets) => rapidhash_v3_inline::<true, false, false>(key, secrets) as u32,
+            None => htab_hash(key),
+        }
     }
 
     fn bucket_of(&self, hash: u32) -> usize {

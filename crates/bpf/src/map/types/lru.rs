@@ -69,6 +69,9 @@ fn lru_alloc(attr: &MapCreateAttr, context: &AllocContext) -> Result<Arc<dyn Map
         max_entries,
         cpus,
         per_cpu_lists,
-        seed: seed(attr),
+        seed: match attr.flags().contains(MapFlags::ZERO_SEED) {
+            true => None,
+            false => Some(seed(attr)),
+        },
     })?))
 }
