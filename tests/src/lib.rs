@@ -10,6 +10,8 @@ pub mod cpu;
 pub mod differential;
 pub mod kernel;
 pub mod model;
+pub mod pins;
+pub mod profiles;
 pub mod report;
 pub mod speed;
 pub mod stack;

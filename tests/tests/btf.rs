@@ -5,8 +5,8 @@
 //! `OFFMAP_REQUIRE_KERNEL=1` makes it a failure when the kernel took no part.
 
 use offmap_bpf::Errno;
-use offmap_bpf::btf::{Btf, RunningKernel};
-use offmap_tests::btf::{Judge, Tally, corpus, fuzz_btf, generate, mutate};
+use offmap_bpf::btf::{Btf, BtfBuilder, Kind, RunningKernel};
+use offmap_tests::btf::{Judge, Tally, Verdict, corpus, fuzz_btf, generate, mutate};
 use offmap_tests::kernel::{self, Availability};
 use offmap_tests::report::{aloud, env_number, required, seed};
 use rand::{RngExt, SeedableRng};
@@ -142,6 +142,92 @@ fn generated_and_broken_blobs() {
                 "no value with a {kind} was read back"
             );
         }
+    }
+}
+
+/// What random changes do not come upon.
+#[test]
+fn limits() {
+    if !kernel_takes_part() {
+        return;
+    }
+    let mut blobs: Vec<(&str, i32, BtfBuilder)> = Vec::new();
+    let mut add = |what, errno: i32, make: &dyn Fn(&mut BtfBuilder)| {
+        let mut builder = BtfBuilder::new();
+        make(&mut builder);
+        blobs.push((what, errno, builder));
+    };
+    add("more types than can be numbered", 0, &|b| {
+        for _ in 0..0x10_0010 {
+            b.reference(Kind::Const, 0);
+        }
+    });
+    // It refers to itself: a loop, so it is there.
+    add("the last type that is numbered", Errno::EEXIST.0, &|b| {
+        for _ in 0..0xf_fffd {
+            b.reference(Kind::Const, 0);
+        }
+        b.reference(Kind::Ptr, 0xf_fffe);
+    });
+    add(
+        "a reference to a type without a number",
+        Errno::EINVAL.0,
+        &|b| {
+            b.reference(Kind::Ptr, 0xf_ffff);
+            for _ in 0..0xf_ffff {
+                b.reference(Kind::Const, 0);
+            }
+        },
+    );
+    add("a chain resolved in two parts", Errno::ELOOP.0, &|b| {
+        let int = b.int("int", 4);
+        let name = b.string(b"x");
+        b.add(Kind::FuncProto, "", 2, 0, &[name, 23, name, 3]);
+        for id in 3..=42 {
+            b.reference(Kind::Const, if id == 42 { int } else { id + 1 });
+        }
+    });
+    for (len, errno) in [(32, 0), (33, Errno::E2BIG.0)] {
+        add("a long chain of pointers", errno, &|b| {
+            for id in 1..=len {
+                b.reference(Kind::Ptr, id + 1);
+            }
+            b.int("int", 4);
+        });
+    }
+    for (len, errno) in [(512, 0), (513, Errno::EINVAL.0)] {
+        add("a long name", errno, &|b| {
+            b.named(Kind::Typedef, &"a".repeat(len), 0);
+        });
+    }
+    for byte in 1..=255_u8 {
+        let letter = byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'.';
+        let letter = letter || (byte >= 0xc0 && byte != 0xd7 && byte != 0xf7);
+        add("a byte in a name", if letter { 0 } else { 22 }, &|b| {
+            let name = b.string(&[b'a', byte]);
+            b.raw(name, (Kind::Typedef as u32) << 24, 0, &[]);
+        });
+        let print = matches!(byte, 0x20..=0x7e | 0xa0..);
+        add(
+            "a byte in a section's name",
+            if print { 0 } else { 22 },
+            &|b| {
+                let name = b.string(&[byte]);
+                b.raw(name, (Kind::Datasec as u32) << 24, 4, &[]);
+            },
+        );
+    }
+    let mut rng = Xoshiro256PlusPlus::seed_from_u64(1);
+    let mut judge = Judge::default();
+    for (what, errno, builder) in blobs {
+        let verdict = judge
+            .judge(&mut rng, &builder.finish(), 0)
+            .unwrap_or_else(|wrong| panic!("{what}: {}", &wrong[..wrong.len().min(2000)]));
+        let expected = match errno {
+            0 => Verdict::Accepted,
+            errno => Verdict::Refused(errno),
+        };
+        assert_eq!(verdict, expected, "{what}");
     }
 }
 

@@ -1,5 +1,6 @@
 //! The open file of a map, and the commands on it.
 
+use crate::btf::FieldRecord;
 use crate::caller::{Caller, NetNs};
 use crate::device::{BatchOutcome, OffloadCommands};
 use crate::errno::Errno;
@@ -215,10 +216,53 @@ impl MapFile {
 
     /// `BPF_F_LOCK` is for values that have a lock. EINVAL.
     pub(crate) fn check_lock(&self, flags: u64) -> Result<()> {
-        if flags & BPF_F_LOCK != 0 {
+        if flags & BPF_F_LOCK != 0 && !self.has_spin_lock() {
             return Err(NO_LOCK);
         }
         Ok(())
+    }
+
+    fn has_spin_lock(&self) -> bool {
+        let btf = self.map.read_mostly.btf.as_ref();
+        btf.is_some_and(|btf| btf.has_spin_lock())
+    }
+
+    /// The special fields of the map's values.
+    #[inline]
+    fn record(&self) -> Option<&FieldRecord> {
+        self.map.read_mostly.btf.as_ref()?.record.as_ref()
+    }
+
+    /// `check_and_init_map_value`: what user space sees of special fields. `values` is one
+    /// value, of a per-CPU map one for each CPU, or several of them.
+    fn blank(&self, values: &mut [u8]) {
+        if let Some(record) = self.record() {
+            for value in values.chunks_mut(self.one_value_bytes().max(1)) {
+                record.zero(value);
+            }
+        }
+    }
+
+    /// Bytes from one value to the next, of one CPU.
+    fn one_value_bytes(&self) -> usize {
+        let size = self.map.read_mostly.value_size as usize;
+        match self.map_type().is_percpu() {
+            true => size.next_multiple_of(8),
+            false => size,
+        }
+    }
+
+    /// Values on their way into the map. User space never writes special fields: they are
+    /// fresh in a new element, and an update ends what was in them (`bpf_obj_free_fields`).
+    /// The lock is not in the value here: that a value is whole is the table's own rule, with
+    /// which `BPF_F_LOCK` is kept at no further cost.
+    fn stored<'a>(&self, values: &'a [u8]) -> Cow<'a, [u8]> {
+        if self.record().is_none() {
+            return Cow::Borrowed(values);
+        }
+        let mut copy = values.to_vec();
+        self.blank(&mut copy);
+        Cow::Owned(copy)
     }
 
     /// What the token of a batch walk is.
@@ -239,10 +283,10 @@ impl MapFile {
             return Err(BAD_LOOKUP_FLAGS);
         }
         self.readable()?;
-        if flags != 0 {
-            return Err(NO_LOCK);
-        }
-        self.ops().lookup(key, value, flags)
+        self.check_lock(flags)?;
+        self.ops().lookup(key, value, flags)?;
+        self.blank(value);
+        Ok(())
     }
 
     /// BPF_MAP_UPDATE_ELEM: stores `value` under `key`.
@@ -255,14 +299,11 @@ impl MapFile {
         check_length("value", value.len(), self.value_bytes())?;
         self.writable()?;
         let _active = self.map.begin_write()?;
-        if flags > BPF_EXIST {
-            return Err(if flags & BPF_F_LOCK != 0 {
-                NO_LOCK
-            } else {
-                BAD_UPDATE_FLAGS
-            });
+        self.check_lock(flags)?;
+        if flags & !BPF_F_LOCK > BPF_EXIST {
+            return Err(BAD_UPDATE_FLAGS);
         }
-        self.ops().update(key, value, flags)
+        self.ops().update(key, &self.stored(value), flags)
     }
 
     /// BPF_MAP_DELETE_ELEM: removes `key`.
@@ -301,14 +342,14 @@ impl MapFile {
         self.readable()?;
         self.writable()?;
         let _active = self.map.begin_write()?;
-        if flags != 0 {
-            return Err(NO_LOCK);
-        }
+        self.check_lock(flags)?;
         let commands = self.map.read_mostly.commands;
         if !commands.contains(OffloadCommands::LOOKUP_AND_DELETE) {
             return Err(NO_SUCH_OPERATION);
         }
-        self.ops().lookup_and_delete(key, value, flags)
+        self.ops().lookup_and_delete(key, value, flags)?;
+        self.blank(value);
+        Ok(())
     }
 
     /// Looks up each of `keys`: `results[i]` tells how key `i` fared, and the part of `values`
@@ -323,7 +364,10 @@ impl MapFile {
     ) -> Result<()> {
         self.check_arrays(keys.len(), Some(values.len()), results.len())?;
         self.readable()?;
-        self.ops().lookup_many(keys, values, results, self.sizes())
+        self.ops()
+            .lookup_many(keys, values, results, self.sizes())?;
+        self.blank(values);
+        Ok(())
     }
 
     /// BPF_MAP_UPDATE_BATCH: stores `count` pairs; stops at the first failure, with the count
@@ -346,7 +390,7 @@ impl MapFile {
             lengths,
             count,
             (elem_flags, 0),
-            |ops| ops.update_batch(keys, values, count, elem_flags, self.sizes()),
+            |ops| ops.update_batch(keys, &self.stored(values), count, elem_flags, self.sizes()),
         )
     }
 
@@ -443,7 +487,9 @@ impl MapFile {
             });
         let delete = command == OffloadCommands::LOOKUP_AND_DELETE_BATCH;
         self.batch(command, lengths, count, flags, |ops| {
-            ops.walk_batch(in_batch, out_batch, keys, values, count, delete)
+            let outcome = ops.walk_batch(in_batch, out_batch, keys, values, count, delete);
+            self.blank(values);
+            outcome
         })
     }
 
@@ -488,9 +534,16 @@ impl MapFile {
 
     /// BPF_MAP_FREEZE: no more writes from user space, ever.
     ///
-    /// EPERM for a read-only file or a map that is frozen already; EBUSY while a write is in
+    /// 524 for a map whose values have special fields; EPERM for a read-only file or a map
+    /// that is frozen already; EBUSY while a write is in
     /// progress. Never reaches the device.
     pub fn freeze(&self) -> Result<()> {
+        if self.record().is_some() {
+            return Err(Error::new(
+                Errno::ENOTSUPP,
+                "a map whose values have special fields cannot be frozen",
+            ));
+        }
         self.writable()?;
         self.map.freeze()
     }
@@ -522,6 +575,11 @@ impl MapFile {
             mem_usage: self.ops().mem_usage(),
             frozen: self.map.is_frozen(),
             offload,
+            btf: fields.btf.as_ref().map(|btf| MapBtfIds {
+                btf_id: btf.object.id(),
+                key_type_id: btf.key_type_id,
+                value_type_id: btf.value_type_id,
+            }),
         })
     }
 
@@ -583,9 +641,7 @@ impl MapFile {
         if elem_flags & !BPF_F_LOCK != 0 {
             return Err(BAD_ELEM_FLAGS);
         }
-        if elem_flags != 0 {
-            return Err(NO_LOCK);
-        }
+        self.check_lock(elem_flags)?;
         if flags != 0 && self.ops().checks_batch_flags() {
             return Err(BAD_BATCH_FLAGS);
         }
@@ -620,6 +676,28 @@ pub struct MapInfo {
     pub frozen: bool,
     /// Where the map is offloaded to, if it is.
     pub offload: Option<OffloadInfo>,
+    /// The types of its keys and values, if it has BTF.
+    pub btf: Option<MapBtfIds>,
+}
+
+/// The types of a map.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct MapBtfIds {
+    /// Id of the BTF object.
+    pub btf_id: u32,
+    /// Type of the keys in it; 0 for none.
+    pub key_type_id: u32,
+    /// Type of the values.
+    pub value_type_id: u32,
+}
+
+/// `struct bpf_btf_info`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct BtfInfo {
+    /// Id.
+    pub id: u32,
+    /// The bytes that were loaded.
+    pub bytes: Box<[u8]>,
 }
 
 impl MapInfo {

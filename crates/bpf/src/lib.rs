@@ -13,6 +13,7 @@
 #![forbid(unsafe_code)]
 
 pub mod btf;
+mod btf_object;
 mod caller;
 pub mod device;
 pub mod errno;
@@ -29,7 +30,7 @@ mod user_memory;
 pub use caller::{Caller, Capabilities, NetNs};
 pub use errno::Errno;
 pub use error::{Error, Result};
-pub use file::{MapFile, MapInfo, OffloadInfo};
+pub use file::{BtfInfo, MapBtfIds, MapFile, MapInfo, OffloadInfo};
 pub use map::{Mapping, ProgramTraits};
 pub use memory::{MemoryOwner, MemoryUsage};
 pub use security::{MapAccess, SecurityHook, SecurityMap};

@@ -6,6 +6,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use offmap_cli::args::{Cli, Command, DemoArgs, DiffArgs};
 use offmap_cli::demo::{self, DemoError, Progress};
 use offmap_cli::diff;
+use offmap_cli::profile;
 use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 
@@ -16,6 +17,10 @@ fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Demo(args) => demo(&args),
         Command::Diff(args) => diff(&args),
+        Command::Profile(args) => match profile::run(&args) {
+            Ok(text) => print(&text, ExitCode::SUCCESS),
+            Err(error) => fail(&error.to_string(), BAD_INPUT),
+        },
     }
 }
 
@@ -27,7 +32,7 @@ fn demo(args: &DemoArgs) -> ExitCode {
         Ok(report) => report,
         Err(error) => {
             let code = match error {
-                DemoError::Object(_) => BAD_INPUT,
+                DemoError::Object(_) | DemoError::Profile(_) => BAD_INPUT,
                 _ => DISAGREED,
             };
             return fail(&error.to_string(), code);
@@ -41,7 +46,7 @@ fn demo(args: &DemoArgs) -> ExitCode {
     } else {
         report.text()
     };
-    print(&text, report.agree)
+    print(&text, verdict(report.agree))
 }
 
 fn diff(args: &DiffArgs) -> ExitCode {
@@ -61,11 +66,15 @@ fn diff(args: &DiffArgs) -> ExitCode {
             Err(error) => return fail(&error.to_string(), DISAGREED),
         },
     };
-    print(&text, document.differences == 0)
+    print(&text, verdict(document.differences == 0))
 }
 
-/// Prints a report; the status says whether the sides agree.
-fn print(text: &str, agree: bool) -> ExitCode {
+fn verdict(agree: bool) -> ExitCode {
+    ExitCode::from(if agree { 0 } else { DISAGREED })
+}
+
+/// Prints to stdout and ends with `code`.
+fn print(text: &str, code: ExitCode) -> ExitCode {
     // Whoever stops reading has seen enough; the status still tells the result.
     let mut stdout = std::io::stdout().lock();
     match stdout
@@ -75,8 +84,7 @@ fn print(text: &str, agree: bool) -> ExitCode {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => {
             fail(&format!("the report cannot be written: {error}"), DISAGREED)
         }
-        _ if agree => ExitCode::SUCCESS,
-        _ => ExitCode::from(DISAGREED),
+        _ => code,
     }
 }
 

@@ -3,7 +3,7 @@
 use crate::explain::{self, Seen};
 use crate::generate::{ATTR, Action, Expect, Generator, INFO, OUT_BATCH};
 use crate::report::{Difference, Report};
-use crate::sides::{Answer, Call, FIRST_FD, IdAt, IdKind, Region, Sides};
+use crate::sides::{Answer, Call, FIRST_FD, IdKind, Region, Sides};
 use offmap_bpf::{Errno, MapType, SystemConfig, command};
 use std::fmt;
 use std::io;
@@ -168,18 +168,12 @@ fn sequence(seed: u64, index: u64, sides: &mut Sides, report: &mut Report) {
                 }
             }
         }
-        settle(call, expect, &answer, &mut generator, sides);
+        settle(expect, &answer, &mut generator, sides);
     }
 }
 
 /// Takes what a call has made into the generator's picture.
-fn settle(
-    call: Call,
-    expect: Expect,
-    answer: &Answer,
-    generator: &mut Generator,
-    sides: &mut Sides,
-) {
+fn settle(expect: Expect, answer: &Answer, generator: &mut Generator, sides: &mut Sides) {
     if let Expect::Walk(at) = expect {
         let map = &mut generator.maps[at];
         let whole = matches!(answer.kernel, Ok(_) | Err(28));
@@ -192,48 +186,54 @@ fn settle(
     if fd != ours {
         return;
     }
-    if let Expect::Map(mut map) = expect {
-        let Some(id) = learn_id(*fd, sides) else {
-            return;
-        };
-        map.kernel_id = id;
-        generator.note(Expect::Map(map), *fd, sides);
-        return;
+    let learnt = match expect {
+        Expect::Map(mut map) => learn_id(*fd, IdKind::Map, sides).map(|id| {
+            map.kernel_id = id;
+            Expect::Map(map)
+        }),
+        Expect::Btf(mut btf) => learn_id(*fd, IdKind::Btf, sides).map(|id| {
+            btf.kernel_id = id;
+            Expect::Btf(btf)
+        }),
+        other => Some(other),
+    };
+    if let Some(expect) = learnt {
+        generator.note(expect, *fd, sides);
     }
-    drop(call);
-    generator.note(expect, *fd, sides);
 }
 
-/// The id of a new map on both sides.
-fn learn_id(fd: i32, sides: &mut Sides) -> Option<u32> {
+/// The id of a new object on both sides.
+fn learn_id(fd: i32, kind: IdKind, sides: &mut Sides) -> Option<u32> {
+    let at = match kind {
+        IdKind::Map => 4,
+        IdKind::Btf => 12,
+    };
+    let region = Region { at: INFO, len: 16 };
     let mut attr = [0; 16];
     attr[..4].copy_from_slice(&fd.to_ne_bytes());
-    attr[4..8].copy_from_slice(&8_u32.to_ne_bytes());
+    attr[4..8].copy_from_slice(&16_u32.to_ne_bytes());
     attr[8..].copy_from_slice(&(sides.base() + INFO as u64).to_ne_bytes());
     sides.put(ATTR, &attr);
-    sides.fill(Region { at: INFO, len: 8 }, 0);
+    sides.fill(region, 0);
     let call = Call {
         command: command::OBJ_GET_INFO_BY_FD,
         attr: sides.base(),
         size: 16,
-        regions: vec![Region { at: INFO, len: 8 }],
+        regions: vec![region],
         ids_in: Vec::new(),
-        ids_out: vec![IdAt {
-            at: INFO + 4,
-            kind: IdKind::Map,
-        }],
+        ids_out: Vec::new(),
         unspecified: Vec::new(),
         what: "info",
     };
     sides.call(&call).kernel.ok()?;
-    let raw: [u8; 4] = sides.get(INFO + 4, 4).try_into().ok()?;
+    let raw: [u8; 4] = sides.get(INFO + at, 4).try_into().ok()?;
     let kernel = u32::from_ne_bytes(raw);
-    let ours = sides
-        .system()
-        .info(offmap_bpf::Fd(fd))
-        .ok()
-        .map(|info| info.id)?;
-    sides.same_id(IdKind::Map, kernel, ours);
+    let fd = offmap_bpf::Fd(fd);
+    let ours = match kind {
+        IdKind::Map => sides.system().info(fd).ok()?.id,
+        IdKind::Btf => sides.system().btf_info(fd).ok()?.id,
+    };
+    sides.same_id(kind, kernel, ours);
     Some(kernel)
 }
 

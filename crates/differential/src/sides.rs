@@ -3,7 +3,7 @@
 use crate::kernel::{self, Arena};
 use offmap_bpf::{Caller, Errno, Error, Fault, Fd, System, SystemConfig, UserMemory};
 use std::collections::BTreeMap;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -142,6 +142,38 @@ pub(crate) struct Sides {
     /// Ours by the kernel's.
     ids: BTreeMap<(IdKind, u32), u32>,
     foreign: File,
+    pins: PinDir,
+}
+
+/// A directory of the kernel's bpffs, gone with the comparison; and the same name in ours.
+struct PinDir {
+    path: String,
+    /// Whether the kernel's bpffs is there and can be written to.
+    usable: bool,
+}
+
+impl PinDir {
+    fn new() -> Self {
+        let path = format!("/sys/fs/bpf/offmap_diff_{}", std::process::id());
+        let usable = fs::create_dir(&path).is_ok();
+        Self { path, usable }
+    }
+
+    fn clear(&self) {
+        for entry in fs::read_dir(&self.path).into_iter().flatten().flatten() {
+            // What cannot be removed shows as a difference.
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
+impl Drop for PinDir {
+    fn drop(&mut self) {
+        if self.usable {
+            self.clear();
+            let _ = fs::remove_dir(&self.path);
+        }
+    }
 }
 
 impl Sides {
@@ -158,6 +190,7 @@ impl Sides {
             fds: BTreeMap::new(),
             ids: BTreeMap::new(),
             foreign: kernel::foreign_file()?,
+            pins: PinDir::new(),
         })
     }
 
@@ -166,6 +199,14 @@ impl Sides {
         self.fds.clear();
         self.ids.clear();
         self.system = System::new(config.clone());
+        if self.pins.usable {
+            self.pins.clear();
+            let made = self
+                .system
+                .fs()
+                .mkdir(&self.caller, self.pins.path.as_bytes(), 0o755);
+            self.pins.usable = made.is_ok();
+        }
         self.arena.bytes_mut().fill(0);
         self.copy.bytes().fill(0);
     }
@@ -180,6 +221,16 @@ impl Sides {
 
     pub(crate) fn system(&self) -> &Arc<System> {
         &self.system
+    }
+
+    /// Whether there is a directory for pins on both sides.
+    pub(crate) const fn has_pins(&self) -> bool {
+        self.pins.usable
+    }
+
+    /// That directory.
+    pub(crate) fn pin_dir(&self) -> &str {
+        &self.pins.path
     }
 
     /// A descriptor that is open and not a map's on both sides.

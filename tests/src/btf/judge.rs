@@ -171,10 +171,15 @@ impl Judge {
     fn map<R: Rng>(&mut self, rng: &mut R, btf: &Btf, fd: &impl AsFd) -> Result<(), String> {
         let attr = choose(rng, btf);
         // Only what the types decide is compared: a map that cannot be made anyway is none.
-        if KernelMap::create(&attr).is_err() {
+        // Local storage cannot be made without types; its other limits are kept to.
+        let map_type = MapType(attr.map_type);
+        let must_have_types = MapTypeCheck::of(map_type) == MapTypeCheck::LocalStorage;
+        if must_have_types && (attr.value_size == 0 || attr.btf_key_type_id == 0) {
             return Ok(());
         }
-        let map_type = MapType(attr.map_type);
+        if !must_have_types && KernelMap::create(&attr).is_err() {
+            return Ok(());
+        }
         let spec = MapBtfSpec {
             map_type,
             key_size: attr.key_size,
@@ -256,7 +261,17 @@ fn choose<R: Rng>(rng: &mut R, btf: &Btf) -> MapCreateAttr {
     let count = btf.type_count();
     let any = |rng: &mut R| rng.random_range(0..count + 1);
     let sized = |id: u32| btf.type_id_size(id).map_or(0, |(_, size)| size);
-    let (map_type, fixed_key) = MAPS[rng.random_range(0..MAPS.len())];
+    let mut of_type = MAPS[rng.random_range(0..MAPS.len())];
+    // The kernel waits for a grace period of RCU when it drops such a map on the way out, so
+    // they are rare.
+    let slow = |map_type| {
+        let check = MapTypeCheck::of(map_type);
+        matches!(check, MapTypeCheck::Refuse | MapTypeCheck::LocalStorage)
+    };
+    while slow(of_type.0) && rng.random_range(0..48) != 0 {
+        of_type = MAPS[rng.random_range(0..MAPS.len())];
+    }
+    let (map_type, fixed_key) = of_type;
     let mut value_id = any(rng);
     for _ in 0..4 {
         if matches!(btf.kind(value_id), Kind::Struct | Kind::Datasec) {
@@ -298,7 +313,9 @@ fn choose<R: Rng>(rng: &mut R, btf: &Btf) -> MapCreateAttr {
         MapType::CGROUP_STORAGE | MapType::PERCPU_CGROUP_STORAGE => attr.max_entries = 0,
         _ => {}
     }
-    if rng.random_range(0..12) == 0 {
+    // Local storage has no such flags.
+    let flags = MapTypeCheck::of(map_type) != MapTypeCheck::LocalStorage;
+    if flags && rng.random_range(0..12) == 0 {
         attr.map_flags |= if rng.random() {
             MapFlags::RDONLY_PROG.bits()
         } else {

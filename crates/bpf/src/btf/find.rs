@@ -233,7 +233,7 @@ impl Btf {
             }
             // The kernel takes the kind flag of the member's type here, not of the struct.
             let offset = member.bit_offset(of.kflag());
-            if offset % 8 != 0 || offset / 8 % node_kind.align() != 0 {
+            if !offset.is_multiple_of(node_kind.align() * 8) {
                 return Err(invalid("is not aligned"));
             }
             node_offset = Some(offset / 8);
@@ -387,7 +387,7 @@ impl<'a> Finder<'a> {
                 size: 0,
                 level,
             };
-            if bit_offset % 8 != 0 {
+            if !bit_offset.is_multiple_of(8) {
                 return Err(self.refuse(
                     Errno::EINVAL,
                     place,
@@ -486,7 +486,7 @@ impl<'a> Finder<'a> {
         if place.size != 0 && place.size != kind.size().wrapping_mul(count) {
             return Ok(());
         }
-        if place.offset % kind.align() != 0 {
+        if !place.offset.is_multiple_of(kind.align()) {
             return Ok(());
         }
         let found = match kind {

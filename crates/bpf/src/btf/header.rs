@@ -24,8 +24,7 @@ fn invalid(reason: String) -> Error {
     Error::because(Errno::EINVAL, format!("BTF header: {reason}"))
 }
 
-/// `btf_parse_hdr` and `btf_parse_str_sec`. Whether `type_off` is a multiple of 4 is checked
-/// last, where the kernel starts on the types.
+/// `btf_parse_hdr` and `btf_parse_str_sec`, and that there are types.
 pub(super) fn sections(bytes: &[u8]) -> Result<Sections> {
     if bytes.len() > MAX_BYTES {
         return Err(Error::because(
@@ -95,12 +94,8 @@ pub(super) fn sections(bytes: &[u8]) -> Result<Sections> {
         strings: range(strings),
     };
     check_strings(bytes, &sections.strings)?;
-    if types.0 % 4 != 0 {
-        return Err(invalid(format!(
-            "type_off {} is not a multiple of 4",
-            types.0
-        )));
-    }
+    // The kernel also wants `type_off` to be a multiple of 4; it is 0 here, with strings that
+    // come last and no gap.
     if types.1 == 0 {
         return Err(invalid("type_len is 0; there are no types".to_owned()));
     }

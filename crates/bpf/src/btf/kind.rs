@@ -230,6 +230,9 @@ impl IntData {
     /// `btf_type_int_is_regular`: whole bytes from bit 0, 1, 2, 4, 8 or 16 of them.
     pub(super) const fn is_regular(self) -> bool {
         let bytes = self.bits().div_ceil(8);
-        self.bits() % 8 == 0 && self.offset() == 0 && bytes <= 16 && bytes.is_power_of_two()
+        self.bits().is_multiple_of(8)
+            && self.offset() == 0
+            && bytes <= 16
+            && bytes.is_power_of_two()
     }
 }

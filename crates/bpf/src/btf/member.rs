@@ -62,7 +62,7 @@ impl Place<'_> {
     /// Whole bytes at a whole byte.
     fn bytes(&self, size: u32) -> Result<(), String> {
         let offset = self.member.offset;
-        if offset % 8 != 0 {
+        if !offset.is_multiple_of(8) {
             return Err(format!("bit offset {offset} is not a multiple of 8"));
         }
         // The first pass has made sure that it starts inside; the kernel subtracts likewise.
@@ -96,7 +96,7 @@ impl Place<'_> {
         }
         let offset = self.member.bit_offset(true);
         let bits = match self.member.bitfield_size() {
-            0 if offset % 8 != 0 => {
+            0 if !offset.is_multiple_of(8) => {
                 return Err(format!("bit offset {offset} is not a multiple of 8"));
             }
             0 => int.bits(),
@@ -131,7 +131,7 @@ impl Place<'_> {
         const INT_BITS: u32 = 32;
         let offset = self.member.bit_offset(true);
         let bits = match self.member.bitfield_size() {
-            0 if offset % 8 != 0 => {
+            0 if !offset.is_multiple_of(8) => {
                 return Err(format!("bit offset {offset} is not a multiple of 8"));
             }
             0 => INT_BITS,
@@ -149,7 +149,7 @@ impl Place<'_> {
     /// `btf_float_check_member`.
     fn float(&self, size: u32) -> Result<(), String> {
         let (offset, align) = (self.member.offset, size.min(POINTER_BYTES));
-        if offset % (align * 8) != 0 {
+        if !offset.is_multiple_of(align * 8) {
             return Err(format!(
                 "bit offset {offset} is not aligned to {align} bytes"
             ));

@@ -361,7 +361,7 @@ impl Btf {
         }
         int.offset() == 0
             && int.bits() % 8 == 0
-            && member.offset % 8 == 0
+            && member.offset.is_multiple_of(8)
             && member.offset / 8 == offset
             && of_size
     }

@@ -2,8 +2,8 @@
 //!
 //! It is mounted at `/sys/fs/bpf` of a name space that is empty otherwise: `/`, `/sys` and
 //! `/sys/fs` exist and are on other file systems, where nothing can be made or pinned. Paths,
-//! permissions and the order of refusals are the kernel's (`fs/namei.c`), as with its defaults
-//! `fs.protected_symlinks` and `fs.protected_hardlinks` 0.
+//! permissions and the order of refusals are the kernel's (`fs/namei.c`), as with the settings
+//! `fs.protected_hardlinks` 1 and `fs.protected_symlinks` 0.
 
 mod ops;
 mod path;

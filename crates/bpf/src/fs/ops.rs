@@ -203,10 +203,13 @@ impl Tree {
         self.check_bpffs(from.dir)?;
 
         // `simple_rename`.
+        if flags.contains(RenameFlags::WHITEOUT) {
+            return Err(bad_flags(flags));
+        }
         if exchange {
             if let Some(to) = to {
-                self.enter(new.dir, &new_name, from.ino);
                 self.enter(from.dir, &from.name, to);
+                self.enter(new.dir, &new_name, from.ino);
                 self.adopt(from.ino, from.dir, new.dir);
                 self.adopt(to, new.dir, from.dir);
             }
@@ -245,11 +248,35 @@ impl Tree {
     }
 }
 
+fn bad_flags(flags: RenameFlags) -> Error {
+    Error::because(
+        Errno::EINVAL,
+        format!(
+            "flags {:#x}: a bpffs renames with none, NOREPLACE (1) or EXCHANGE (2)",
+            flags.bits()
+        ),
+    )
+}
+
 struct Victim {
     dir: Ino,
     name: Box<[u8]>,
     ino: Ino,
     slash: bool,
+}
+
+/// `may_linkat`, as with `fs.protected_hardlinks`: EPERM for what the caller neither owns nor
+/// can read and write, or would be dangerous to keep.
+fn may_link(inode: &Inode, caller: &Caller) -> Result<()> {
+    let set_gid_program = SET_GID | 0o010;
+    let safe = matches!(inode.kind, Kind::Object(_))
+        && inode.mode & SET_UID == 0
+        && inode.mode & set_gid_program != set_gid_program
+        && permission(inode, caller, READ | WRITE).is_ok();
+    match safe {
+        true => Ok(()),
+        false => check_owner(inode, caller),
+    }
 }
 
 /// `setattr_prepare`: the set-group-ID bit goes with a group that is not the caller's.
@@ -294,7 +321,8 @@ impl BpfFs {
     }
 
     /// `link(2)`: another name for what `existing` names, itself if that is a symbolic link.
-    /// EEXIST, EXDEV, EACCES, EPERM for a directory, ENOSPC.
+    /// EEXIST, EXDEV, EPERM for a directory and for
+    /// others' files that the caller cannot read and write, EACCES, ENOSPC.
     pub fn link(&self, caller: &Caller, existing: &[u8], path: &[u8]) -> Result<()> {
         self.with(|tree| {
             let ino = tree.walk(caller, tree.cwd, existing, false)?;
@@ -306,6 +334,7 @@ impl BpfFs {
             if mount != tree.dir(dir)?.mount {
                 return Err(OTHER_MOUNT);
             }
+            may_link(tree.inode(ino)?, caller)?;
             tree.may_create(caller, dir)?;
             if tree.inode(ino)?.is_dir() {
                 return Err(Error::new(
@@ -377,17 +406,8 @@ impl BpfFs {
         let others = RenameFlags::NOREPLACE | RenameFlags::WHITEOUT;
         let bad = !known.contains(flags)
             || flags.contains(RenameFlags::EXCHANGE) && flags.intersects(others);
-        let refused = || {
-            Error::because(
-                Errno::EINVAL,
-                format!(
-                    "flags {:#x}: a bpffs renames with none, NOREPLACE (1) or EXCHANGE (2)",
-                    flags.bits()
-                ),
-            )
-        };
         if bad {
-            return Err(refused());
+            return Err(bad_flags(flags));
         }
         self.with(|tree| {
             let from = tree.walk_parent(caller, tree.cwd, old)?;
@@ -407,10 +427,14 @@ impl BpfFs {
         })
     }
 
-    /// `chmod(2)`: sets the permission bits. EPERM for those who do not own the file.
+    /// `chmod(2)`: sets the permission bits. EPERM for those who do not own the file, and
+    /// outside the bpffs.
     pub fn chmod(&self, caller: &Caller, path: &[u8], mode: u16) -> Result<()> {
         self.with(|tree| {
             let ino = tree.walk(caller, tree.cwd, path, true)?;
+            if tree.inode(ino)?.is_dir() {
+                tree.check_bpffs(ino)?;
+            }
             let inode = tree.inode_mut(ino)?;
             check_owner(inode, caller)?;
             inode.mode = without_foreign_gid(caller, inode.gid, mode & ALL_BITS);
@@ -419,7 +443,7 @@ impl BpfFs {
     }
 
     /// `chown(2)`: sets the owner, the group, or both; a symbolic link is followed. EPERM for
-    /// those who may not give the file away.
+    /// those who may not give the file away, and outside the bpffs.
     pub fn chown(
         &self,
         caller: &Caller,
@@ -429,6 +453,9 @@ impl BpfFs {
     ) -> Result<()> {
         self.with(|tree| {
             let ino = tree.walk(caller, tree.cwd, path, true)?;
+            if tree.inode(ino)?.is_dir() {
+                tree.check_bpffs(ino)?;
+            }
             let inode = tree.inode_mut(ino)?;
             let owner = inode.uid == caller.uid;
             let may = caller.capabilities.contains(Capabilities::CHOWN);
@@ -443,14 +470,21 @@ impl BpfFs {
                     ),
                 ));
             }
+            // `ATTR_KILL_SUID` and `ATTR_KILL_SGID`, which only the owner can have done.
+            let mut mode = inode.mode;
+            if !inode.is_dir() {
+                mode &= !SET_UID;
+                if mode & 0o010 != 0 {
+                    mode &= !SET_GID;
+                }
+                mode = without_foreign_gid(caller, inode.gid, mode);
+            }
+            if mode != inode.mode {
+                check_owner(inode, caller)?;
+                inode.mode = without_foreign_gid(caller, gid.unwrap_or(inode.gid), mode);
+            }
             inode.uid = uid.unwrap_or(inode.uid);
             inode.gid = gid.unwrap_or(inode.gid);
-            if !inode.is_dir() {
-                inode.mode &= !SET_UID;
-                if inode.mode & 0o010 != 0 {
-                    inode.mode &= !SET_GID;
-                }
-            }
             Ok(())
         })
     }

@@ -3,13 +3,14 @@
 use super::offload::OffloadMap;
 use super::ops::{MapOps, Token};
 use super::owner::ProgramOwner;
+use crate::btf_object::MapBtf;
 use crate::caller::Caller;
 use crate::device::OffloadCommands;
 use crate::errno::Errno;
 use crate::error::{Error, Result};
 use crate::memory::Charge;
 use crate::security::SecurityMap;
-use crate::system::{Seen, Shared};
+use crate::system::{Identified, Seen, Shared};
 use crate::uapi::{BPF_OBJ_NAME_LEN, MapFlags, MapType};
 use std::sync::atomic::{
     AtomicBool, AtomicU32, AtomicU64,
@@ -47,6 +48,8 @@ pub(crate) struct ReadMostly {
     /// 0 while the map has none: before it is published, and after it was taken away.
     pub(crate) id: AtomicU32,
     pub(crate) name: [u8; BPF_OBJ_NAME_LEN],
+    /// The types of its keys and values, if it was created with BTF.
+    pub(crate) btf: Option<Box<MapBtf>>,
     /// The same object as `ops`, for offloaded maps.
     pub(crate) offload: Option<Arc<OffloadMap>>,
     pub(crate) shared: Arc<Shared>,
@@ -124,10 +127,6 @@ impl Map {
         self.read_mostly.id.load(Acquire)
     }
 
-    pub(crate) fn set_id(&self, id: u32) {
-        self.read_mostly.id.store(id, Release);
-    }
-
     /// `bpf_map_free_id`: the id table forgets the map. Does nothing the second time.
     pub(crate) fn free_id(&self) {
         self.read_mostly.shared.ids.remove(&self.read_mostly.id);
@@ -188,6 +187,12 @@ impl Map {
     /// Open files of user space.
     pub(crate) fn users(&self) -> u64 {
         self.written.usercnt.load(Relaxed)
+    }
+}
+
+impl Identified for Map {
+    fn id_cell(&self) -> &AtomicU32 {
+        &self.read_mostly.id
     }
 }
 

@@ -6,6 +6,7 @@ use crate::caller::NetNs;
 use crate::device::{BatchOutcome, OffloadCommands, OffloadDevice, OffloadRules, OffloadedMap};
 use crate::errno::Errno;
 use crate::error::{Error, Result};
+use crate::uapi::BPF_F_LOCK;
 use crossbeam_utils::CachePadded;
 use std::cell::Cell;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -73,6 +74,11 @@ impl OffloadMap {
     /// lifts.
     pub(crate) fn commands(&self, native: OffloadCommands) -> OffloadCommands {
         self.rules.commands & native
+    }
+
+    /// Whether the device's profile lifts `map_check_no_btf`.
+    pub(crate) const fn takes_btf(&self) -> bool {
+        self.rules.btf
     }
 
     /// Ties the storage to its map, so that removal of the device can free the map's id.
@@ -143,7 +149,7 @@ impl MapOps for OffloadMap {
     #[inline]
     fn lookup(&self, key: &[u8], value: &mut [u8], flags: u64) -> Result<()> {
         match self.device().as_ref() {
-            Some(on_device) => on_device.lookup(key, value, flags),
+            Some(on_device) => on_device.lookup(key, value, flags & !BPF_F_LOCK),
             None => Err(GONE),
         }
     }
@@ -151,7 +157,8 @@ impl MapOps for OffloadMap {
     #[inline]
     fn update(&self, key: &[u8], value: &[u8], flags: u64) -> Result<()> {
         match self.device().as_ref() {
-            Some(on_device) => on_device.update(key, value, flags),
+            // The device's update of a value is whole, which is what the lock is for.
+            Some(on_device) => on_device.update(key, value, flags & !BPF_F_LOCK),
             None => Err(GONE),
         }
     }
@@ -174,7 +181,7 @@ impl MapOps for OffloadMap {
 
     fn lookup_and_delete(&self, key: &[u8], value: &mut [u8], flags: u64) -> Result<()> {
         match self.device().as_ref() {
-            Some(on_device) => on_device.lookup_and_delete(key, value, flags),
+            Some(on_device) => on_device.lookup_and_delete(key, value, flags & !BPF_F_LOCK),
             None => Err(GONE),
         }
     }
@@ -205,7 +212,7 @@ impl MapOps for OffloadMap {
         _sizes: (usize, usize),
     ) -> BatchOutcome {
         match self.device().as_ref() {
-            Some(on_device) => on_device.update_batch(keys, values, count, flags),
+            Some(on_device) => on_device.update_batch(keys, values, count, flags & !BPF_F_LOCK),
             None => BatchOutcome::failed(GONE),
         }
     }

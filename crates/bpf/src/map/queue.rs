@@ -81,7 +81,7 @@ impl HostQueue {
             End::Oldest => ring.tail,
             End::Newest => self.after(ring.tail, last),
         };
-        copy_out(ring.slots.get_or_alloc(slot as usize)?, value);
+        copy_out(ring.slots.get(slot as usize).ok_or(EMPTY)?, value);
         if remove {
             ring.len = last;
             if self.end == End::Oldest {
@@ -107,7 +107,7 @@ impl MapOps for HostQueue {
             return Err(FULL);
         }
         let slot = self.after(ring.tail, ring.len);
-        copy_in(ring.slots.get_or_alloc(slot as usize)?, value);
+        copy_in(ring.slots.get(slot as usize).ok_or(FULL)?, value);
         if full {
             ring.tail = self.after(ring.tail, 1);
         } else {

@@ -28,7 +28,7 @@ impl System {
     }
 
     /// The open file of a descriptor. EBADF, or EINVAL for a file of others.
-    fn open_file(&self, fd: Fd) -> Result<Arc<File>> {
+    pub(super) fn open_file(&self, fd: Fd) -> Result<Arc<File>> {
         let fds = self.fds();
         match fds.get(fd) {
             Some(file) => Ok(Arc::clone(file)),
@@ -213,7 +213,12 @@ impl System {
 
     /// The map whose info is asked for.
     pub(super) fn info_map(&self, fd: Fd) -> Result<MapFile> {
-        self.raw_map(fd).map_err(|error| match error.errno() {
+        Ok(self.info_file(fd)?.map()?.clone())
+    }
+
+    /// The object whose info is asked for. EBADFD, and EINVAL for files of others.
+    pub(super) fn info_file(&self, fd: Fd) -> Result<Arc<File>> {
+        self.open_file(fd).map_err(|error| match error.errno() {
             Errno::EBADF => {
                 Error::because(Errno::EBADFD, format!("descriptor {} is not open", fd.0))
             }
@@ -226,13 +231,7 @@ impl System {
     /// EINVAL for a start of 2^31 − 1 or more, EPERM without CAP_SYS_ADMIN, ENOENT when there
     /// is none. Maps of a removed device are not listed.
     pub fn get_next_id(&self, caller: &Caller, start: u32) -> Result<u32> {
-        if start >= i32::MAX as u32 {
-            return Err(Error::because(
-                Errno::EINVAL,
-                format!("start_id {start}: ids are below {}", i32::MAX),
-            ));
-        }
-        check_sys_admin(caller, "listing map ids")?;
+        check_next_id(caller, start, "listing map ids")?;
         self.shared.ids.next_after(start).ok_or(Error::new(
             Errno::ENOENT,
             "no map has an id above the given one",
@@ -263,7 +262,18 @@ impl System {
     }
 }
 
-fn check_sys_admin(caller: &Caller, what: &str) -> Result<()> {
+/// What `bpf_obj_get_next_id` asks first. EINVAL, EPERM.
+pub(super) fn check_next_id(caller: &Caller, start: u32, what: &str) -> Result<()> {
+    if start >= i32::MAX as u32 {
+        return Err(Error::because(
+            Errno::EINVAL,
+            format!("start_id {start}: ids are below {}", i32::MAX),
+        ));
+    }
+    check_sys_admin(caller, what)
+}
+
+pub(super) fn check_sys_admin(caller: &Caller, what: &str) -> Result<()> {
     if caller.sys_admin() {
         Ok(())
     } else {

@@ -153,11 +153,14 @@ impl System {
             token: type_ops.token,
             id: AtomicU32::new(0),
             name,
+            btf: None,
             offload,
             shared: Arc::clone(&self.shared),
         };
-        let map = Arc::new(Map::new(fields, charge));
-        self.check_btf_fd(attr)?;
+        // Dropped when a check below fails, which frees the storage.
+        let mut map = Map::new(fields, charge);
+        map.read_mostly.btf = self.map_btf(caller, attr, map.read_mostly.offload.as_deref())?;
+        let map = Arc::new(map);
         check_exclusive(attr, exclusive)?;
         map.security_create(caller)?;
         if let Some(offload) = &map.read_mostly.offload {
@@ -220,7 +223,7 @@ impl System {
     }
 
     /// `bpf_token_get_from_fd`: this kernel makes no tokens, so that no descriptor is one.
-    fn no_token(&self, fd: Fd) -> Error {
+    pub(super) fn no_token(&self, fd: Fd) -> Error {
         let errno = match self.fds().is_open(fd) {
             true => Errno::EINVAL,
             false => Errno::EBADF,
@@ -229,24 +232,6 @@ impl System {
             errno,
             format!("map_token_fd {}: the descriptor is no BPF token", fd.0),
         )
-    }
-
-    /// `btf_get_by_fd`: this kernel has no BTF objects, so that no descriptor is one.
-    fn check_btf_fd(&self, attr: &MapCreateAttr) -> Result<()> {
-        if attr.btf_key_type_id == 0 && attr.btf_value_type_id == 0 {
-            return Ok(());
-        }
-        let fd = Fd(attr.btf_fd as i32);
-        if self.fds().is_open(fd) {
-            return Err(invalid(format!(
-                "btf_fd {}: the descriptor is not of a BTF object",
-                fd.0
-            )));
-        }
-        Err(Error::because(
-            Errno::EBADF,
-            format!("btf_fd {}: the descriptor is not open", fd.0),
-        ))
     }
 }
 

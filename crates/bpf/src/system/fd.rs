@@ -1,5 +1,6 @@
 //! File descriptors.
 
+use crate::btf_object::BtfObject;
 use crate::errno::Errno;
 use crate::error::{Error, Result};
 use crate::file::MapFile;
@@ -13,6 +14,7 @@ pub struct Fd(pub i32);
 /// An open file (`struct file`). Descriptors made by `dup(2)` share one.
 pub(super) enum File {
     Map(MapFile),
+    Btf(Arc<BtfObject>),
     /// A directory, as `open(2)` opens it.
     Directory(DirHandle),
 }
@@ -22,6 +24,10 @@ impl File {
     pub(super) fn map(&self) -> Result<&MapFile> {
         match self {
             Self::Map(map) => Ok(map),
+            Self::Btf(_) => Err(Error::new(
+                Errno::EINVAL,
+                "the descriptor is a BTF object's, not a map's",
+            )),
             Self::Directory(_) => Err(Error::new(
                 Errno::EINVAL,
                 "the descriptor is a directory's, not a map's",

@@ -72,13 +72,14 @@ const NOT_OPEN_FOR_IT: &str = "the descriptor was not opened for that";
 
 impl System {
     /// `read(2)`: maps are not read so. EBADF for a descriptor that is not open or not
-    /// readable, EISDIR for a directory, EINVAL for a map.
+    /// readable, EISDIR for a directory, EINVAL for a map or BTF.
     pub fn read(&self, fd: Fd, _buffer: &mut [u8]) -> Result<usize> {
         match &*self.file(fd).ok_or_else(|| bad_fd(fd))? {
             File::Map(map) => Err(match map.mode().contains(FileMode::READ) {
                 true => Error::new(Errno::EINVAL, "a map has no bytes to read"),
                 false => Error::new(Errno::EBADF, NOT_OPEN_FOR_IT),
             }),
+            File::Btf(_) => Err(Error::new(Errno::EINVAL, "BTF is read through its info")),
             File::Directory(_) => Err(Error::new(
                 Errno::EISDIR,
                 "a directory has no bytes to read",
@@ -114,19 +115,22 @@ impl System {
         Ok(match &*self.file(fd).ok_or_else(|| bad_fd(fd))? {
             File::Map(_) => PollEvents::ERR,
             // `DEFAULT_POLLMASK`: what has no `poll` is always ready.
-            File::Directory(_) => {
+            File::Btf(_) | File::Directory(_) => {
                 PollEvents::IN | PollEvents::OUT | PollEvents::RDNORM | PollEvents::WRNORM
             }
         })
     }
 
     /// `mmap(2)`: as [`crate::MapFile::mmap`]. EINVAL for the offset comes first, then EBADF;
-    /// ENODEV for a directory.
+    /// ENODEV for a directory or BTF.
     pub fn mmap(&self, fd: Fd, request: &MmapRequest) -> Result<Mapping> {
         request.check_offset()?;
         match &*self.file(fd).ok_or_else(|| bad_fd(fd))? {
             File::Map(map) => map.mmap(request),
-            File::Directory(_) => Err(Error::new(Errno::ENODEV, "a directory cannot be mapped")),
+            File::Btf(_) | File::Directory(_) => Err(Error::new(
+                Errno::ENODEV,
+                "a descriptor of its kind cannot be mapped",
+            )),
         }
     }
 }

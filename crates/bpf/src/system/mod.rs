@@ -1,5 +1,6 @@
 //! One kernel's map side.
 
+mod btf;
 mod commands;
 mod create;
 mod fd;
@@ -17,14 +18,17 @@ pub(crate) use frees::Seen;
 pub use netdev::IfIndex;
 pub use raw::command;
 
+use crate::btf_object::BtfObject;
 use crate::caller::Caller;
 use crate::error::Result;
 use crate::fs::BpfFs;
+use crate::map::Map;
 use crate::memory::{MemoryOwner, MemoryOwners, MemoryUsage};
 use crate::security::{AllowAll, SecurityHook};
 use fd::{FdTable, File};
 use frees::{Frees, Worker};
 use id::IdTable;
+pub(crate) use id::Identified;
 use netdev::Netdevs;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -41,7 +45,7 @@ pub struct SystemConfig {
     pub first_fd: u32,
     /// `RLIMIT_NOFILE`: descriptors are below it.
     pub max_fds: u32,
-    /// The highest map id; ids are given out cyclically from 1. The kernel's is 2^31 − 2.
+    /// The highest id of a map, and of a BTF object; ids are given out cyclically from 1. The kernel's is 2^31 − 2.
     pub max_map_id: u32,
     /// Names that the bpffs can hold: directories, pins and symbolic links together.
     pub max_fs_entries: u32,
@@ -65,7 +69,8 @@ impl Default for SystemConfig {
 
 /// What maps refer to, and may outlive the [`System`] with.
 pub(crate) struct Shared {
-    pub(crate) ids: IdTable,
+    pub(crate) ids: IdTable<Map>,
+    pub(crate) btf_ids: IdTable<BtfObject>,
     pub(crate) frees: Frees,
     pub(crate) security: Arc<dyn SecurityHook>,
 }
@@ -101,7 +106,8 @@ impl System {
         let (frees, worker) = Worker::start();
         Arc::new(Self {
             shared: Arc::new(Shared {
-                ids: IdTable::new(config.max_map_id),
+                ids: IdTable::new("map", config.max_map_id),
+                btf_ids: IdTable::new("BTF", config.max_map_id),
                 frees,
                 security,
             }),

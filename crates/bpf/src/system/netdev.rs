@@ -141,9 +141,14 @@ impl Netdevs {
             _ => OffloadRules::default(),
         };
         if !rules.admits(spec.map_type) {
+            let why = match &netdev {
+                Some((Offload::Device(device), _)) => device.type_refusal(spec.map_type),
+                _ => None,
+            };
+            let why = why.unwrap_or_else(|| "this type cannot be offloaded".to_owned());
             return Err(Error::because(
                 Errno::EINVAL,
-                format!("map_type {}: this type cannot be offloaded", spec.map_type),
+                format!("map_type {}: {why}", spec.map_type),
             ));
         }
         let charge = charge()?;

@@ -153,9 +153,9 @@ impl System {
     fn probe_object(&self, fd: Fd) -> Result<Pinned> {
         match self.file(fd).as_deref() {
             Some(File::Map(map)) => Ok(Pinned::Map(map.reopen(FileMode::all()))),
-            Some(File::Directory(_)) => Err(Error::because(
+            Some(File::Btf(_) | File::Directory(_)) => Err(Error::because(
                 Errno::EINVAL,
-                format!("bpf_fd {}: a directory cannot be pinned", fd.0),
+                format!("bpf_fd {}: only maps can be pinned", fd.0),
             )),
             None => Err(Error::because(
                 Errno::EINVAL,
@@ -180,9 +180,9 @@ fn start(dir: Option<&File>) -> Result<Start<'_>> {
     match dir {
         None => Ok(Start::Cwd),
         Some(File::Directory(dir)) => Ok(Start::Directory(dir)),
-        Some(File::Map(_)) => Err(Error::new(
+        Some(File::Map(_) | File::Btf(_)) => Err(Error::new(
             Errno::ENOTDIR,
-            "path_fd: the descriptor is a map's, and a path starts at a directory",
+            "path_fd: the descriptor is not a directory's, and a path starts at one",
         )),
     }
 }

@@ -8,6 +8,7 @@ use crate::sides::{Call, IdKind, Region, Sides};
 use offmap_bpf::MapType;
 use rand::{RngExt, SeedableRng};
 use rand_xoshiro::Xoshiro256PlusPlus;
+use std::collections::BTreeMap;
 
 /// Where things are in the arena. The attribute first: up to a page of it, and a little more.
 pub(crate) const ATTR: usize = 0;
@@ -19,6 +20,7 @@ pub(crate) const IN_BATCH: usize = 49152;
 pub(crate) const OUT_BATCH: usize = 50176;
 pub(crate) const INFO: usize = 51200;
 pub(crate) const BLOB: usize = 54272;
+pub(crate) const PATH: usize = 60416;
 
 /// Bytes of the attribute that are zeroed for every call.
 const ATTR_BYTES: usize = 256;
@@ -96,6 +98,10 @@ pub(crate) enum Expect {
     /// A batch walk of the map at this index: its token goes on from here.
     Walk(usize),
     Btf(objects::BtfState),
+    /// The map at this index under a name of the pin directory.
+    Pinned(u32, usize),
+    /// Another descriptor of a map that is not known, or not any more.
+    Unknown,
 }
 
 pub(crate) struct Generator {
@@ -105,6 +111,8 @@ pub(crate) struct Generator {
     pub(crate) closed: Vec<i32>,
     pub(crate) possible_cpus: usize,
     pub(crate) foreign_fd: i32,
+    /// Which map each name of the pin directory has, by its kernel id.
+    pub(crate) pins: BTreeMap<u32, u32>,
     base: u64,
     len: usize,
     attr: [u8; ATTR_BYTES],
@@ -120,6 +128,7 @@ impl Generator {
             closed: Vec::new(),
             possible_cpus: sides.system().config().possible_cpus as usize,
             foreign_fd: sides.foreign_fd(),
+            pins: BTreeMap::new(),
             base: sides.base(),
             len: sides.len(),
             attr: [0; ATTR_BYTES],
@@ -269,9 +278,12 @@ impl Generator {
             904..914 => self.next_id(sides, index),
             914..934 => self.fd_by_id(sides, index),
             934..944 => self.create(sides),
-            944..954 => self.load_btf(sides),
+            944..952 => self.load_btf(sides),
+            952..954 => self.btf_by_id(sides),
             954..962 => self.junk(sides),
             962..970 => (Action::Dup(index), Expect::Opened(index)),
+            990..996 if sides.has_pins() => self.pin(sides, index),
+            996..1000 if sides.has_pins() => self.get_pin(sides, index),
             970..990 if self.maps.len() > 3 => (Action::Close(index), Expect::Nothing),
             _ => self.lookup(sides, index),
         }
@@ -281,6 +293,13 @@ impl Generator {
     pub(crate) fn note(&mut self, expect: Expect, result: i32, sides: &mut Sides) {
         match expect {
             Expect::Nothing | Expect::Walk(_) => {}
+            Expect::Pinned(name, index) => {
+                self.pins.insert(name, self.maps[index].kernel_id);
+            }
+            Expect::Unknown => {
+                sides.close(result);
+                self.closed.push(result);
+            }
             Expect::Map(mut map) => {
                 map.fd = result;
                 self.maps.push(*map);

@@ -1,6 +1,6 @@
 //! Commands on objects: info, ids, FREEZE, BTF, and what is no command at all.
 
-use super::{Action, BLOB, Expect, Generator, INFO};
+use super::{Action, BLOB, Expect, Generator, INFO, PATH};
 use crate::sides::{IdAt, IdKind, Region, Sides};
 use offmap_bpf::command;
 use rand::{Rng, RngExt};
@@ -9,6 +9,7 @@ use rand::{Rng, RngExt};
 #[derive(Clone, Debug)]
 pub(crate) struct BtfState {
     pub(crate) fd: i32,
+    pub(crate) kernel_id: u32,
 }
 
 /// A type of the blob that values may have.
@@ -105,7 +106,10 @@ impl Generator {
     }
 
     pub(super) fn info(&mut self, sides: &mut Sides, index: usize) -> (Action, Expect) {
-        let fd = self.fd_of(index);
+        let fd = match self.btfs.last().map(|btf| btf.fd) {
+            Some(btf) if self.one_in(8) => btf,
+            _ => self.fd_of(index),
+        };
         self.set32(0, fd as u32);
         let len = match self.one_in(5) {
             // Not so that half of an id is asked for.
@@ -129,6 +133,10 @@ impl Generator {
         self.set32(4, len as u32);
         let pointer = self.pointer(INFO, 256);
         self.set64(8, pointer);
+        let id = |at, kind| IdAt {
+            at: INFO + at,
+            kind,
+        };
         let mut call = self.finish(sides, command::OBJ_GET_INFO_BY_FD, 16, "info");
         if pointer == self.address(INFO) && fd == self.maps[index].fd {
             let id = |at, kind| IdAt {
@@ -136,6 +144,8 @@ impl Generator {
                 kind,
             };
             call.ids_out = vec![id(4, IdKind::Map), id(64, IdKind::Btf)];
+        } else if pointer == self.address(INFO) && self.btfs.iter().any(|btf| btf.fd == fd) {
+            call.ids_out = vec![id(12, IdKind::Btf)];
         }
         (Action::Call(call), Expect::Nothing)
     }
@@ -195,7 +205,87 @@ impl Generator {
         self.set64(0, pointer);
         self.set32(16, len as u32);
         let call = self.finish(sides, command::BTF_LOAD, 40, "btf_load");
-        (Action::Call(call), Expect::Btf(BtfState { fd: -1 }))
+        (
+            Action::Call(call),
+            Expect::Btf(BtfState {
+                fd: -1,
+                kernel_id: 0,
+            }),
+        )
+    }
+
+    pub(super) fn btf_by_id(&mut self, sides: &mut Sides) -> (Action, Expect) {
+        let Some(btf) = self.btfs.last().cloned() else {
+            return self.load_btf(sides);
+        };
+        if self.one_in(6) {
+            let flags = self.pick(&[1, 1 << 3, 1 << 16]);
+            self.set32(8, flags);
+        }
+        let mut call = self.finish(sides, command::BTF_GET_FD_BY_ID, 16, "btf_by_id");
+        if let Some(ours) = sides.our_id(IdKind::Btf, btf.kernel_id)
+            && call.attr == self.address(0)
+        {
+            call.ids_in.push((0, btf.kernel_id, ours));
+        }
+        (Action::Call(call), Expect::Btf(btf))
+    }
+
+    /// A name of the pin directory, or a path that leads nowhere.
+    fn path(&mut self, sides: &mut Sides, name: u32) -> u64 {
+        let dir = sides.pin_dir().to_owned();
+        let path = match self.rng.random_range(0..24) {
+            0 => format!("{dir}/a.b"),
+            1 => String::new(),
+            2 => format!("{dir}/missing/x"),
+            3 => format!("{dir}/{}", "n".repeat(256)),
+            4 => format!("{dir}/../{}/m{name}", dir.rsplit('/').next().unwrap_or("")),
+            5 => dir,
+            6 => format!("{dir}/m{name}/"),
+            7 => format!("{dir}//m{name}"),
+            _ => format!("{dir}/m{name}"),
+        };
+        let mut bytes = path.into_bytes();
+        bytes.push(0);
+        sides.put(PATH, &bytes);
+        self.pointer(PATH, bytes.len())
+    }
+
+    fn set_pin(&mut self, sides: &mut Sides, fd: i32, name: u32) {
+        let path = self.path(sides, name);
+        self.set64(0, path);
+        self.set32(8, fd as u32);
+        if self.one_in(12) {
+            let flags = self.pick(&[1, 1 << 3, 1 << 4, 3 << 3, 1 << 14]);
+            self.set32(12, flags);
+        }
+        if self.one_in(30) {
+            let foreign = self.foreign_fd as u32;
+            let dir = self.pick(&[foreign, u32::MAX]);
+            self.set32(16, dir);
+        }
+    }
+
+    pub(super) fn pin(&mut self, sides: &mut Sides, index: usize) -> (Action, Expect) {
+        let name = self.rng.random_range(0..6);
+        let fd = self.fd_of(index);
+        self.set_pin(sides, fd, name);
+        let call = self.finish(sides, command::OBJ_PIN, 20, "pin");
+        (Action::Call(call), Expect::Pinned(name, index))
+    }
+
+    pub(super) fn get_pin(&mut self, sides: &mut Sides, index: usize) -> (Action, Expect) {
+        let name = self.rng.random_range(0..6);
+        let fd = match self.one_in(20) {
+            true => self.fd_of(index),
+            false => 0,
+        };
+        self.set_pin(sides, fd, name);
+        let call = self.finish(sides, command::OBJ_GET, 20, "get_pin");
+        let id = self.pins.get(&name).copied();
+        let known = self.maps.iter().position(|map| Some(map.kernel_id) == id);
+        let expect = known.map_or(Expect::Unknown, Expect::Opened);
+        (Action::Call(call), expect)
     }
 
     /// A number that is no command of the map side, or bytes without any sense. Commands of

@@ -126,8 +126,7 @@ impl Lru {
     }
 
     /// `bpf_lru_pop_free`: an element for the caller, one evicted for it if need be. `None`
-    /// while other threads hold every element between a list and a bucket, or when memory ran
-    /// out.
+    /// while other threads hold every element between a list and a bucket.
     pub(super) fn pop_free(
         &self,
         nodes: &Nodes,
@@ -261,11 +260,10 @@ impl Lru {
         }
     }
 
-    /// Puts an element that was never used on the free list; false when there is none, or no
-    /// memory for it.
+    /// Puts an element that was never used on the free list; false when there is none.
     fn unfold_fresh(&self, nodes: &Nodes, list: &mut List) -> bool {
         let node = list.fresh.start;
-        if list.fresh.is_empty() || nodes.allocate(node).is_err() {
+        if list.fresh.is_empty() {
             return false;
         }
         list.fresh.start += 1;

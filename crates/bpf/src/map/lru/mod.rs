@@ -155,7 +155,9 @@ impl LruHash {
 
     /// Puts a node at the head of its bucket. The caller holds the bucket for writing.
     fn link(&self, bucket: usize, node: u32) -> Result<()> {
-        let head = &self.buckets.get_or_alloc(bucket)?[0];
+        let head = self.buckets.get(bucket).and_then(|words| words.first());
+        let head = head.ok_or(NONE_FREE)?;
+        self.buckets.will_store(bucket);
         self.nodes.set_chain(node, head.load(Relaxed));
         head.store(u64::from(node) + 1, Relaxed);
         Ok(())
@@ -294,8 +296,9 @@ impl LruHash {
     fn first_key_from(&self, from: usize, next: &mut [u8]) -> Result<()> {
         let mut bucket = from;
         while bucket <= self.mask {
-            if self.buckets.get(bucket).is_none() {
-                bucket = self.buckets.skip_absent(bucket);
+            let stored = self.buckets.skip_untouched(bucket);
+            if stored != bucket {
+                bucket = stored;
                 continue;
             }
             if self.head(bucket) != NIL {
@@ -411,8 +414,9 @@ impl MapOps for LruHash {
         let mut values = values.chunks_exact_mut(self.value_bytes);
         let mut total = 0;
         while bucket <= self.mask {
-            if self.buckets.get(bucket).is_none() {
-                bucket = self.buckets.skip_absent(bucket);
+            let stored = self.buckets.skip_untouched(bucket);
+            if stored != bucket {
+                bucket = stored;
                 continue;
             }
             if self.head(bucket) == NIL {

@@ -52,14 +52,9 @@ impl Nodes {
         })
     }
 
-    /// Makes sure that a node has memory. ENOMEM.
-    pub(super) fn allocate(&self, node: u32) -> Result<()> {
-        self.table.get_or_alloc(node as usize).map(drop)
-    }
-
     pub(super) fn node(&self, node: u32) -> &[AtomicU64] {
         let words = self.table.get(node as usize);
-        words.expect("a node has memory before anything refers to it")
+        words.expect("lists and chains hold nodes of the map alone")
     }
 
     pub(super) fn list(&self, node: u32) -> ListType {

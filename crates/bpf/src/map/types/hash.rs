@@ -5,7 +5,7 @@ use crate::caller::Caller;
 use crate::device::OffloadCommands;
 use crate::errno::Errno;
 use crate::error::{Error, Result};
-use crate::map::host_hash::HostHash;
+use crate::map::host_hash::{HashOrder, HostHash};
 use crate::map::ops::{AllocContext, MapOps, MapTypeOps, Token};
 use crate::uapi::{MapCreateAttr, MapFlags, MapType};
 use std::hash::{BuildHasher, Hasher};
@@ -78,12 +78,17 @@ pub(super) fn check_sizes(attr: &MapCreateAttr) -> Result<()> {
 /// `htab_map_alloc`.
 fn hash_alloc(attr: &MapCreateAttr, context: &AllocContext) -> Result<Arc<dyn MapOps>> {
     check_buckets(attr.max_entries)?;
-    let seed = seed(attr);
+    let order = match seed(attr) {
+        Some(seed) => HashOrder::Seeded(seed),
+        None => HashOrder::Kernel {
+            replaces: !MapType(attr.map_type).is_percpu(),
+        },
+    };
     Ok(Arc::new(HostHash::new(
         attr.key_size,
         attr.user_value_bytes(context.possible_cpus),
         attr.max_entries,
-        seed,
+        order,
     )?))
 }
 
@@ -99,11 +104,8 @@ pub(super) fn check_buckets(max_entries: u32) -> Result<()> {
     Ok(())
 }
 
-/// `hashrnd`.
-pub(super) fn seed(attr: &MapCreateAttr) -> u64 {
-    if attr.flags().contains(MapFlags::ZERO_SEED) {
-        0
-    } else {
-        std::hash::RandomState::new().build_hasher().finish()
-    }
+/// `hashrnd`; `None`: BPF_F_ZERO_SEED, the kernel's own hash with seed 0.
+pub(super) fn seed(attr: &MapCreateAttr) -> Option<u64> {
+    let zero = attr.flags().contains(MapFlags::ZERO_SEED);
+    (!zero).then(|| std::hash::RandomState::new().build_hasher().finish())
 }

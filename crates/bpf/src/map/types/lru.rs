@@ -69,9 +69,6 @@ fn lru_alloc(attr: &MapCreateAttr, context: &AllocContext) -> Result<Arc<dyn Map
         max_entries,
         cpus,
         per_cpu_lists,
-        seed: match attr.flags().contains(MapFlags::ZERO_SEED) {
-            true => None,
-            false => Some(seed(attr)),
-        },
+        seed: seed(attr),
     })?))
 }

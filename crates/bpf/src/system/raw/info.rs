@@ -4,8 +4,9 @@ use super::attr::check_tail;
 use super::{Call, command};
 use crate::errno::Errno;
 use crate::error::{Error, Result};
-use crate::file::{MapFile, MapInfo};
+use crate::file::{BtfInfo, MapFile, MapInfo};
 use crate::system::Fd;
+use crate::system::fd::File;
 use crate::uapi::MapType;
 
 /// Offsets in the attribute.
@@ -17,7 +18,9 @@ const INFO: usize = 8;
 const MAP_INFO_BYTES: usize = 104;
 /// The end of its last field: what follows is padding, and has to be zero.
 const MAP_INFO_KNOWN: usize = 100;
-/// Offsets in it of what the caller gives.
+/// `sizeof(struct bpf_btf_info)`.
+const BTF_INFO_BYTES: usize = 32;
+/// Offsets in the map's of what the caller gives.
 const HASH: usize = 88;
 const HASH_SIZE: usize = 96;
 const SHA256_BYTES: u32 = 32;
@@ -26,7 +29,46 @@ impl Call<'_> {
     /// `bpf_obj_get_info_by_fd`.
     pub(super) fn info(&self) -> Result<()> {
         self.check_end(command::OBJ_GET_INFO_BY_FD, INFO + 8)?;
-        self.map_info(&self.system.info_map(Fd(self.attr.i32(BPF_FD)))?)
+        let fd = Fd(self.attr.i32(BPF_FD));
+        let file = self.system.info_file(fd)?;
+        match &*file {
+            File::Map(map) => self.map_info(map),
+            File::Btf(_) => self.btf_info(&self.system.btf_info(fd)?),
+            File::Directory(_) => file.map().map(drop),
+        }
+    }
+
+    /// `btf_get_info_by_fd`. The object has no name: the kernel's own have.
+    fn btf_info(&self, btf: &BtfInfo) -> Result<()> {
+        let (address, len) = (self.attr.u64(INFO), self.attr.u32(INFO_LEN));
+        let what = "struct bpf_btf_info";
+        check_tail(self.memory, address, len.into(), BTF_INFO_BYTES, what)?;
+        let len = BTF_INFO_BYTES.min(len as usize);
+        let mut info = [0; BTF_INFO_BYTES];
+        self.memory
+            .read(address, &mut info[..len])
+            .map_err(|fault| fault.during("info"))?;
+        let to = u64::from_ne_bytes(field(&info, 0));
+        let room = u32::from_ne_bytes(field(&info, 8)) as usize;
+        self.copy_out(to, &btf.bytes[..btf.bytes.len().min(room)], "btf")?;
+        let name = u64::from_ne_bytes(field(&info, 16));
+        let name_len = u32::from_ne_bytes(field(&info, 24));
+        if (name != 0) != (name_len != 0) {
+            return Err(Error::because(
+                Errno::EINVAL,
+                format!("name {name:#x} with name_len {name_len}: a name needs both"),
+            ));
+        }
+        info[8..12].copy_from_slice(&(btf.bytes.len() as u32).to_ne_bytes());
+        info[12..16].copy_from_slice(&btf.id.to_ne_bytes());
+        // `name_len` and `kernel_btf`.
+        info[24..32].fill(0);
+        if name != 0 {
+            self.copy_out(name, &[0], "name")?;
+        }
+        self.copy_out(address, &info[..len], "info")?;
+        self.attr
+            .put_u32(self.memory, INFO_LEN, len as u32, "info_len")
     }
 
     /// The hash of the map's contents, when `hash` says where to. EINVAL, EPERM, EFAULT.
@@ -78,8 +120,8 @@ impl Call<'_> {
     }
 }
 
-/// Field of a copy of `struct bpf_map_info`.
-fn field<const N: usize>(bytes: &[u8; MAP_INFO_BYTES], at: usize) -> [u8; N] {
+/// Field of a copy of an info structure.
+fn field<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
     let mut raw = [0; N];
     raw.copy_from_slice(&bytes[at..at + N]);
     raw
@@ -106,6 +148,11 @@ fn fill(info: &MapInfo, bytes: &mut [u8; MAP_INFO_BYTES]) {
         put(40, &offload.ifindex.to_ne_bytes());
         put(48, &offload.netns.dev.to_ne_bytes());
         put(56, &offload.netns.ino.to_ne_bytes());
+    }
+    if let Some(btf) = &info.btf {
+        put(64, &btf.btf_id.to_ne_bytes());
+        put(68, &btf.key_type_id.to_ne_bytes());
+        put(72, &btf.value_type_id.to_ne_bytes());
     }
     put(80, &info.map_extra.to_ne_bytes());
 }

@@ -6,6 +6,7 @@
 
 mod attr;
 mod batch;
+mod btf;
 mod elements;
 mod info;
 mod log;
@@ -94,6 +95,8 @@ struct Call<'a> {
     caller: &'a Caller,
     memory: &'a dyn UserMemory,
     attr: Attr,
+    /// The attribute's size, as the caller gave it.
+    size: u32,
 }
 
 impl System {
@@ -102,7 +105,7 @@ impl System {
     /// one, otherwise 0.
     ///
     /// E2BIG for an attribute of more than 4,096 bytes, or with bytes set that this version
-    /// does not know; EFAULT for one that cannot be read; EINVAL for an unknown command, and
+    /// does not know; EFAULT for one that cannot be read; what the security module says; EINVAL for an unknown command, and
     /// for the commands of the program side, which are not here; otherwise what the command
     /// answers. Outputs stand in `memory` where the attribute says, as the kernel leaves them.
     pub fn bpf(
@@ -114,11 +117,13 @@ impl System {
         size: u32,
     ) -> Result<i32> {
         let attr = Attr::read(memory, attr, size)?;
+        self.check_command(caller, command)?;
         let call = Call {
             system: self,
             caller,
             memory,
             attr,
+            size,
         };
         call.run(command)
     }
@@ -172,6 +177,11 @@ impl Call<'_> {
             c::MAP_GET_NEXT_ID => self.map_get_next_id().map(|()| 0),
             c::MAP_GET_FD_BY_ID => self.map_get_fd_by_id(),
             c::OBJ_GET_INFO_BY_FD => self.info().map(|()| 0),
+            c::OBJ_PIN => self.obj_pin().map(|()| 0),
+            c::OBJ_GET => self.obj_get(),
+            c::BTF_LOAD => self.btf_load(),
+            c::BTF_GET_NEXT_ID => self.btf_get_next_id().map(|()| 0),
+            c::BTF_GET_FD_BY_ID => self.btf_get_fd_by_id(),
             _ => Err(unknown(number)),
         }
     }
