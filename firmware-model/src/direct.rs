@@ -144,7 +144,7 @@ impl<S: Storage> Firmware<S> {
         Ok(())
     }
 
-    /// A lookup by data-path engine `engine`: of a per-CPU map it sees slot
+    /// A lookup by data-path engine `engine`, which an LRU map counts as use of the key: of a per-CPU map it sees slot
     /// `engine % cpu_slots` only. `value` has room for the value of one CPU.
     pub fn engine_lookup(
         &mut self,
@@ -173,10 +173,37 @@ impl<S: Storage> Firmware<S> {
         let slot = u64::from(engine % shape.slots.max(1));
         let offset = slot * u64::from(shape.slot_bytes);
         map.table.with_value(&mut self.memory, key, |memory, at| {
-            let at = at.offset(offset);
-            memory.with_bytes(at, value.len(), |bytes| value.copy_from_slice(bytes))
-        })??;
-        Ok(())
+            let part = at.offset(offset);
+            memory.with_bytes(part, value.len(), |bytes| value.copy_from_slice(bytes))?;
+            map.table.mark(memory, at)
+        })?
+    }
+
+    /// A pop by data-path engine `engine`: the next value of a queue or stack leaves it for
+    /// `value`, which has room for one.
+    ///
+    /// Statuses: `NotFound`, `Unsupported` (other types), `InvalidMap`, `InvalidLength`.
+    pub fn engine_pop(&mut self, engine: u32, map: MapHandle, value: &mut [u8]) -> Status {
+        status(self.try_engine_pop(engine, map, value))
+    }
+
+    fn try_engine_pop(
+        &mut self,
+        engine: u32,
+        map: MapHandle,
+        value: &mut [u8],
+    ) -> Result<(), Status> {
+        self.check_engine(engine)?;
+        let map = self.maps.get(map)?;
+        if !map.spec.kind.is_queue() {
+            return Err(Status::Unsupported);
+        }
+        let value = value
+            .get_mut(..map.value_bytes())
+            .ok_or(Status::InvalidLength)?;
+        map.table.take(&mut self.memory, &[], |memory, at| {
+            Ok(memory.with_bytes(at, value.len(), |bytes| value.copy_from_slice(bytes))?)
+        })
     }
 
     /// An update by data-path engine `engine` with the value of one CPU: of a per-CPU map it

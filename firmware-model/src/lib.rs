@@ -7,7 +7,8 @@
 //!
 //! * [`memory`]: byte-addressed device memory; [`access`]: the policies by which tables reach
 //!   it.
-//! * [`table`]: HASH, ARRAY and their per-CPU forms, laid out in device memory.
+//! * [`table`]: HASH, LRU_HASH, ARRAY, their per-CPU forms, QUEUE and STACK, laid out in device
+//!   memory.
 //! * `dispatch`: commands, from a [`Submission`] to its [`Completion`].
 //!
 //! Commands come from the host and device memory can be written by the host through its

@@ -117,9 +117,14 @@ impl Attack {
             self.maps.retain(|m| m.0 != map);
             return;
         }
-        let map_type = [HASH, ARRAY, PERCPU_HASH, PERCPU_ARRAY, LPM, BLOOM][self.below(6) as usize];
+        let others = [LRU_HASH, LRU_PERCPU_HASH, QUEUE, STACK, LPM, BLOOM];
+        let map_type = match self.below(10) as usize {
+            n @ ..4 => TYPES[n],
+            n => others[n - 4],
+        };
         let key_size = match map_type {
             ARRAY | PERCPU_ARRAY => 4,
+            QUEUE | STACK => 0,
             LPM => 5 + self.below(36) as usize,
             _ => 1 + self.below(40) as usize,
         };

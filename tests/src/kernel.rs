@@ -295,6 +295,7 @@ impl KernelMap {
         Ok(Self {
             fd,
             key_bytes: attr.key_size as usize,
+            // The last key returned, which of an array has 4 bytes, too.
             token_bytes: match offmap_bpf::uapi::MapType(attr.map_type) {
                 offmap_bpf::uapi::MapType::LPM_TRIE => attr.key_size as usize,
                 _ => 4,
@@ -313,6 +314,7 @@ impl KernelMap {
             fd,
             key_bytes: like.key_bytes,
             value_bytes: like.value_bytes,
+            token_bytes: like.token_bytes,
         }
     }
 
@@ -326,14 +328,17 @@ impl KernelMap {
         self.value_bytes
     }
 
-    /// `memlock` of the descriptor's fdinfo: what the map accounts for, in bytes.
-    pub fn memlock(&self) -> Option<u64> {
+    /// A number that `/proc/self/fdinfo` says of the map, such as `memlock`.
+    pub fn fdinfo(&self, field: &str) -> Option<u64> {
         let path = format!("/proc/self/fdinfo/{}", self.fd.as_raw_fd());
         let text = fs::read_to_string(path).ok()?;
-        let line = text
-            .lines()
-            .find_map(|line| line.strip_prefix("memlock:"))?;
-        line.trim().parse().ok()
+        let line = text.lines().find_map(|line| line.strip_prefix(field))?;
+        line.strip_prefix(':')?.trim().parse().ok()
+    }
+
+    /// `memlock` of the descriptor's fdinfo: what the map accounts for, in bytes.
+    pub fn memlock(&self) -> Option<u64> {
+        self.fdinfo("memlock")
     }
 
     fn element(&self, key: Option<&[u8]>) -> ElementAttr {
@@ -342,7 +347,7 @@ impl KernelMap {
         }
         ElementAttr {
             map_fd: self.fd.as_raw_fd() as u32,
-            // Maps without keys want none, not one of no bytes.
+            // A map without keys wants no address (`___bpf_copy_key`).
             key: key
                 .filter(|key| !key.is_empty())
                 .map_or(0, |key| key.as_ptr().expose_provenance() as u64),

@@ -6,6 +6,7 @@
 pub mod btf;
 pub mod conformance;
 pub mod counting;
+pub mod cpu;
 pub mod differential;
 pub mod kernel;
 pub mod model;

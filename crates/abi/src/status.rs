@@ -7,7 +7,8 @@ open_enum! {
     pub struct Status(u16) {
         /// Done.
         Success = 0,
-        /// The key is not there; or, for get-first, get-next and dump, there is no further key.
+        /// The key is not there, or the queue or stack is empty; for get-first, get-next and
+        /// dump: there is no further key.
         NotFound = 1,
         /// The key is there and the flags asked that it is not.
         Exists = 2,

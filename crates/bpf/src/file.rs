@@ -642,7 +642,9 @@ impl MapFile {
             return Err(BAD_ELEM_FLAGS);
         }
         self.check_lock(elem_flags)?;
-        if flags != 0 && self.ops().checks_batch_flags() {
+        // The generic update and delete batches ignore them for every type.
+        let walks = OffloadCommands::LOOKUP_BATCH | OffloadCommands::LOOKUP_AND_DELETE_BATCH;
+        if flags != 0 && walks.contains(command) && self.ops().checks_batch_flags() {
             return Err(BAD_BATCH_FLAGS);
         }
         Ok(())

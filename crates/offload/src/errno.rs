@@ -40,7 +40,10 @@ impl During {
     }
 }
 
-const MISSING: Error = Error::new(Errno::ENOENT, "the key is not in the map");
+const MISSING: Error = Error::new(
+    Errno::ENOENT,
+    "the key is not in the map, or a queue or stack is empty",
+);
 const LAST: Error = Error::new(Errno::ENOENT, "there is no further key in the map");
 
 /// The error for a status that is not success, of an operation on a map of type `map_type`:
@@ -72,10 +75,7 @@ fn of_host(status: Status, during: During) -> Error {
             Errno::ENOSPC,
             "the map holds max_entries prefixes and the prefix is new",
         ),
-        Status::Full => Error::new(
-            Errno::E2BIG,
-            "the map holds max_entries entries and the key is new",
-        ),
+        Status::Full => Error::new(Errno::E2BIG, "the map holds max_entries entries"),
         Status::OutOfRange => match during {
             During::Update(_) => Error::new(Errno::E2BIG, "the index is not below max_entries"),
             During::Delete => Error::new(Errno::EINVAL, "array elements cannot be deleted"),

@@ -4,7 +4,7 @@ use crate::errno::{self, During};
 use crate::nic::{Reservation, Shared};
 use offmap_bpf::device::{BatchOutcome, MapSpec, OffloadCommands, OffloadedMap};
 use offmap_bpf::error::Result;
-use offmap_bpf::uapi::{BPF_ANY, MapType};
+use offmap_bpf::uapi::{BPF_ANY, BPF_NOEXIST, MapType};
 use offmap_bpf::{Errno, Error};
 use offmap_driver::{DeviceMap, DriverError, Function, QueuePair, Status};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,6 +17,14 @@ const NO_ARRAY_DELETE: Error = Error::new(
 const NO_ARRAY_DELETE_BATCH: Error = Error::new(
     Errno::ENOTSUPP,
     "array elements cannot be deleted, so arrays have no delete batch",
+);
+const NO_KEYS: Error = Error::new(
+    Errno::EINVAL,
+    "a queue or stack has no keys to delete or to walk",
+);
+const BAD_QUEUE_FLAGS: Error = Error::new(
+    Errno::EINVAL,
+    "flags: a push takes BPF_ANY, or BPF_EXIST to overwrite the oldest value",
 );
 const NOT_IN_PROFILE: Error = Error::new(
     Errno::ENOTSUPP,
@@ -49,6 +57,8 @@ pub(crate) struct NicMap<F: Function> {
     map: DeviceMap,
     map_type: MapType,
     is_array: bool,
+    /// Queues and stacks: values without keys.
+    is_queue: bool,
     max_entries: u32,
     freed: AtomicBool,
     /// What the map counts for in the profile's limits.
@@ -62,6 +72,7 @@ impl<F: Function> NicMap<F> {
             map,
             map_type: spec.map_type,
             is_array: matches!(spec.map_type, MapType::ARRAY | MapType::PERCPU_ARRAY),
+            is_queue: matches!(spec.map_type, MapType::QUEUE | MapType::STACK),
             max_entries: spec.max_entries,
             freed: AtomicBool::new(false),
             reservation: Mutex::new(None),
@@ -209,6 +220,9 @@ impl<F: Function> OffloadedMap for NicMap<F> {
             false => (key, value),
         };
         // The core let only BPF_ANY, BPF_NOEXIST and BPF_EXIST through.
+        if self.is_queue && flags == BPF_NOEXIST {
+            return Err(BAD_QUEUE_FLAGS);
+        }
         self.run(self.during_update(flags), |q| {
             q.update(&self.map, key, value, flags as u32)
         })
@@ -218,12 +232,18 @@ impl<F: Function> OffloadedMap for NicMap<F> {
         if self.is_bloom() {
             return Err(NO_BLOOM_DELETE);
         }
+        if self.is_queue {
+            return Err(NO_KEYS);
+        }
         self.run(self.during_delete(), |q| q.delete(&self.map, key))
     }
 
     fn get_next_key(&self, key: Option<&[u8]>, next: &mut [u8]) -> Result<()> {
         if self.is_bloom() {
             return Err(NO_BLOOM_NEXT);
+        }
+        if self.is_queue {
+            return Err(NO_KEYS);
         }
         self.run(During::NextKey, |q| match key {
             Some(key) => q.get_next(&self.map, key, next),
@@ -248,8 +268,12 @@ impl<F: Function> OffloadedMap for NicMap<F> {
         results: &mut [Result<(), Errno>],
     ) -> Result<()> {
         self.has(OffloadCommands::LOOKUP_BATCH)?;
-        if self.is_bloom() {
-            let size = self.map.key_size();
+        if self.is_bloom() || self.is_queue {
+            // The device has no batches of them: each is a peek, as on the host.
+            let size = match self.is_bloom() {
+                true => self.map.key_size(),
+                false => self.map.value_stride(),
+            };
             for (result, value) in results.iter_mut().zip(values.chunks_exact_mut(size)) {
                 *result = self.lookup(&[], value, 0).map_err(|error| error.errno());
             }

@@ -307,7 +307,10 @@ impl<S: Storage> Firmware<S> {
         }
         let spec = MapSpec::new(kind, body, attr);
         let valued = spec.value_size != 0;
-        if spec.key_size == 0 || valued != kind.has_values() || spec.max_entries == 0 {
+        if valued != kind.has_values() || spec.max_entries == 0 {
+            return Err(invalid());
+        }
+        if kind.is_queue() != (spec.key_size == 0) {
             return Err(invalid());
         }
         within(Limit::KeyBytes, spec.key_size, config.key_bytes)?;
@@ -442,7 +445,7 @@ impl<S: Storage> Firmware<S> {
     ) -> Result<Option<MapInfo>, Status> {
         let map = self.maps.get(handle)?;
         let longest_chain = match &map.table {
-            Table::Array(_) | Table::Lpm(_) | Table::Bloom(_) => 0,
+            Table::Array(_) | Table::Queue(_) | Table::Lpm(_) | Table::Bloom(_) => 0,
             Table::Hash(table) => match table.scan_step(&mut self.memory, scan)? {
                 Some(longest) => longest,
                 None => return Ok(None),

@@ -126,6 +126,9 @@ impl<A: Access, H: HostMemory> Io<'_, A, H> {
         let map = self.maps.get(command.map())?;
         check_reserved(command, &body, opcode)?;
         let flags = update_flags(body.map_flags.get())?;
+        if map.spec.kind.is_queue() {
+            return Err(Status::Unsupported);
+        }
         if body.key_len.get() != map.spec.key_size {
             return Err(Status::InvalidLength);
         }
@@ -166,7 +169,7 @@ impl<A: Access, H: HostMemory> Io<'_, A, H> {
                     Table::Hash(table) => self.dump_hash(table, &arrays, from.cursor, deletes),
                     Table::Array(table) => self.dump_array(table, &arrays, from.cursor),
                     Table::Lpm(table) => self.dump_trie(table, &arrays, from.cursor),
-                    Table::Bloom(_) => Outcome::new(Status::Unsupported, 0),
+                    Table::Queue(_) | Table::Bloom(_) => Outcome::new(Status::Unsupported, 0),
                 },
             }
         };

@@ -2,8 +2,8 @@
 //!
 //! Checks, in order: the map handle; reserved fields, unknown flags and operands that the
 //! command does not use, all of which must be zero; the lengths against the map; that an inline
-//! operand fits its field. Then operands are read, and only then does the table change. The
-//! padding of an inline operand is not looked at.
+//! operand fits its field; that the map's type has the command. Then operands are read, and only
+//! then does the table change. The padding of an inline operand is not looked at.
 
 use super::{Io, reserved_bits, update_flags};
 use crate::HostMemory;
@@ -25,7 +25,8 @@ fn read_key<'a>(
     scratch: &'a mut [u8],
 ) -> Result<&'a [u8], Status> {
     let len = map.key_size();
-    if command.flags().contains(SubmissionFlags::KEY_INLINE) {
+    // Of a map without keys the field is all padding.
+    if command.flags().contains(SubmissionFlags::KEY_INLINE) || len == 0 {
         return Ok(&body.key[..len]);
     }
     let key = scratch.get_mut(..len).ok_or(Status::Internal)?;
@@ -190,7 +191,8 @@ impl<A: Access, H: HostMemory> Io<'_, A, H> {
         let flags = body.map_flags.get() | body.value_len.get() | u32::from(value);
         check_reserved(command, &body, flags, RETURNS)?;
         check_key(command, &body, map)?;
-        if map.spec.kind.is_array() || !map.spec.kind.has_values() {
+        let kind = map.spec.kind;
+        if kind.is_array() || kind.is_queue() || !kind.has_values() {
             return Err(Status::Unsupported);
         }
         let key = read_key(command, &body, map, self.host, &mut self.scratch.keys)?;
@@ -232,7 +234,7 @@ impl<A: Access, H: HostMemory> Io<'_, A, H> {
         if has_key {
             check_key(command, &body, map)?;
         }
-        if !map.spec.kind.has_values() {
+        if map.spec.kind.is_queue() || !map.spec.kind.has_values() {
             return Err(Status::Unsupported);
         }
         let len = map.key_size();

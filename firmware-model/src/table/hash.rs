@@ -1,4 +1,4 @@
-//! HASH and PERCPU_HASH: home buckets with chains of overflow buckets over a pool of entries.
+//! HASH, LRU_HASH and their per-CPU forms: home buckets with chains of overflow buckets over a pool of entries.
 //!
 //! A hash picks a home bucket by its low bits and a tag by its top byte. A bucket holds tags
 //! and references to entries ([`super::bucket`]); an entry is the key padded to 8 bytes and
@@ -24,8 +24,16 @@
 //!
 //! The state line, after the map's description: count of entries (4 bytes), entries ever
 //! taken (4), first free entry plus one (4), overflow buckets ever taken (4), first free
-//! overflow bucket plus one (4). Free entries are linked through their first word, free
-//! overflow buckets through their link.
+//! overflow bucket plus one (4), the hand of LRU types (4). Free entries are linked through
+//! their first word, free overflow buckets through their link.
+//!
+//! **LRU types** evict when a key is new and the table is full. The policy is CLOCK with a bound:
+//! each entry has a byte of recency, not 0 once it was used, and the hand goes round the entries,
+//! all of which are in use then. It clears the bytes of up to [`EVICT_SCANS`] used entries and
+//! evicts the first that was not, or else the next. An update that finds its key, and a lookup by a
+//! data-path engine, count as use; a lookup by the host does not, so that a dump changes
+//! nothing. Entries are filled in order, so that without uses the oldest goes first; one that
+//! takes the place of a deleted key starts as used, since the hand may be just before it.
 
 use super::bucket::{BUCKET_BYTES, BUCKET_SLOTS, Bucket, Probe, Slots, Tags, tag_of};
 use super::layout::{DESCRIPTION_BYTES, Geometry, MapSpec, ValueShape};
@@ -52,8 +60,11 @@ pub struct HashTable {
     overflow: DevAddr,
     state: DevAddr,
     value_offset: u32,
+    key_size: u32,
     pub(crate) value: ValueShape,
     occupancy: Occupancy,
+    /// The bytes of recency; `None`: a full table takes no new key.
+    recency: Option<DevAddr>,
 }
 
 /// The state line.
@@ -64,6 +75,8 @@ struct State {
     entry_free: u32,
     buckets_taken: u32,
     bucket_free: u32,
+    /// The entry at which the next eviction starts to look.
+    hand: u32,
 }
 
 /// Where a key's reference stands.
@@ -95,6 +108,8 @@ pub(crate) struct ChainScan {
 
 /// Buckets that one step of a [`ChainScan`] visits.
 const SCAN_BUCKETS_PER_STEP: u32 = 4096;
+/// Used entries that an eviction passes over at most.
+pub const EVICT_SCANS: u32 = 32;
 
 impl HashTable {
     pub(crate) fn new(base: DevAddr, spec: &MapSpec, geometry: &Geometry) -> Self {
@@ -109,8 +124,10 @@ impl HashTable {
             overflow: base.offset(geometry.overflow),
             state: base.offset(DESCRIPTION_BYTES),
             value_offset: geometry.value_offset as u32,
+            key_size: spec.key_size,
             value: geometry.value,
             occupancy: Occupancy::new(base.offset(geometry.occupancy), geometry.home_count.into()),
+            recency: spec.kind.is_lru().then(|| base.offset(geometry.recency)),
         }
     }
 
@@ -362,15 +379,29 @@ impl HashTable {
             Located::Present(spot) => {
                 exists(flags)?;
                 let at = self.value_at(self.entry_at(spot.reference)?);
-                write_value(access, at, &self.value, value, false)
+                write_value(access, at, &self.value, value, false)?;
+                self.mark(access, at)
             }
             Located::Absent { .. } if flags == UPDATE_EXIST => Err(Status::NotFound),
-            Located::Absent { last, tags } => {
+            Located::Absent { mut last, mut tags } => {
                 let mut state = self.load_state(access)?;
-                if state.count >= self.max_entries {
-                    return Err(Status::Full);
+                let full = state.count >= self.max_entries;
+                if full {
+                    self.evict(access)?;
+                    state = self.load_state(access)?;
+                    // The chain may be the one that the evicted entry was in.
+                    let Located::Absent { last: l, tags: t } = self.locate(access, hash, key)?
+                    else {
+                        return Err(Status::Internal);
+                    };
+                    (last, tags) = (l, t);
                 }
+                let reused = state.entry_free != 0 && !full;
                 let reference = self.take_entry(access, &mut state)?;
+                if let Some(recency) = self.recency {
+                    let at = recency.offset(reference.into());
+                    access.write(at, [u8::from(reused)])?;
+                }
                 let entry = self.entry_at(reference)?;
                 access.with_bytes_mut(entry, self.value_offset as usize, |bytes| {
                     fill_padded(bytes, key);
@@ -398,6 +429,69 @@ impl HashTable {
                 self.store_state(access, &state)
             }
         }
+    }
+
+    /// The value at `at`, one of this table's, was used.
+    #[inline(always)]
+    pub(crate) fn mark(&self, access: &mut impl Access, at: DevAddr) -> Result<(), Status> {
+        let Some(recency) = self.recency else {
+            return Ok(());
+        };
+        let offset = at.0.wrapping_sub(self.value_at(self.entries).0);
+        let at = recency.offset(offset / self.entry_bytes);
+        // Mostly it is set, and then nobody's cache line is taken away.
+        if access.read::<1>(at)? == [0] {
+            access.write(at, [1])?;
+        }
+        Ok(())
+    }
+
+    /// Removes an entry of a full table that has recency; otherwise `Full`.
+    #[cold]
+    fn evict(&self, access: &mut impl Access) -> Result<(), Status> {
+        let recency = self.recency.ok_or(Status::Full)?;
+        let mut state = self.load_state(access)?;
+        // The host may have written any word there; every one stands for an entry.
+        let mut victim = state.hand % self.max_entries;
+        for _ in 0..EVICT_SCANS {
+            let at = recency.offset(victim.into());
+            if access.read::<1>(at)? == [0] {
+                break;
+            }
+            access.write(at, [0])?;
+            victim = (victim + 1) % self.max_entries;
+        }
+        // The hand goes on even if this entry turns out to be in no chain.
+        state.hand = (victim + 1) % self.max_entries;
+        self.store_state(access, &state)?;
+        let entry = self.entry_at(victim)?;
+        let key_size = self.key_size as usize;
+        let hash = access.with_bytes(entry, key_size, |key| self.hash.hash(key))?;
+        let spot = self.spot_of(access, hash, victim)?;
+        self.remove(access, hash & self.home_mask, &spot)
+    }
+
+    /// Where the reference to an entry stands, whose key has this hash.
+    fn spot_of(&self, access: &mut impl Access, hash: u64, reference: u32) -> Result<Spot, Status> {
+        let tag = tag_of(hash);
+        let mut at = self.home_at(hash);
+        let mut overflow = None;
+        for _ in 0..=self.overflow_count {
+            let bucket = Bucket::read(access, at)?;
+            let mut slots = bucket.tags().matches(tag);
+            if let Some(slot) = slots.find(|&slot| bucket.reference(slot) == reference) {
+                return Ok(Spot {
+                    at,
+                    slot,
+                    reference,
+                    overflow,
+                });
+            }
+            let (next, index) = self.overflow_at(bucket.link())?;
+            overflow = Some((at, index));
+            at = next;
+        }
+        Err(Status::Internal)
     }
 
     /// Removes a key.
@@ -691,12 +785,19 @@ impl HashTable {
     }
 
     fn load_state(&self, access: &mut impl Access) -> Result<State, Status> {
-        let line: [u8; 20] = access.read(self.state)?;
-        let mut words = [0; 5];
+        let line: [u8; 24] = access.read(self.state)?;
+        let mut words = [0; 6];
         for (word, bytes) in words.iter_mut().zip(line.as_chunks::<4>().0) {
             *word = u32::from_le_bytes(*bytes);
         }
-        let [count, entries_taken, entry_free, buckets_taken, bucket_free] = words;
+        let [
+            count,
+            entries_taken,
+            entry_free,
+            buckets_taken,
+            bucket_free,
+            hand,
+        ] = words;
         if count > self.max_entries {
             return Err(Status::Internal);
         }
@@ -706,6 +807,7 @@ impl HashTable {
             entry_free,
             buckets_taken,
             bucket_free,
+            hand,
         })
     }
 
@@ -716,8 +818,9 @@ impl HashTable {
             state.entry_free,
             state.buckets_taken,
             state.bucket_free,
+            state.hand,
         ];
-        let mut line = [0; 20];
+        let mut line = [0; 24];
         for (bytes, word) in line.chunks_exact_mut(4).zip(words) {
             bytes.copy_from_slice(&word.to_le_bytes());
         }

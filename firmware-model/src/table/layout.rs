@@ -6,8 +6,10 @@
 //! * arrays: the values, `round_up(value_size, 8)` bytes each (times the per-CPU slots);
 //! * tries: a state line, the nodes, the values (see [`super::lpm`]);
 //! * bloom filters: the bits (see [`super::bloom`]);
+//! * queues and stacks: a state line, the values;
 //! * hash tables: a state line, the home buckets, the overflow buckets, the occupancy tree of
-//!   the home buckets, the entries (see [`super::hash`]).
+//!   the home buckets, for LRU types a byte of recency for each entry, the entries (see
+//!   [`super::hash`]).
 //!
 //! The geometry itself stays with the firmware, out of the window's reach.
 
@@ -20,6 +22,9 @@ use offmap_abi::admin::{MapAttr, MapCreateBody};
 pub const DESCRIPTION_BYTES: u64 = 64;
 /// First word of the description: the bytes `OMAP`.
 pub const DESCRIPTION_MAGIC: u32 = u32::from_le_bytes(*b"OMAP");
+
+/// Bytes of the state line of a map that has one.
+const STATE_BYTES: u64 = 64;
 
 /// The map types that the firmware has.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -36,17 +41,29 @@ pub enum MapKind {
     LpmTrie,
     /// BPF_MAP_TYPE_BLOOM_FILTER.
     BloomFilter,
+    /// BPF_MAP_TYPE_LRU_HASH.
+    LruHash,
+    /// BPF_MAP_TYPE_LRU_PERCPU_HASH.
+    LruPercpuHash,
+    /// BPF_MAP_TYPE_QUEUE.
+    Queue,
+    /// BPF_MAP_TYPE_STACK.
+    Stack,
 }
 
 impl MapKind {
     /// All of them.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 10] = [
         Self::Hash,
         Self::Array,
         Self::PercpuHash,
         Self::PercpuArray,
         Self::LpmTrie,
         Self::BloomFilter,
+        Self::LruHash,
+        Self::LruPercpuHash,
+        Self::Queue,
+        Self::Stack,
     ];
 
     /// The UAPI `enum bpf_map_type` value.
@@ -58,6 +75,10 @@ impl MapKind {
             Self::PercpuArray => MapType::PercpuArray.0,
             Self::LpmTrie => MapType::LpmTrie.0,
             Self::BloomFilter => MapType::BloomFilter.0,
+            Self::LruHash => MapType::LruHash.0,
+            Self::LruPercpuHash => MapType::LruPercpuHash.0,
+            Self::Queue => MapType::Queue.0,
+            Self::Stack => MapType::Stack.0,
         }
     }
 
@@ -75,7 +96,20 @@ impl MapKind {
 
     /// Whether an entry has a value for each CPU.
     pub const fn is_percpu(self) -> bool {
-        matches!(self, Self::PercpuHash | Self::PercpuArray)
+        matches!(
+            self,
+            Self::PercpuHash | Self::PercpuArray | Self::LruPercpuHash
+        )
+    }
+
+    /// Whether a full map evicts an entry for a new key.
+    pub const fn is_lru(self) -> bool {
+        matches!(self, Self::LruHash | Self::LruPercpuHash)
+    }
+
+    /// Whether the map is a ring of values without keys.
+    pub const fn is_queue(self) -> bool {
+        matches!(self, Self::Queue | Self::Stack)
     }
 
     /// Whether the map is an array.
@@ -199,6 +233,8 @@ pub(crate) struct Geometry {
     pub(crate) overflow_count: u32,
     /// Occupancy tree of the home buckets.
     pub(crate) occupancy: u64,
+    /// A byte of recency for each entry, for LRU types.
+    pub(crate) recency: u64,
     /// First entry.
     pub(crate) entries: u64,
     /// All of the map.
@@ -219,6 +255,7 @@ impl Geometry {
             overflow: 0,
             overflow_count: 0,
             occupancy: 0,
+            recency: 0,
             entries,
             total_bytes,
         };
@@ -235,10 +272,14 @@ impl Geometry {
             let total = DESCRIPTION_BYTES + bloom::bitset_bytes(spec);
             return Some(flat(0, 0, DESCRIPTION_BYTES, total));
         }
-        if spec.kind.is_array() {
+        if spec.kind.is_array() || spec.kind.is_queue() {
             let entry_bytes = u64::from(value.stored);
-            let total_bytes = DESCRIPTION_BYTES.checked_add(entry_bytes.checked_mul(max)?)?;
-            return Some(flat(0, entry_bytes, DESCRIPTION_BYTES, total_bytes));
+            let entries = match spec.kind.is_array() {
+                true => DESCRIPTION_BYTES,
+                false => DESCRIPTION_BYTES + STATE_BYTES,
+            };
+            let total_bytes = entries.checked_add(entry_bytes.checked_mul(max)?)?;
+            return Some(flat(0, entry_bytes, entries, total_bytes));
         }
         // Three to six entries a home bucket of a full table on average, of the eight that it
         // has room for: between 0.4 and 15 home buckets in a hundred have an overflow bucket,
@@ -247,10 +288,14 @@ impl Geometry {
         let overflow_count = spec.max_entries / 8 + 1;
         let value_offset = u64::from(spec.key_size).checked_next_multiple_of(8)?;
         let entry_bytes = value_offset.checked_add(value.stored.into())?;
-        let homes = DESCRIPTION_BYTES + BUCKET_BYTES;
+        let homes = DESCRIPTION_BYTES + STATE_BYTES;
         let overflow = homes + u64::from(home_count) * BUCKET_BYTES;
         let occupancy = overflow + u64::from(overflow_count) * BUCKET_BYTES;
-        let entries = occupancy + occupancy::tree_bytes(home_count.into());
+        let recency = occupancy + occupancy::tree_bytes(home_count.into());
+        let entries = match spec.kind.is_lru() {
+            true => recency + max.next_multiple_of(BUCKET_BYTES),
+            false => recency,
+        };
         let total_bytes = entries.checked_add(entry_bytes.checked_mul(max)?)?;
         Some(Self {
             value,
@@ -261,6 +306,7 @@ impl Geometry {
             overflow,
             overflow_count,
             occupancy,
+            recency,
             entries,
             total_bytes,
         })

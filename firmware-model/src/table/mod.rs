@@ -12,6 +12,7 @@ pub mod hash;
 pub mod layout;
 pub(crate) mod lpm;
 pub(crate) mod occupancy;
+pub(crate) mod queue;
 
 use crate::access::Access;
 use array::ArrayTable;
@@ -22,6 +23,7 @@ use layout::{Geometry, MapKind, MapSpec, ValueShape};
 use lpm::LpmTable;
 use offmap_abi::submission::UPDATE_NOEXIST;
 use offmap_abi::{DevAddr, Status};
+use queue::QueueTable;
 
 /// Elements that a batch handles side by side, so that their cache misses overlap.
 pub(crate) const LANES: usize = 32;
@@ -115,7 +117,7 @@ pub(crate) fn fill_padded(bytes: &mut [u8], from: &[u8]) {
 /// A map's table.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Table {
-    /// HASH and PERCPU_HASH.
+    /// HASH, LRU_HASH and their per-CPU forms.
     Hash(HashTable),
     /// ARRAY and PERCPU_ARRAY.
     Array(ArrayTable),
@@ -123,6 +125,8 @@ pub(crate) enum Table {
     Lpm(LpmTable),
     /// BLOOM_FILTER.
     Bloom(BloomTable),
+    /// QUEUE and STACK.
+    Queue(QueueTable),
 }
 
 impl Table {
@@ -132,9 +136,12 @@ impl Table {
             MapKind::Array | MapKind::PercpuArray => {
                 Self::Array(ArrayTable::new(base, spec, geometry))
             }
-            MapKind::Hash | MapKind::PercpuHash => Self::Hash(HashTable::new(base, spec, geometry)),
+            MapKind::Hash | MapKind::PercpuHash | MapKind::LruHash | MapKind::LruPercpuHash => {
+                Self::Hash(HashTable::new(base, spec, geometry))
+            }
             MapKind::LpmTrie => Self::Lpm(LpmTable::new(base, spec, geometry)),
             MapKind::BloomFilter => Self::Bloom(BloomTable::new(base, spec, geometry)),
+            MapKind::Queue | MapKind::Stack => Self::Queue(QueueTable::new(base, spec, geometry)),
         }
     }
 
@@ -146,11 +153,12 @@ impl Table {
             Self::Array(table) => &table.value,
             Self::Lpm(table) => &table.value,
             Self::Bloom(table) => &table.value,
+            Self::Queue(table) => &table.value,
         }
     }
 
     /// Calls `f` with the address of the key's value: of a trie, that of the longest prefix that
-    /// covers it.
+    /// covers it; of a queue, that of its next one.
     #[inline(always)]
     pub(crate) fn with_value<A: Access, R>(
         &self,
@@ -166,6 +174,16 @@ impl Table {
                 let at = table.find(access, key)?;
                 Ok(f(access, at))
             }
+            Self::Queue(table) => table.peek(access, f),
+        }
+    }
+
+    /// A data-path engine has used the value at `at`, which [`Self::with_value`] had found.
+    #[inline(always)]
+    pub(crate) fn mark(&self, access: &mut impl Access, at: DevAddr) -> Result<(), Status> {
+        match self {
+            Self::Hash(table) => table.mark(access, at),
+            Self::Array(_) | Self::Queue(_) | Self::Lpm(_) | Self::Bloom(_) => Ok(()),
         }
     }
 
@@ -200,6 +218,8 @@ impl Table {
                     }
                 }
             }
+            // Without keys there is no lane.
+            Self::Queue(_) => {}
         }
     }
 
@@ -216,6 +236,7 @@ impl Table {
             Self::Array(table) => table.update(access, key, value, flags),
             Self::Lpm(table) => table.update(access, key, value, flags),
             Self::Bloom(table) => table.update(access, key, flags),
+            Self::Queue(table) => table.push(access, value, flags),
         }
     }
 
@@ -224,7 +245,7 @@ impl Table {
         match self {
             Self::Hash(table) => table.delete(access, key),
             Self::Lpm(table) => table.delete(access, key),
-            Self::Array(_) | Self::Bloom(_) => Err(Status::Unsupported),
+            Self::Array(_) | Self::Queue(_) | Self::Bloom(_) => Err(Status::Unsupported),
         }
     }
 
@@ -237,6 +258,7 @@ impl Table {
     ) -> Result<R, Status> {
         match self {
             Self::Hash(table) => table.take(access, key, f),
+            Self::Queue(table) => table.pop(access, f),
             Self::Array(_) | Self::Lpm(_) | Self::Bloom(_) => Err(Status::Unsupported),
         }
     }
@@ -255,7 +277,7 @@ impl Table {
                 Ok(f(access, NextKey::Index(index)))
             }
             Self::Lpm(table) => table.with_next(access, key, |a, at| f(a, NextKey::At(at))),
-            Self::Bloom(_) => Err(Status::Unsupported),
+            Self::Queue(_) | Self::Bloom(_) => Err(Status::Unsupported),
         }
     }
 
@@ -266,6 +288,7 @@ impl Table {
             Self::Array(table) => Ok(table.max_entries()),
             Self::Lpm(table) => table.entries(access),
             Self::Bloom(_) => Ok(0),
+            Self::Queue(table) => table.entries(access),
         }
     }
 }

@@ -16,7 +16,12 @@ pub(crate) const PERCPU_HASH: u32 = 5;
 pub(crate) const PERCPU_ARRAY: u32 = 6;
 pub(crate) const LPM: u32 = 11;
 pub(crate) const BLOOM: u32 = 30;
+/// The types whose maps hold what was put in until it is deleted.
 pub(crate) const TYPES: [u32; 4] = [HASH, ARRAY, PERCPU_HASH, PERCPU_ARRAY];
+pub(crate) const LRU_HASH: u32 = 9;
+pub(crate) const LRU_PERCPU_HASH: u32 = 10;
+pub(crate) const QUEUE: u32 = 22;
+pub(crate) const STACK: u32 = 23;
 
 pub(crate) const BASE: u64 = 0x10_0000;
 
@@ -86,7 +91,7 @@ pub(crate) struct Shape {
 
 impl Shape {
     pub(crate) fn new(map_type: u32, key_size: usize, value_size: usize, max_entries: u32) -> Self {
-        let percpu = matches!(map_type, PERCPU_HASH | PERCPU_ARRAY);
+        let percpu = matches!(map_type, PERCPU_HASH | PERCPU_ARRAY | LRU_PERCPU_HASH);
         Self {
             map_type,
             key_size,

@@ -7,6 +7,7 @@
 pub mod elements;
 pub mod host;
 pub mod lifecycle;
+pub mod lru_queue;
 pub mod maps;
 pub mod queues;
 pub mod tries;
@@ -84,6 +85,8 @@ macro_rules! conformance_suite {
                 unknown_io_opcodes_are_answered;
             tries: tries_match_the_longest_prefix, tries_list_in_post_order,
                 filters_hold_what_was_added;
+            lru_queue: a_full_lru_map_evicts_one, lru_maps_in_batches, queues_and_stacks,
+                queues_and_stacks_have_no_keys;
         );
     };
     (@cases $module:ident, $function:ty, $make:expr, $notify:expr;

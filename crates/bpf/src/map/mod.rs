@@ -6,11 +6,13 @@ mod host_hash;
 mod jhash;
 mod lazy;
 mod lpm;
+mod lru;
 mod mapping;
 mod object;
 mod offload;
 pub(crate) mod ops;
 mod owner;
+mod queue;
 pub(crate) mod types;
 mod words;
 

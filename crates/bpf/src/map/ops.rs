@@ -98,6 +98,11 @@ pub(crate) trait MapOps: Send + Sync {
     /// a map of these sizes.
     fn mem_usage(&self) -> u64;
 
+    /// `max_entries` of the map: what was asked, unless the type's allocation rounds it.
+    fn max_entries(&self, asked: u32) -> u32 {
+        asked
+    }
+
     /// Bytes of the map's memory that `mmap(2)` can map, in whole pages. 524 for maps that have
     /// no `map_mmap`; what that refuses otherwise.
     fn mmap_bytes(&self) -> Result<u64> {

@@ -137,6 +137,7 @@ impl System {
             }
         };
         let fields = ReadMostly {
+            max_entries: ops.max_entries(attr.max_entries),
             ops,
             user_value_bytes: attr.user_value_bytes(self.config.possible_cpus),
             map_type: MapType(attr.map_type),
@@ -146,7 +147,6 @@ impl System {
             },
             key_size: attr.key_size,
             value_size: attr.value_size,
-            max_entries: attr.max_entries,
             map_extra: attr.map_extra,
             map_flags: permanent(attr.flags()),
             numa_node: attr.numa_node(),

@@ -30,17 +30,28 @@ const BUCKET_BYTES: u64 = 16;
 
 /// `htab_map_alloc_check`.
 fn hash_alloc_check(attr: &MapCreateAttr, caller: &Caller) -> Result<()> {
+    check_zero_seed(attr, caller)?;
+    check_flags(
+        attr,
+        MapFlags::NO_PREALLOC | MapFlags::NUMA_NODE | MapFlags::ZERO_SEED | ACCESS_FLAGS,
+    )?;
+    check_percpu_node(attr)?;
+    check_sizes(attr)
+}
+
+/// Who may have a hash of a known seed.
+pub(super) fn check_zero_seed(attr: &MapCreateAttr, caller: &Caller) -> Result<()> {
     if attr.flags().contains(MapFlags::ZERO_SEED) && !caller.sys_admin() {
         return Err(Error::new(
             Errno::EPERM,
             "map_flags: ZERO_SEED makes collisions predictable and needs CAP_SYS_ADMIN",
         ));
     }
-    check_flags(
-        attr,
-        MapFlags::NO_PREALLOC | MapFlags::NUMA_NODE | MapFlags::ZERO_SEED | ACCESS_FLAGS,
-    )?;
-    check_percpu_node(attr)?;
+    Ok(())
+}
+
+/// What all hash types ask of the three sizes.
+pub(super) fn check_sizes(attr: &MapCreateAttr) -> Result<()> {
     for (name, size) in [
         ("max_entries", attr.max_entries),
         ("key_size", attr.key_size),
@@ -67,20 +78,12 @@ fn hash_alloc_check(attr: &MapCreateAttr, caller: &Caller) -> Result<()> {
 
 /// `htab_map_alloc`.
 fn hash_alloc(attr: &MapCreateAttr, context: &AllocContext) -> Result<Arc<dyn MapOps>> {
-    let n_buckets = u64::from(attr.max_entries).next_power_of_two();
-    if n_buckets > u64::from(u32::MAX) / BUCKET_BYTES {
-        return Err(too_big(format!(
-            "max_entries {}: a hash map has at most {} buckets",
-            attr.max_entries,
-            1 << 27
-        )));
-    }
-    let order = if attr.flags().contains(MapFlags::ZERO_SEED) {
-        HashOrder::Kernel {
+    check_buckets(attr.max_entries)?;
+    let order = match seed(attr) {
+        Some(seed) => HashOrder::Seeded(seed),
+        None => HashOrder::Kernel {
             replaces: !MapType(attr.map_type).is_percpu(),
-        }
-    } else {
-        HashOrder::Seeded(std::hash::RandomState::new().build_hasher().finish())
+        },
     };
     Ok(Arc::new(HostHash::new(
         attr.key_size,
@@ -88,4 +91,22 @@ fn hash_alloc(attr: &MapCreateAttr, context: &AllocContext) -> Result<Arc<dyn Ma
         attr.max_entries,
         order,
     )?))
+}
+
+/// Refuses more buckets than `htab_map_alloc` can count the bytes of.
+pub(super) fn check_buckets(max_entries: u32) -> Result<()> {
+    let n_buckets = u64::from(max_entries).next_power_of_two();
+    if n_buckets > u64::from(u32::MAX) / BUCKET_BYTES {
+        return Err(too_big(format!(
+            "max_entries {max_entries}: a hash map has at most {} buckets",
+            1 << 27
+        )));
+    }
+    Ok(())
+}
+
+/// `hashrnd`; `None`: BPF_F_ZERO_SEED, the kernel's own hash with seed 0.
+pub(super) fn seed(attr: &MapCreateAttr) -> Option<u64> {
+    let zero = attr.flags().contains(MapFlags::ZERO_SEED);
+    (!zero).then(|| std::hash::RandomState::new().build_hasher().finish())
 }

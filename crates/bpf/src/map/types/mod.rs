@@ -7,6 +7,8 @@ mod array;
 mod bloom;
 mod hash;
 mod lpm;
+mod lru;
+mod queue;
 
 use super::ops::MapTypeOps;
 use crate::errno::Errno;
@@ -20,6 +22,8 @@ pub(crate) fn map_type_ops(map_type: MapType) -> Option<&'static MapTypeOps> {
         MapType::ARRAY | MapType::PERCPU_ARRAY => Some(&array::ARRAY),
         MapType::LPM_TRIE => Some(&lpm::LPM),
         MapType::BLOOM_FILTER => Some(&bloom::BLOOM),
+        MapType::LRU_HASH | MapType::LRU_PERCPU_HASH => Some(&lru::LRU),
+        MapType::QUEUE | MapType::STACK => Some(&queue::QUEUE),
         _ => None,
     }
 }
