@@ -2,6 +2,7 @@
 
 mod host_array;
 mod host_hash;
+pub(crate) mod inner;
 mod lazy;
 mod object;
 mod offload;

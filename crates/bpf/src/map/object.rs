@@ -42,7 +42,7 @@ pub(crate) struct ReadMostly {
     /// 0 while the map has none: before it is published, and after it was taken away.
     pub(crate) id: AtomicU32,
     pub(crate) name: [u8; BPF_OBJ_NAME_LEN],
-    /// The same object as `ops`, for offloaded maps.
+    /// What `ops` reaches the device through, for offloaded maps: mostly the same object.
     pub(crate) offload: Option<Arc<OffloadMap>>,
     pub(crate) shared: Arc<Shared>,
 }

@@ -3,7 +3,7 @@
 use super::Map;
 use super::ops::{MapOps, nth, nth_mut};
 use crate::caller::NetNs;
-use crate::device::{BatchOutcome, OffloadCommands, OffloadRules, OffloadedMap};
+use crate::device::{BatchOutcome, OffloadCommands, OffloadDevice, OffloadRules, OffloadedMap};
 use crate::errno::Errno;
 use crate::error::{Error, Result};
 use crossbeam_utils::CachePadded;
@@ -45,17 +45,25 @@ pub(crate) struct OffloadMap {
     device: [CachePadded<RwLock<Option<OnDevice>>>; SHARDS],
     attached: Mutex<Attached>,
     rules: OffloadRules,
+    /// Only ever compared: the netdevs keep their device.
+    owner: Weak<dyn OffloadDevice>,
     map: OnceLock<Weak<Map>>,
 }
 
 impl OffloadMap {
-    pub(crate) fn new(on_device: OnDevice, attached: Attached, rules: OffloadRules) -> Self {
+    pub(crate) fn new(
+        on_device: OnDevice,
+        attached: Attached,
+        rules: OffloadRules,
+        owner: &Arc<dyn OffloadDevice>,
+    ) -> Self {
         Self {
             device: std::array::from_fn(|_| {
                 CachePadded::new(RwLock::new(Some(Arc::clone(&on_device))))
             }),
             attached: Mutex::new(attached),
             rules,
+            owner: Arc::downgrade(owner),
             map: OnceLock::new(),
         }
     }
@@ -101,6 +109,29 @@ impl OffloadMap {
         let device = self.device();
         let on_device = device.as_ref().ok_or(GONE)?;
         Ok((*self.location(), on_device.device_bytes()))
+    }
+
+    /// Whether both are on one offload device, through whichever of its netdevs.
+    pub(crate) fn is_on_device_of(&self, other: &Self) -> bool {
+        Weak::ptr_eq(&self.owner, &other.owner)
+    }
+
+    /// Whether it is on this offload device.
+    pub(crate) fn is_on(&self, device: &Arc<dyn OffloadDevice>) -> bool {
+        Weak::ptr_eq(&self.owner, &Arc::downgrade(device))
+    }
+
+    /// As [`OffloadedMap::inner_value`].
+    pub(crate) fn inner_value(&self) -> Result<[u8; 4]> {
+        self.device().as_ref().ok_or(GONE)?.inner_value()
+    }
+
+    /// The device's side of a template; the map stays on the device while it is used.
+    pub(crate) fn with_device<R>(
+        &self,
+        f: impl FnOnce(&dyn OffloadedMap) -> Result<R>,
+    ) -> Result<R> {
+        f(&**self.device().as_ref().ok_or(GONE)?)
     }
 
     pub(crate) fn is_gone(&self) -> bool {

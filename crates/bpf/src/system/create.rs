@@ -3,10 +3,11 @@
 use super::fd::File;
 use super::{Fd, System};
 use crate::caller::Caller;
-use crate::device::MapSpec;
+use crate::device::{MapSpec, OffloadDevice};
 use crate::errno::Errno;
 use crate::error::{Error, Result};
 use crate::file::{FileMode, MapFile};
+use crate::map::inner::{MapMeta, OffloadedMapOfMaps};
 use crate::map::ops::{AllocContext, MapOps, MapTypeOps};
 use crate::map::types::map_type_ops;
 use crate::map::{Map, OffloadMap, ReadMostly};
@@ -60,11 +61,25 @@ impl System {
         let (ops, offload): (Arc<dyn MapOps>, Option<Arc<OffloadMap>>) = if attr.map_ifindex == 0 {
             let context = AllocContext {
                 possible_cpus: self.config.possible_cpus,
+                template: match map_type.is_map_of_maps() {
+                    true => Some(MapMeta::of_template(&*self.template(attr)?)?),
+                    false => None,
+                },
             };
             ((type_ops.alloc)(attr, &context)?, None)
         } else {
-            let map = self.offload_alloc(caller, attr)?;
-            (Arc::clone(&map) as Arc<dyn MapOps>, Some(map))
+            let (map, template) = self.offload_alloc(caller, attr)?;
+            let ops: Arc<dyn MapOps> = match template {
+                Some(template) => Arc::new(OffloadedMapOfMaps::new(
+                    Arc::clone(&map),
+                    template,
+                    map_type,
+                    attr.max_entries,
+                    attr.key_size,
+                )),
+                None => Arc::clone(&map) as _,
+            };
+            (ops, Some(map))
         };
         // From here on the map owns its storage: an error drops it, and the worker frees it.
         let map = self.finish(attr, ops, offload, type_ops)?;
@@ -134,8 +149,24 @@ impl System {
         Ok(())
     }
 
-    /// `bpf_map_offload_map_alloc`.
-    fn offload_alloc(&self, caller: &Caller, attr: &MapCreateAttr) -> Result<Arc<OffloadMap>> {
+    /// The map behind `inner_map_fd`.
+    fn template(&self, attr: &MapCreateAttr) -> Result<Arc<Map>> {
+        let fd = attr.inner_map_fd as i32;
+        self.map_of(fd).map_err(|error| {
+            Error::because(
+                error.errno(),
+                format!("inner_map_fd {fd}: {}", error.reason()),
+            )
+        })
+    }
+
+    /// `bpf_map_offload_map_alloc`, and the template of a map of maps, which no offloaded map
+    /// of the kernel has.
+    fn offload_alloc(
+        &self,
+        caller: &Caller,
+        attr: &MapCreateAttr,
+    ) -> Result<(Arc<OffloadMap>, Option<MapMeta>)> {
         if !caller.sys_admin() {
             return Err(Error::because(
                 Errno::EPERM,
@@ -157,8 +188,21 @@ impl System {
             possible_cpus: self.config.possible_cpus,
             name: attr.map_name,
         };
-        self.netdevs
-            .map_alloc(caller, attr.map_ifindex, &spec, &self.shared.frees)
+        let mut template = None;
+        let alloc = |device: &Arc<dyn OffloadDevice>| {
+            if !spec.map_type.is_map_of_maps() {
+                return device.map_alloc(&spec);
+            }
+            let inner = self.template(attr)?;
+            let on_device = OffloadedMapOfMaps::on_device(device, &inner)?;
+            template = Some(MapMeta::of_template(&inner)?.as_native());
+            on_device.with_device(|template| device.map_of_maps_alloc(&spec, template))
+        };
+        let frees = &self.shared.frees;
+        let map = self
+            .netdevs
+            .map_alloc(caller, attr.map_ifindex, &spec, frees, alloc)?;
+        Ok((map, template))
     }
 
     /// `btf_get_by_fd`: this kernel has no BTF objects, so that no descriptor is one.

@@ -3,7 +3,7 @@
 use super::System;
 use super::frees::Frees;
 use crate::caller::{Caller, NetNs};
-use crate::device::{MapSpec, OffloadDevice, OffloadRules};
+use crate::device::{MapSpec, OffloadDevice, OffloadRules, OffloadedMap};
 use crate::errno::Errno;
 use crate::error::{Error, Result};
 use crate::map::{Attached, OffloadMap};
@@ -102,7 +102,7 @@ impl Netdevs {
         Ok(IfIndex(index))
     }
 
-    /// `bpf_map_offload_map_alloc` from the netdev lookup on.
+    /// `bpf_map_offload_map_alloc` from the netdev lookup on; `alloc` has the device allocate.
     ///
     /// The kernel holds its device lock while the driver works. Here the table is not locked
     /// meanwhile, so that a slow device holds up only its own netdev's removal; one that is
@@ -113,6 +113,7 @@ impl Netdevs {
         ifindex: u32,
         spec: &MapSpec,
         frees: &Frees,
+        alloc: impl FnOnce(&Arc<dyn OffloadDevice>) -> Result<Arc<dyn OffloadedMap>>,
     ) -> Result<Arc<OffloadMap>> {
         let refused =
             |errno, why: &str| Error::because(errno, format!("map_ifindex {ifindex}: {why}"));
@@ -157,7 +158,7 @@ impl Netdevs {
                 return Err(refused(Errno::EOPNOTSUPP, "the interface cannot offload"));
             }
         };
-        let on_device = device.map_alloc(spec)?;
+        let on_device = alloc(device)?;
 
         let mut state = self.state();
         let Some(netdev) = state.by_index.get_mut(&ifindex) else {
@@ -169,7 +170,7 @@ impl Netdevs {
             ifindex,
             netns: netdev.netns,
         };
-        let map = Arc::new(OffloadMap::new(on_device, attached, rules));
+        let map = Arc::new(OffloadMap::new(on_device, attached, rules, device));
         if netdev.maps.len() == netdev.maps.capacity() {
             netdev.maps.retain(|map| map.strong_count() != 0);
         }

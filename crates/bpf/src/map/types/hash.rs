@@ -28,7 +28,7 @@ const HTAB_ELEM_BYTES: u64 = 48;
 const BUCKET_BYTES: u64 = 16;
 
 /// `htab_map_alloc_check`.
-fn hash_alloc_check(attr: &MapCreateAttr, caller: &Caller) -> Result<()> {
+pub(super) fn hash_alloc_check(attr: &MapCreateAttr, caller: &Caller) -> Result<()> {
     if attr.flags().contains(MapFlags::ZERO_SEED) && !caller.sys_admin() {
         return Err(Error::new(
             Errno::EPERM,
@@ -64,8 +64,8 @@ fn hash_alloc_check(attr: &MapCreateAttr, caller: &Caller) -> Result<()> {
     check_percpu_value(attr)
 }
 
-/// `htab_map_alloc`.
-fn hash_alloc(attr: &MapCreateAttr, context: &AllocContext) -> Result<Arc<dyn MapOps>> {
+/// What `htab_map_alloc` itself refuses.
+pub(super) fn check_buckets(attr: &MapCreateAttr) -> Result<()> {
     let n_buckets = u64::from(attr.max_entries).next_power_of_two();
     if n_buckets > u64::from(u32::MAX) / BUCKET_BYTES {
         return Err(too_big(format!(
@@ -74,11 +74,22 @@ fn hash_alloc(attr: &MapCreateAttr, context: &AllocContext) -> Result<Arc<dyn Ma
             1 << 27
         )));
     }
-    let seed = if attr.flags().contains(MapFlags::ZERO_SEED) {
+    Ok(())
+}
+
+/// The seed of the key hash.
+pub(super) fn hash_seed(attr: &MapCreateAttr) -> u64 {
+    if attr.flags().contains(MapFlags::ZERO_SEED) {
         0
     } else {
         std::hash::RandomState::new().build_hasher().finish()
-    };
+    }
+}
+
+/// `htab_map_alloc`.
+fn hash_alloc(attr: &MapCreateAttr, context: &AllocContext) -> Result<Arc<dyn MapOps>> {
+    check_buckets(attr)?;
+    let seed = hash_seed(attr);
     Ok(Arc::new(HostHash::new(
         attr.key_size,
         attr.user_value_bytes(context.possible_cpus),

@@ -5,6 +5,7 @@
 
 mod array;
 mod hash;
+mod inner;
 
 use super::ops::MapTypeOps;
 use crate::errno::Errno;
@@ -16,6 +17,8 @@ pub(crate) fn map_type_ops(map_type: MapType) -> Option<&'static MapTypeOps> {
     match map_type {
         MapType::HASH | MapType::PERCPU_HASH => Some(&hash::HASH),
         MapType::ARRAY | MapType::PERCPU_ARRAY => Some(&array::ARRAY),
+        MapType::ARRAY_OF_MAPS => Some(&inner::ARRAY_OF_MAPS),
+        MapType::HASH_OF_MAPS => Some(&inner::HASH_OF_MAPS),
         _ => None,
     }
 }
