@@ -122,6 +122,21 @@ impl<F: Function> OffloadDevice for OffloadNic<F> {
     }
 
     fn map_alloc(&self, spec: &MapSpec) -> Result<Arc<dyn OffloadedMap>> {
+        self.alloc(spec, 0)
+    }
+
+    fn map_of_maps_alloc(
+        &self,
+        spec: &MapSpec,
+        template: &dyn OffloadedMap,
+    ) -> Result<Arc<dyn OffloadedMap>> {
+        self.alloc(spec, u32::from_le_bytes(template.inner_value()?))
+    }
+}
+
+impl<F: Function> OffloadNic<F> {
+    /// Has the device make a map; `template` is the handle of the inner maps' template, or 0.
+    fn alloc(&self, spec: &MapSpec, template: u32) -> Result<Arc<dyn OffloadedMap>> {
         let shared = &self.shared;
         shared
             .profile
@@ -140,6 +155,7 @@ impl<F: Function> OffloadDevice for OffloadNic<F> {
             },
             name: spec.name,
             map_extra: spec.map_extra,
+            inner_map: template,
             ..MapParams::default()
         };
         let map = shared

@@ -59,11 +59,6 @@ const OFFMAP_REFUSED: &[FlagRule] = &[
                  user space does not map",
     },
     FlagRule {
-        flags: MapFlags::INNER_MAP,
-        errno: Errno::EINVAL,
-        reason: "BPF_F_INNER_MAP cannot be offloaded: the device has no maps of maps",
-    },
-    FlagRule {
         flags: MapFlags::PRESERVE_ELEMS,
         errno: Errno::EINVAL,
         reason: "BPF_F_PRESERVE_ELEMS cannot be offloaded: it is for perf event arrays, which \
@@ -82,6 +77,8 @@ impl Profile {
                 MapType::ARRAY,
                 MapType::PERCPU_HASH,
                 MapType::PERCPU_ARRAY,
+                MapType::ARRAY_OF_MAPS,
+                MapType::HASH_OF_MAPS,
             ]),
             flags: MapFlags::NO_PREALLOC
                 .union(MapFlags::NUMA_NODE)
@@ -89,7 +86,8 @@ impl Profile {
                 .union(MapFlags::WRONLY)
                 .union(MapFlags::ZERO_SEED)
                 .union(MapFlags::RDONLY_PROG)
-                .union(MapFlags::WRONLY_PROG),
+                .union(MapFlags::WRONLY_PROG)
+                .union(MapFlags::INNER_MAP),
             refused: OFFMAP_REFUSED,
             commands: OffloadCommands::all(),
             lookup_out_of_range: Errno::ENOENT,

@@ -139,6 +139,10 @@ impl<A: Access, H: HostMemory> Io<'_, A, H> {
         if deletes && map.spec.kind.is_array() {
             return Err(Status::Unsupported);
         }
+        // Entries of maps of maps change one by one.
+        if (deletes || opcode == IoOpcode::BatchUpdate) && map.spec.kind.is_map_of_maps() {
+            return Err(Status::Unsupported);
+        }
         let arrays = Arrays {
             count: body.count.get() as usize,
             keys: body.keys.get(),
@@ -157,7 +161,8 @@ impl<A: Access, H: HostMemory> Io<'_, A, H> {
                 IoOpcode::BatchDelete => self.batch_change(map, &arrays, None),
                 _ => match &map.table {
                     Table::Hash(table) => self.dump_hash(table, &arrays, from.cursor, deletes),
-                    Table::Array(table) => self.dump_array(table, &arrays, from.cursor),
+                    Table::Array(table) => self.dump_array(table, &arrays, from.cursor, false),
+                    Table::ArrayOfMaps(table) => self.dump_array(table, &arrays, from.cursor, true),
                 },
             }
         };
@@ -386,7 +391,14 @@ impl<A: Access, H: HostMemory> Io<'_, A, H> {
 
     /// As the kernel's `generic_map_lookup_batch`: the end is reported by the dump that finds
     /// nothing left to fill its arrays with, not by one that fills them exactly.
-    fn dump_array(&mut self, table: &ArrayTable, arrays: &Arrays, cursor: u64) -> Outcome {
+    /// With `skips`, entries that hold nothing are passed over.
+    fn dump_array(
+        &mut self,
+        table: &ArrayTable,
+        arrays: &Arrays,
+        cursor: u64,
+        skips: bool,
+    ) -> Outcome {
         let mut budget = Budget::STEP;
         let mut done = arrays.start;
         let mut at = cursor;
@@ -396,6 +408,17 @@ impl<A: Access, H: HostMemory> Io<'_, A, H> {
             };
             if budget.is_spent() {
                 return Outcome::more(done).at(at);
+            }
+            if skips {
+                match table.is_empty(self.access, index) {
+                    Ok(false) => {}
+                    Ok(true) => {
+                        budget.spend(arrays.stride, 1);
+                        at += 1;
+                        continue;
+                    }
+                    Err(status) => return Outcome::new(status, done).at(at),
+                }
             }
             if let Err(status) = self.dump_value(table, arrays, done, index) {
                 return Outcome::new(status, done).at(at);

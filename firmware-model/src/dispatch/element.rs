@@ -8,6 +8,7 @@
 use super::{Io, reserved_bits, update_flags};
 use crate::HostMemory;
 use crate::access::Access;
+use crate::inner;
 use crate::maps::Map;
 use crate::table::{NextKey, ValueWrite};
 use offmap_abi::completion::INLINE_RESULT_BYTES;
@@ -172,8 +173,21 @@ impl<A: Access, H: HostMemory> Io<'_, A, H> {
             self.host.read(IovaRef::iova_of(&body.value), value)?;
             value
         };
-        map.table
-            .update(self.access, key, ValueWrite::All(value), flags)?;
+        if map.spec.kind.is_map_of_maps() {
+            let outer = command.map();
+            inner::update(
+                self.maps,
+                self.holdings,
+                self.access,
+                outer,
+                key,
+                value,
+                flags,
+            )?;
+        } else {
+            map.table
+                .update(self.access, key, ValueWrite::All(value), flags)?;
+        }
         Ok(Completion::new(command.request(), Status::Success))
     }
 
@@ -186,11 +200,16 @@ impl<A: Access, H: HostMemory> Io<'_, A, H> {
         let flags = body.map_flags.get() | body.value_len.get() | u32::from(value);
         check_reserved(command, &body, flags, RETURNS)?;
         check_key(command, &body, map)?;
-        if map.spec.kind.is_array() {
+        let of_maps = map.spec.kind.is_map_of_maps();
+        if map.spec.kind.is_array() && !of_maps {
             return Err(Status::Unsupported);
         }
         let key = read_key(command, &body, map, self.host, &mut self.scratch.keys)?;
-        map.table.delete(self.access, key)?;
+        if of_maps {
+            inner::delete(self.holdings, self.access, command.map(), map, key)?;
+        } else {
+            map.table.delete(self.access, key)?;
+        }
         Ok(Completion::new(command.request(), Status::Success))
     }
 
@@ -200,7 +219,7 @@ impl<A: Access, H: HostMemory> Io<'_, A, H> {
         let map = self.maps.get(command.map())?;
         check_reserved(command, &body, body.map_flags.get(), RETURNS)?;
         check_key(command, &body, map)?;
-        if map.spec.kind.is_array() {
+        if map.spec.kind.is_array() || map.spec.kind.is_map_of_maps() {
             return Err(Status::Unsupported);
         }
         let len = map.value_bytes();

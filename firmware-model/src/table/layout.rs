@@ -30,11 +30,22 @@ pub enum MapKind {
     PercpuHash,
     /// BPF_MAP_TYPE_PERCPU_ARRAY.
     PercpuArray,
+    /// BPF_MAP_TYPE_ARRAY_OF_MAPS.
+    ArrayOfMaps,
+    /// BPF_MAP_TYPE_HASH_OF_MAPS.
+    HashOfMaps,
 }
 
 impl MapKind {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Hash, Self::Array, Self::PercpuHash, Self::PercpuArray];
+    pub const ALL: [Self; 6] = [
+        Self::Hash,
+        Self::Array,
+        Self::PercpuHash,
+        Self::PercpuArray,
+        Self::ArrayOfMaps,
+        Self::HashOfMaps,
+    ];
 
     /// The UAPI `enum bpf_map_type` value.
     pub const fn uapi(self) -> u32 {
@@ -43,6 +54,8 @@ impl MapKind {
             Self::Array => MapType::Array.0,
             Self::PercpuHash => MapType::PercpuHash.0,
             Self::PercpuArray => MapType::PercpuArray.0,
+            Self::ArrayOfMaps => MapType::ArrayOfMaps.0,
+            Self::HashOfMaps => MapType::HashOfMaps.0,
         }
     }
 
@@ -65,7 +78,12 @@ impl MapKind {
 
     /// Whether the map is an array.
     pub const fn is_array(self) -> bool {
-        matches!(self, Self::Array | Self::PercpuArray)
+        matches!(self, Self::Array | Self::PercpuArray | Self::ArrayOfMaps)
+    }
+
+    /// Whether the values are handles of other maps.
+    pub const fn is_map_of_maps(self) -> bool {
+        matches!(self, Self::ArrayOfMaps | Self::HashOfMaps)
     }
 }
 

@@ -15,7 +15,7 @@ use crate::access::Access;
 use array::ArrayTable;
 use core::ops::ControlFlow;
 use hash::HashTable;
-use layout::{Geometry, MapSpec, ValueShape};
+use layout::{Geometry, MapKind, MapSpec, ValueShape};
 use offmap_abi::submission::UPDATE_NOEXIST;
 use offmap_abi::{DevAddr, Status};
 
@@ -115,12 +115,16 @@ pub(crate) enum Table {
     Hash(HashTable),
     /// ARRAY and PERCPU_ARRAY.
     Array(ArrayTable),
+    /// ARRAY_OF_MAPS: an entry exists when its handle is not 0.
+    ArrayOfMaps(ArrayTable),
 }
 
 impl Table {
     /// The table of a map at `base`, whose memory is zero.
     pub(crate) fn new(base: DevAddr, spec: &MapSpec, geometry: &Geometry) -> Self {
-        if spec.kind.is_array() {
+        if spec.kind == MapKind::ArrayOfMaps {
+            Self::ArrayOfMaps(ArrayTable::new(base, spec, geometry))
+        } else if spec.kind.is_array() {
             Self::Array(ArrayTable::new(base, spec, geometry))
         } else {
             Self::Hash(HashTable::new(base, spec, geometry))
@@ -132,7 +136,7 @@ impl Table {
     pub(crate) fn value(&self) -> &ValueShape {
         match self {
             Self::Hash(table) => &table.value,
-            Self::Array(table) => &table.value,
+            Self::Array(table) | Self::ArrayOfMaps(table) => &table.value,
         }
     }
 
@@ -147,6 +151,10 @@ impl Table {
         match self {
             Self::Hash(table) => table.with_value(access, key, f),
             Self::Array(table) => Ok(f(access, table.find(key)?)),
+            Self::ArrayOfMaps(table) => {
+                let at = table.find_held(access, key)?;
+                Ok(f(access, at))
+            }
         }
     }
 
@@ -169,6 +177,14 @@ impl Table {
                     }
                 }
             }
+            Self::ArrayOfMaps(table) => {
+                for (lane, key) in keys.chunks_exact(key_size).enumerate() {
+                    let found = table.find_held(access, key);
+                    if visit(access, lane, found).is_break() {
+                        return;
+                    }
+                }
+            }
         }
     }
 
@@ -182,7 +198,9 @@ impl Table {
     ) -> Result<(), Status> {
         match self {
             Self::Hash(table) => table.update(access, key, value, flags),
-            Self::Array(table) => table.update(access, key, value, flags),
+            Self::Array(table) | Self::ArrayOfMaps(table) => {
+                table.update(access, key, value, flags)
+            }
         }
     }
 
@@ -190,6 +208,7 @@ impl Table {
     pub(crate) fn delete(&self, access: &mut impl Access, key: &[u8]) -> Result<(), Status> {
         match self {
             Self::Hash(table) => table.delete(access, key),
+            Self::ArrayOfMaps(table) => table.clear(access, key),
             Self::Array(_) => Err(Status::Unsupported),
         }
     }
@@ -203,7 +222,7 @@ impl Table {
     ) -> Result<R, Status> {
         match self {
             Self::Hash(table) => table.take(access, key, f),
-            Self::Array(_) => Err(Status::Unsupported),
+            Self::Array(_) | Self::ArrayOfMaps(_) => Err(Status::Unsupported),
         }
     }
 
@@ -216,7 +235,7 @@ impl Table {
     ) -> Result<R, Status> {
         match self {
             Self::Hash(table) => table.with_next(access, key, |a, at| f(a, NextKey::At(at))),
-            Self::Array(table) => {
+            Self::Array(table) | Self::ArrayOfMaps(table) => {
                 let index = table.next(key)?;
                 Ok(f(access, NextKey::Index(index)))
             }
@@ -227,7 +246,7 @@ impl Table {
     pub(crate) fn entries(&self, access: &mut impl Access) -> Result<u32, Status> {
         match self {
             Self::Hash(table) => table.entries(access),
-            Self::Array(table) => Ok(table.max_entries()),
+            Self::Array(table) | Self::ArrayOfMaps(table) => Ok(table.max_entries()),
         }
     }
 }

@@ -195,7 +195,7 @@ impl System {
             }
             let inner = self.template(attr)?;
             let on_device = OffloadedMapOfMaps::on_device(device, &inner)?;
-            template = Some(MapMeta::of_template(&inner)?.as_native());
+            template = Some(MapMeta::of_template(&inner)?.into_native());
             on_device.with_device(|template| device.map_of_maps_alloc(&spec, template))
         };
         let frees = &self.shared.frees;

@@ -83,7 +83,7 @@ impl MapMeta {
 
     /// The same, to compare as maps of its type do, wherever the template is. The kernel has no
     /// map of maps on a device; ours compares as its twin on the host.
-    pub(crate) fn as_native(self) -> Self {
+    pub(crate) fn into_native(self) -> Self {
         Self {
             offloaded: false,
             ..self

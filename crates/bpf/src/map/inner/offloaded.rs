@@ -4,7 +4,7 @@
 //! stand for. User space alone writes such a map, and every write passes here, under one lock
 //! for each map: the two sides change together.
 
-use super::array::{check_update, index, walk};
+use super::array::{PAST_END, check_update, index, walk};
 use super::hash::check_flags;
 use super::{InnerMaps, MapMeta, NEEDS_DESCRIPTORS, VALUE_BYTES, put_id};
 use crate::device::{BatchOutcome, OffloadDevice};
@@ -127,6 +127,9 @@ impl OffloadedMapOfMaps {
 
     /// Removes `key`; returns what the device held there, to be dropped without the lock.
     fn remove(&self, held: &mut ByKey, key: &[u8]) -> Result<Vec<Held>> {
+        if self.is_array && index(key) >= self.max_entries {
+            return Err(PAST_END);
+        }
         self.map.delete(key)?;
         Ok(held.remove(&self.place(key)).unwrap_or_default())
     }
