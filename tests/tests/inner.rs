@@ -278,6 +278,7 @@ struct Player {
     open: Vec<(u32, i32)>,
     names: BTreeMap<u32, u32>,
     ids: Vec<u32>,
+    living: Vec<u32>,
 }
 
 impl Player {
@@ -287,6 +288,7 @@ impl Player {
             open: Vec::new(),
             names: BTreeMap::new(),
             ids: Vec::new(),
+            living: Vec::new(),
         }
     }
 
@@ -297,6 +299,7 @@ impl Player {
         let (name, id) = (self.ids.len() as u32, self.side.id(fd));
         self.ids.push(id);
         self.names.insert(id, name);
+        self.living.push(name);
         (name, fd)
     }
 
@@ -304,12 +307,12 @@ impl Player {
         *self.names.get(&id).unwrap_or(&u32::MAX)
     }
 
-    /// Which of the inner maps ever made are there.
-    fn alive(&self) -> Vec<u32> {
-        let names = 0..self.ids.len() as u32;
-        names
-            .filter(|name| self.side.is_listed(self.ids[*name as usize]))
-            .collect()
+    /// Which of the inner maps ever made are there. One that has gone does not come back.
+    fn alive(&mut self) -> Vec<u32> {
+        let (side, ids) = (&self.side, &self.ids);
+        self.living
+            .retain(|name| side.is_listed(ids[*name as usize]));
+        self.living.clone()
     }
 
     fn fd(&self, slot: usize) -> i32 {
@@ -535,7 +538,7 @@ fn kernel_takes_part() -> bool {
 
 fn differential(map_type: MapType, sides: &mut [fn() -> Box<dyn Side>]) {
     const SEQUENCE_OPS: u64 = 400;
-    let (base, budget) = (seed(), env_number("OFFMAP_OPS").unwrap_or(40_000));
+    let (base, budget) = (seed(), env_number("OFFMAP_OPS").unwrap_or(4_000));
     let mut by_answer: BTreeMap<String, u64> = BTreeMap::new();
     let array = map_type == AM;
     let mut players: Vec<Player> = sides.iter().map(|side| Player::new(side())).collect();
@@ -559,6 +562,7 @@ fn differential(map_type: MapType, sides: &mut [fn() -> Box<dyn Side>]) {
         for player in &mut players {
             player.names.clear();
             player.ids.clear();
+            player.living.clear();
             let (_, fd) = player.make(&template);
             if let Err(errno) = player.side.outer(&attr, fd) {
                 panic!(
@@ -574,7 +578,7 @@ fn differential(map_type: MapType, sides: &mut [fn() -> Box<dyn Side>]) {
         let ops = (0..SEQUENCE_OPS).map(|_| op(rng, max_entries + 2, &template));
         for (index, op) in fill.into_iter().chain(ops).enumerate() {
             let answers: Vec<_> = players.iter_mut().map(|p| p.run(&op, array)).collect();
-            let alive: Vec<_> = players.iter().map(Player::alive).collect();
+            let alive: Vec<_> = players.iter_mut().map(Player::alive).collect();
             let memory: Vec<_> = players.iter().filter_map(|p| p.side.memory()).collect();
             for i in 1..players.len() {
                 let context = || {
@@ -605,7 +609,7 @@ fn differential(map_type: MapType, sides: &mut [fn() -> Box<dyn Side>]) {
             player.side.close_outer();
         }
         // The kernel frees a map of maps from a worker.
-        for player in &players {
+        for player in &mut players {
             let gone = (0..1000).any(|_| {
                 let gone = player.alive().is_empty();
                 if !gone {

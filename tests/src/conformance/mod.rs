@@ -6,6 +6,7 @@
 
 pub mod elements;
 pub mod host;
+pub mod inner;
 pub mod lifecycle;
 pub mod maps;
 pub mod queues;
@@ -81,6 +82,8 @@ macro_rules! conformance_suite {
                 stale_handles_are_refused, unreachable_memory_is_a_dma_fault,
                 ten_thousand_maps_leak_nothing, the_window_shows_what_is_stored,
                 unknown_io_opcodes_are_answered;
+            inner: maps_of_maps_take_maps_like_the_template,
+                a_held_map_goes_with_its_last_holder;
         );
     };
     (@cases $module:ident, $function:ty, $make:expr, $notify:expr;

@@ -21,7 +21,8 @@ const EMPTY: Error = Error::new(
     "the entry holds no map, or the index is at or past max_entries",
 );
 const NOTHING_THERE: Error = Error::new(Errno::ENOENT, "the entry holds no map");
-pub(super) const PAST_END: Error = Error::new(Errno::E2BIG, "the array index is at or past max_entries");
+pub(super) const PAST_END: Error =
+    Error::new(Errno::E2BIG, "the array index is at or past max_entries");
 const ANY_ONLY: Error = Error::new(
     Errno::EINVAL,
     "flags: an update of an array of maps takes BPF_ANY alone",
