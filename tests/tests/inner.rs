@@ -258,6 +258,7 @@ impl Side for Ours {
         let outer = self.outer.take().expect("a map of maps");
         self.stack.system.close(outer.fd).expect("open");
         self.stack.system.flush_frees();
+        assert_eq!(self.stack.nic.failed_frees(), 0);
     }
 }
 
