@@ -31,7 +31,7 @@ thread_local! {
 }
 
 /// `sizeof(struct bpf_offloaded_map)` on 64-bit: four cache lines of `struct bpf_map`, and the links.
-const OFFLOADED_MAP_BYTES: u64 = 320;
+pub(crate) const OFFLOADED_MAP_BYTES: u64 = 320;
 
 type OnDevice = Arc<dyn OffloadedMap>;
 
@@ -45,8 +45,8 @@ pub(crate) struct OffloadMap {
     device: [CachePadded<RwLock<Option<OnDevice>>>; SHARDS],
     attached: Mutex<Attached>,
     rules: OffloadRules,
-    /// Only ever compared: the netdevs keep their device.
-    owner: Weak<dyn OffloadDevice>,
+    /// The offload device, whose ports share their maps.
+    offload_device: Weak<dyn OffloadDevice>,
     map: OnceLock<Weak<Map>>,
 }
 
@@ -55,7 +55,7 @@ impl OffloadMap {
         on_device: OnDevice,
         attached: Attached,
         rules: OffloadRules,
-        owner: &Arc<dyn OffloadDevice>,
+        offload_device: Weak<dyn OffloadDevice>,
     ) -> Self {
         Self {
             device: std::array::from_fn(|_| {
@@ -63,7 +63,7 @@ impl OffloadMap {
             }),
             attached: Mutex::new(attached),
             rules,
-            owner: Arc::downgrade(owner),
+            offload_device,
             map: OnceLock::new(),
         }
     }
@@ -73,6 +73,11 @@ impl OffloadMap {
     /// lifts.
     pub(crate) fn commands(&self, native: OffloadCommands) -> OffloadCommands {
         self.rules.commands & native
+    }
+
+    /// Whether the device's profile lifts `map_check_no_btf`.
+    pub(crate) const fn takes_btf(&self) -> bool {
+        self.rules.btf
     }
 
     /// Ties the storage to its map, so that removal of the device can free the map's id.
@@ -113,12 +118,7 @@ impl OffloadMap {
 
     /// Whether both are on one offload device, through whichever of its netdevs.
     pub(crate) fn is_on_device_of(&self, other: &Self) -> bool {
-        Weak::ptr_eq(&self.owner, &other.owner)
-    }
-
-    /// Whether it is on this offload device.
-    pub(crate) fn is_on(&self, device: &Arc<dyn OffloadDevice>) -> bool {
-        Weak::ptr_eq(&self.owner, &Arc::downgrade(device))
+        Weak::ptr_eq(&self.offload_device, &other.offload_device)
     }
 
     /// As [`OffloadedMap::inner_value`].
@@ -136,6 +136,13 @@ impl OffloadMap {
 
     pub(crate) fn is_gone(&self) -> bool {
         self.device().is_none()
+    }
+
+    /// `__bpf_offload_dev_match`: whether a program for this device can use the map. None can
+    /// once the map has left its device.
+    pub(crate) fn matches(&self, device: &Arc<dyn OffloadDevice>) -> bool {
+        std::ptr::addr_eq(Weak::as_ptr(&self.offload_device), Arc::as_ptr(device))
+            && !self.is_gone()
     }
 
     /// The netdev goes and a sibling of the same offload device takes the map over. Waits for
