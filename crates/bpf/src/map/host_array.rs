@@ -12,7 +12,7 @@ use super::words::{Backoff, copy_in, copy_out, words_for};
 use crate::device::BatchOutcome;
 use crate::errno::Errno;
 use crate::error::{Error, Result};
-use crate::uapi::BPF_NOEXIST;
+use crate::uapi::{BPF_F_LOCK, BPF_NOEXIST};
 use std::sync::OnceLock;
 use std::sync::atomic::{
     AtomicU64,
@@ -76,6 +76,35 @@ impl HostArray {
         self.max_entries as usize * words_for(self.value_bytes)
     }
 
+    /// An element's version and value.
+    #[inline]
+    fn element(&self, index: u32) -> Option<(&AtomicU64, &[AtomicU64])> {
+        self.elements.get(index as usize)?.split_first()
+    }
+
+    /// A lookup beside writers.
+    #[cold]
+    #[inline(never)]
+    fn lookup_carefully(cell: &AtomicU64, stored: &[AtomicU64], value: &mut [u8]) -> Result<()> {
+        let mut backoff = Backoff::new();
+        loop {
+            let version = cell.load(Acquire);
+            if version & 1 == 0 {
+                copy_out(stored, value);
+                fence(Acquire);
+                if cell.load(Relaxed) == version {
+                    return Ok(());
+                }
+            }
+            if backoff.exhausted() {
+                let _element = Element::lock(cell);
+                copy_out(stored, value);
+                return Ok(());
+            }
+            backoff.wait();
+        }
+    }
+
     #[inline]
     fn index(key: &[u8]) -> u32 {
         let mut raw = [0; 4];
@@ -128,28 +157,18 @@ impl MapOps for HostArray {
         if index >= self.max_entries {
             return Err(PAST_END);
         }
-        let Some(element) = self.elements.get(index as usize) else {
-            value.fill(0);
-            return Ok(());
+        let Some((cell, stored)) = self.element(index) else {
+            return Err(PAST_END);
         };
-        let (cell, stored) = (&element[0], &element[1..]);
-        let mut backoff = Backoff::new();
-        loop {
-            let version = cell.load(Acquire);
-            if version & 1 == 0 {
-                copy_out(stored, value);
-                fence(Acquire);
-                if cell.load(Relaxed) == version {
-                    return Ok(());
-                }
-            }
-            if backoff.exhausted() {
-                let _element = Element::lock(cell);
-                copy_out(stored, value);
+        let version = cell.load(Acquire);
+        if version & 1 == 0 {
+            copy_out(stored, value);
+            fence(Acquire);
+            if cell.load(Relaxed) == version {
                 return Ok(());
             }
-            backoff.wait();
         }
+        Self::lookup_carefully(cell, stored, value)
     }
 
     fn update(&self, key: &[u8], value: &[u8], flags: u64) -> Result<()> {
@@ -157,13 +176,14 @@ impl MapOps for HostArray {
         if index >= self.max_entries {
             return Err(PAST_END_UPDATE);
         }
-        if flags == BPF_NOEXIST {
+        if flags & !BPF_F_LOCK == BPF_NOEXIST {
             return Err(PRESENT);
         }
-        let element = self.elements.get_or_alloc(index as usize)?;
-        let mut guard = Element::lock(&element[0]);
+        let Some((cell, stored)) = self.element(index) else {
+            return Err(PAST_END_UPDATE);
+        };
+        let mut guard = Element::lock(cell);
         guard.changed = true;
-        let stored = &element[1..];
         if self.mmap == ArrayMmap::Shared {
             // Those who map the array see its padding, and it is theirs.
             let (whole, part) = value.split_at(value.len() & !7);
@@ -198,10 +218,7 @@ impl MapOps for HostArray {
         let per_element = words_for(self.value_bytes);
         let Some(past_end) = word.checked_sub(self.element_words()) else {
             let (index, within) = (word / per_element, 1 + word % per_element);
-            let element = match store {
-                true => Some(self.elements.get_or_alloc(index)?),
-                false => self.elements.get(index),
-            };
+            let element = self.elements.get(index);
             return Ok(element.and_then(|words| words.get(within)));
         };
         let slack = match store {

@@ -6,6 +6,7 @@ use crate::caller::NetNs;
 use crate::device::{BatchOutcome, OffloadCommands, OffloadDevice, OffloadRules, OffloadedMap};
 use crate::errno::Errno;
 use crate::error::{Error, Result};
+use crate::uapi::BPF_F_LOCK;
 use crossbeam_utils::CachePadded;
 use std::cell::Cell;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -166,7 +167,7 @@ impl MapOps for OffloadMap {
     #[inline]
     fn lookup(&self, key: &[u8], value: &mut [u8], flags: u64) -> Result<()> {
         match self.device().as_ref() {
-            Some(on_device) => on_device.lookup(key, value, flags),
+            Some(on_device) => on_device.lookup(key, value, flags & !BPF_F_LOCK),
             None => Err(GONE),
         }
     }
@@ -174,7 +175,8 @@ impl MapOps for OffloadMap {
     #[inline]
     fn update(&self, key: &[u8], value: &[u8], flags: u64) -> Result<()> {
         match self.device().as_ref() {
-            Some(on_device) => on_device.update(key, value, flags),
+            // The device's update of a value is whole, which is what the lock is for.
+            Some(on_device) => on_device.update(key, value, flags & !BPF_F_LOCK),
             None => Err(GONE),
         }
     }
@@ -197,7 +199,7 @@ impl MapOps for OffloadMap {
 
     fn lookup_and_delete(&self, key: &[u8], value: &mut [u8], flags: u64) -> Result<()> {
         match self.device().as_ref() {
-            Some(on_device) => on_device.lookup_and_delete(key, value, flags),
+            Some(on_device) => on_device.lookup_and_delete(key, value, flags & !BPF_F_LOCK),
             None => Err(GONE),
         }
     }
@@ -228,7 +230,7 @@ impl MapOps for OffloadMap {
         _sizes: (usize, usize),
     ) -> BatchOutcome {
         match self.device().as_ref() {
-            Some(on_device) => on_device.update_batch(keys, values, count, flags),
+            Some(on_device) => on_device.update_batch(keys, values, count, flags & !BPF_F_LOCK),
             None => BatchOutcome::failed(GONE),
         }
     }
