@@ -3,9 +3,13 @@
 //! Unsafe: the system call, whose attribute holds the addresses of our buffers.
 #![allow(unsafe_code, reason = "see above")]
 
+use std::ffi::{CStr, CString};
 use std::fs;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::chroot;
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::subject::{Answered, Subject, Walked};
@@ -16,7 +20,10 @@ const BPF_MAP_LOOKUP_ELEM: libc::c_long = 1;
 const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
 const BPF_MAP_DELETE_ELEM: libc::c_long = 3;
 const BPF_MAP_GET_NEXT_KEY: libc::c_long = 4;
+const BPF_OBJ_PIN: libc::c_long = 6;
+const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_MAP_GET_FD_BY_ID: libc::c_long = 14;
+const BPF_BTF_LOAD: libc::c_long = 18;
 const BPF_MAP_LOOKUP_AND_DELETE_ELEM: libc::c_long = 21;
 const BPF_MAP_FREEZE: libc::c_long = 22;
 const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
@@ -78,7 +85,116 @@ pub fn possible_cpus() -> u32 {
         .max(1)
 }
 
-/// `struct { … } map_create` of `union bpf_attr`, as far as `map_ifindex`.
+/// The part of `union bpf_attr` for BPF_OBJ_PIN and BPF_OBJ_GET.
+#[repr(C)]
+#[derive(Default)]
+struct ObjAttr {
+    pathname: u64,
+    bpf_fd: u32,
+    file_flags: u32,
+    path_fd: i32,
+    pad: u32,
+}
+
+fn obj(path: &CStr, bpf_fd: i32, file_flags: u32, path_fd: i32) -> ObjAttr {
+    ObjAttr {
+        pathname: path.as_ptr().expose_provenance() as u64,
+        bpf_fd: bpf_fd as u32,
+        file_flags,
+        path_fd,
+        pad: 0,
+    }
+}
+
+/// BPF_OBJ_PIN.
+pub fn obj_pin(path: &CStr, bpf_fd: i32, file_flags: u32, path_fd: i32) -> Answered {
+    let mut attr = obj(path, bpf_fd, file_flags, path_fd);
+    // SAFETY: the kernel reads the path up to its NUL.
+    unsafe { bpf(BPF_OBJ_PIN, &raw mut attr) }.map(drop)
+}
+
+/// BPF_OBJ_GET.
+pub fn obj_get(path: &CStr, file_flags: u32, path_fd: i32) -> Result<OwnedFd, i32> {
+    let mut attr = obj(path, 0, file_flags, path_fd);
+    // SAFETY: the kernel reads the path up to its NUL.
+    let fd = unsafe { bpf(BPF_OBJ_GET, &raw mut attr) }?;
+    // SAFETY: the kernel has just opened this descriptor for us and nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn answered(result: libc::c_long) -> Answered {
+    match result {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error().raw_os_error().unwrap_or(0)),
+    }
+}
+
+/// `renameat2(2)` of two paths from the working directory.
+pub fn rename2(old: &CStr, new: &CStr, flags: u32) -> Answered {
+    let at = libc::AT_FDCWD;
+    // SAFETY: the kernel reads both paths up to their NULs.
+    answered(unsafe {
+        libc::syscall(
+            libc::SYS_renameat2,
+            at,
+            old.as_ptr(),
+            at,
+            new.as_ptr(),
+            flags,
+        )
+    })
+}
+
+/// Makes this thread, and only it, another user on file systems. One that is not 0 has no
+/// capability there.
+pub fn set_fs_user(uid: u32, gid: u32) {
+    // SAFETY: the call touches no memory.
+    unsafe { libc::setfsgid(gid) };
+    // SAFETY: as above.
+    unsafe { libc::setfsuid(uid) };
+}
+
+/// Gives this thread, and only it, a mount namespace of its own, whose root is on `base` and
+/// has nothing but a fresh bpffs at `/sys/fs/bpf`; `/` and `/sys` are two file systems that
+/// cannot be written to. The umask becomes 022. For a thread that ends when its test does.
+pub fn enter_bpffs_world(base: &Path) -> io::Result<()> {
+    let sys = base.join("sys");
+    let fs = sys.join("fs");
+    let bpf = fs.join("bpf");
+    // SAFETY: neither call touches memory.
+    answered(unsafe { libc::unshare(libc::CLONE_NEWNS | libc::CLONE_FS) }.into())
+        .map_err(io::Error::from_raw_os_error)?;
+    // SAFETY: as above.
+    unsafe { libc::umask(0o022) };
+    mount(None, Path::new("/"), libc::MS_REC | libc::MS_PRIVATE, None)?;
+    mount(Some(c"tmpfs"), base, 0, Some(c"mode=755"))?;
+    fs::create_dir(&sys)?;
+    mount(Some(c"tmpfs"), &sys, 0, Some(c"mode=755"))?;
+    fs::create_dir(&fs)?;
+    fs::create_dir(&bpf)?;
+    mount(Some(c"bpf"), &bpf, 0, None)?;
+    for tmpfs in [&*sys, base] {
+        mount(None, tmpfs, libc::MS_REMOUNT | libc::MS_RDONLY, None)?;
+    }
+    chroot(base)?;
+    std::env::set_current_dir("/")
+}
+
+fn mount(
+    kind: Option<&CStr>,
+    target: &Path,
+    flags: libc::c_ulong,
+    data: Option<&CStr>,
+) -> io::Result<()> {
+    let target = CString::new(target.as_os_str().as_bytes())?;
+    let kind = kind.map_or(std::ptr::null(), CStr::as_ptr);
+    let data = data.map_or(std::ptr::null(), CStr::as_ptr);
+    // SAFETY: the strings are null or end with a NUL, and the kernel only reads them.
+    let done = unsafe { libc::mount(kind, target.as_ptr(), kind, flags, data.cast()) };
+    answered(done.into()).map_err(io::Error::from_raw_os_error)
+}
+
+/// `struct { … } map_create` of `union bpf_attr`, as far as the types.
 #[repr(C)]
 #[derive(Default)]
 struct CreateAttr {
@@ -91,6 +207,21 @@ struct CreateAttr {
     numa_node: u32,
     map_name: [u8; 16],
     map_ifindex: u32,
+    btf_fd: u32,
+    btf_key_type_id: u32,
+    btf_value_type_id: u32,
+}
+
+/// The part of `union bpf_attr` for BPF_BTF_LOAD.
+#[repr(C)]
+#[derive(Default)]
+struct BtfLoadAttr {
+    btf: u64,
+    btf_log_buf: u64,
+    btf_size: u32,
+    btf_log_size: u32,
+    btf_log_level: u32,
+    btf_log_true_size: u32,
 }
 
 /// The part of `union bpf_attr` for the commands on one element.
@@ -132,6 +263,11 @@ pub struct KernelMap {
 impl KernelMap {
     /// BPF_MAP_CREATE with the fields of `attr` up to `map_ifindex`.
     pub fn create(attr: &MapCreateAttr) -> Result<Self, i32> {
+        Self::create_typed(attr, None)
+    }
+
+    /// BPF_MAP_CREATE with the key and value types of `attr`, in this BTF.
+    pub fn create_typed(attr: &MapCreateAttr, btf: Option<BorrowedFd<'_>>) -> Result<Self, i32> {
         let mut raw = CreateAttr {
             map_type: attr.map_type,
             key_size: attr.key_size,
@@ -142,6 +278,9 @@ impl KernelMap {
             numa_node: attr.numa_node,
             map_name: attr.map_name,
             map_ifindex: attr.map_ifindex,
+            btf_fd: btf.map_or(0, |fd| fd.as_raw_fd() as u32),
+            btf_key_type_id: btf.map_or(0, |_| attr.btf_key_type_id),
+            btf_value_type_id: btf.map_or(0, |_| attr.btf_value_type_id),
         };
         // SAFETY: the attribute holds no address, and the kernel reads `size_of` bytes of it.
         let fd = unsafe { bpf(BPF_MAP_CREATE, &raw mut raw) }?;
@@ -159,18 +298,13 @@ impl KernelMap {
         })
     }
 
-    /// The descriptor's number, as the value of a map of maps or as `inner_map_fd`.
-    pub fn fd(&self) -> i32 {
-        self.fd.as_raw_fd()
-    }
-
     /// The map's id and what it accounts for in bytes, as `/proc/self/fdinfo` has them.
     ///
     /// # Panics
     ///
     /// When the kernel does not say.
     pub fn id_and_memlock(&self) -> (u32, u64) {
-        let path = format!("/proc/self/fdinfo/{}", self.fd());
+        let path = format!("/proc/self/fdinfo/{}", self.raw_fd());
         let text = fs::read_to_string(path).expect("fdinfo");
         let field = |name: &str| -> u64 {
             let line = text.lines().find_map(|line| line.strip_prefix(name));
@@ -192,6 +326,20 @@ impl KernelMap {
             }
             Err(_) => false,
         }
+    }
+
+    /// The map behind a descriptor, of keys and values as `like` has them.
+    pub fn from_fd(fd: OwnedFd, like: &Self) -> Self {
+        Self {
+            fd,
+            key_bytes: like.key_bytes,
+            value_bytes: like.value_bytes,
+        }
+    }
+
+    /// The descriptor's number.
+    pub fn raw_fd(&self) -> i32 {
+        self.fd.as_raw_fd()
     }
 
     /// Bytes of one value as user space passes it.
@@ -237,6 +385,30 @@ unsafe fn bpf<T>(command: libc::c_long, attr: *mut T) -> Result<i32, i32> {
     } else {
         Ok(got as i32)
     }
+}
+
+/// BPF_BTF_LOAD.
+pub fn btf_load(blob: &[u8]) -> Result<OwnedFd, i32> {
+    btf_load_logged(blob, &mut [])
+}
+
+/// BPF_BTF_LOAD, with what the kernel says about it in `log`, up to a NUL.
+pub fn btf_load_logged(blob: &[u8], log: &mut [u8]) -> Result<OwnedFd, i32> {
+    let mut attr = BtfLoadAttr {
+        btf: blob.as_ptr().expose_provenance() as u64,
+        btf_size: blob.len() as u32,
+        ..BtfLoadAttr::default()
+    };
+    if !log.is_empty() {
+        attr.btf_log_buf = log.as_mut_ptr().expose_provenance() as u64;
+        attr.btf_log_size = log.len() as u32;
+        attr.btf_log_level = 1;
+    }
+    // SAFETY: the blob is as long as it is said to be and only read; the log likewise, and
+    // nobody else has it.
+    let fd = unsafe { bpf(BPF_BTF_LOAD, &raw mut attr) }?;
+    // SAFETY: the kernel has just opened this descriptor for us and nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Checks of the caller's slices, on which the safety of the calls below rests.

@@ -3,11 +3,14 @@
 //! The integration tests in `tests/` and the benches in `benches/` are thin: the suites are
 //! written here once, generic over what they judge.
 
+pub mod btf;
 pub mod conformance;
 pub mod counting;
 pub mod differential;
 pub mod kernel;
 pub mod model;
+pub mod pins;
+pub mod profiles;
 pub mod report;
 pub mod speed;
 pub mod stack;

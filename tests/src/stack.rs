@@ -48,8 +48,23 @@ impl<F: Function> Stack<F> {
 
     /// Over a function, with other settings of the driver.
     pub fn with_driver(function: Arc<F>, config: DriverConfig) -> Self {
-        let driver = Driver::bring_up(Arc::clone(&function), config).expect("bring-up");
-        let nic = OffloadNic::new(Arc::clone(&driver), Profile::offmap()).expect("an offload NIC");
+        let driver = Driver::bring_up(function, config).expect("bring-up");
+        let nic = OffloadNic::new(driver, Profile::offmap()).expect("an offload NIC");
+        Self::over_nic(nic)
+    }
+
+    /// Over a function, with a profile and its deadline.
+    pub fn with_profile(function: Arc<F>, profile: Profile) -> Self {
+        let config = profile.driver_config(DriverConfig::default());
+        let driver = Driver::bring_up(function, config).expect("bring-up");
+        let nic = OffloadNic::new(driver, profile).expect("an offload NIC");
+        Self::over_nic(nic)
+    }
+
+    /// Over a NIC that is already there.
+    pub fn over_nic(nic: Arc<OffloadNic<F>>) -> Self {
+        let driver = Arc::clone(nic.driver());
+        let function = Arc::clone(driver.function());
         let system = System::new(SystemConfig {
             possible_cpus: possible_cpus(),
             ..SystemConfig::default()

@@ -56,7 +56,7 @@ impl Side for Kernel {
 
     fn open(&mut self, attr: &MapCreateAttr) -> Result<i32, i32> {
         let map = KernelMap::create(attr)?;
-        let fd = map.fd();
+        let fd = map.raw_fd();
         self.inner.insert(fd, map);
         Ok(fd)
     }

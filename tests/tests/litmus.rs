@@ -202,33 +202,34 @@ fn c1_c2_a_completion_comes_last() {
     assert!(breaks(|| effect(Relaxed)));
 }
 
-/// The host's hash map (`crates/bpf/src/map/host_hash.rs`): one thread deletes an element of
-/// bucket A, another takes the freed slot for bucket B, a third reads A's chain and strays
-/// into the slot. It must not believe what it read there.
+/// The host's hash map (`crates/bpf/src/map/host_hash`): one thread deletes an element of line
+/// A, another takes the freed slot for line B, a third reads A and strays into the slot. It
+/// must not believe what it read there. The same goes for the spare lines, which go from one
+/// line's buckets to another's through a stack of their own.
 fn stray(after_pop: bool) {
-    /// Bits 0 to 7: the slot that the chain begins with; bit 8: locked; from bit 9: version.
-    const FULL: u64 = 1;
-    const LOCKED: u64 = 1 << 8;
-    const EMPTIED: u64 = 1 << 9;
+    /// Word 0 of line A. Bit 0: locked; above it the version.
+    const FULL: u64 = 2;
+    const LOCKED: u64 = 1;
+    const EMPTIED: u64 = 4;
     const OLD_KEY: u64 = 1;
     const NEW_KEY: u64 = 2;
-    let bucket = Arc::new(AtomicU64::new(FULL));
+    let line = Arc::new(AtomicU64::new(FULL));
     let stack = Arc::new(AtomicU64::new(0));
     let key = Arc::new(AtomicU64::new(OLD_KEY));
     let deleter = {
-        let (bucket, stack) = (Arc::clone(&bucket), Arc::clone(&stack));
+        let (line, stack) = (Arc::clone(&line), Arc::clone(&stack));
         thread::spawn(move || {
-            let locked = bucket.compare_exchange(FULL, FULL | LOCKED, Acquire, Relaxed);
+            let locked = line.compare_exchange(FULL, FULL | LOCKED, Acquire, Relaxed);
             locked.unwrap();
             fence(Release);
             stack.compare_exchange(0, 1, Release, Relaxed).unwrap();
-            bucket.store(EMPTIED, Release);
+            line.store(EMPTIED, Release);
         })
     };
     let inserter = {
         let (stack, key) = (Arc::clone(&stack), Arc::clone(&key));
         thread::spawn(move || {
-            // It has locked bucket B, which nobody else looks at.
+            // It has locked line B, which nobody else looks at.
             fence(Release);
             if stack.compare_exchange(1, 0, AcqRel, Acquire).is_ok() {
                 if after_pop {
@@ -238,14 +239,14 @@ fn stray(after_pop: bool) {
             }
         })
     };
-    let word = bucket.load(Acquire);
+    let word = line.load(Acquire);
     if word == FULL {
         let read = key.load(Relaxed);
         fence(Acquire);
-        if bucket.load(Relaxed) == word {
+        if line.load(Relaxed) == word {
             assert_eq!(
                 read, OLD_KEY,
-                "another bucket's element, taken for this one's"
+                "another line's element, taken for this one's"
             );
         }
     }
@@ -261,4 +262,52 @@ fn host_hash_a_strayed_reader_notices() {
 #[test]
 fn host_hash_needs_the_fence_after_the_pop() {
     assert!(breaks(|| stray(false)));
+}
+
+/// A writer of a line moves its elements to other places, a reader looks for one that stays in
+/// the map: it finds it, or reads again. `locks`: the lock bit's store comes before the moves
+/// (a release fence); `looks`: the reader's last look comes after its reading (an acquire
+/// fence).
+fn shift(locks: bool, looks: bool) {
+    const LOCKED: u64 = 1;
+    const VERSION: u64 = 2;
+    const ELEMENT: u64 = 7;
+    let word = Arc::new(AtomicU64::new(0));
+    let places = Arc::new([AtomicU64::new(ELEMENT), AtomicU64::new(0)]);
+    let writer = {
+        let (word, places) = (Arc::clone(&word), Arc::clone(&places));
+        thread::spawn(move || {
+            word.compare_exchange(0, LOCKED, Acquire, Relaxed).unwrap();
+            if locks {
+                fence(Release);
+            }
+            // As `Places` are stored: first to last, so that an element is nowhere meanwhile.
+            places[0].store(9, Relaxed);
+            places[1].store(ELEMENT, Relaxed);
+            word.store(VERSION, Release);
+        })
+    };
+    let before = word.load(Acquire);
+    if before & LOCKED == 0 {
+        let (second, first) = (places[1].load(Relaxed), places[0].load(Relaxed));
+        if looks {
+            fence(Acquire);
+        }
+        if word.load(Relaxed) == before {
+            let found = [first, second].iter().filter(|&&at| at == ELEMENT).count();
+            assert_eq!(found, 1, "an element that is in the map was not found");
+        }
+    }
+    writer.join().unwrap();
+}
+
+#[test]
+fn host_hash_an_element_that_moves_is_found() {
+    loom::model(|| shift(true, true));
+}
+
+#[test]
+fn host_hash_needs_both_fences_around_a_move() {
+    assert!(breaks(|| shift(false, true)));
+    assert!(breaks(|| shift(true, false)));
 }

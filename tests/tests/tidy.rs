@@ -25,6 +25,10 @@ const UNSAFE_FILES: &[(&str, &str)] = &[
         "crates/device-io/src/word.rs",
         "a checked reference to a shared word",
     ),
+    (
+        "crates/differential/src/kernel.rs",
+        "bpf(2) on an arena that the kernel writes to",
+    ),
     ("tests/src/counting.rs", "a global allocator that counts"),
     (
         "tests/src/kernel.rs",

@@ -1,5 +1,6 @@
 //! Who asks: what of the calling task bpf(2) looks at.
 
+use crate::memory::MemoryOwner;
 use bitflags::bitflags;
 
 bitflags! {
@@ -7,6 +8,16 @@ bitflags! {
     /// initial user namespace. Bit `n` is capability `n`.
     #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Hash)]
     pub struct Capabilities: u64 {
+        /// `CAP_CHOWN`: give files away.
+        const CHOWN = 1 << 0;
+        /// `CAP_DAC_OVERRIDE`: no permission bits.
+        const DAC_OVERRIDE = 1 << 1;
+        /// `CAP_DAC_READ_SEARCH`: no permission bits for reading and searching.
+        const DAC_READ_SEARCH = 1 << 2;
+        /// `CAP_FOWNER`: act as the owner of any file.
+        const FOWNER = 1 << 3;
+        /// `CAP_FSETID`: keep the set-group-ID bit of other groups' files.
+        const FSETID = 1 << 4;
         /// `CAP_NET_ADMIN`.
         const NET_ADMIN = 1 << 12;
         /// `CAP_SYS_ADMIN`.
@@ -43,22 +54,43 @@ pub struct Caller {
     pub capabilities: Capabilities,
     /// Network namespace, in which `map_ifindex` is looked up.
     pub netns: NetNs,
+    /// User, against whom the owner of a file is held (`fsuid`).
+    pub uid: u32,
+    /// Group (`fsgid`). There are no supplementary groups.
+    pub gid: u32,
+    /// Permission bits that files made by this task do not get (`umask(2)`).
+    pub umask: u16,
+    /// Who pays for the memory of the maps that the task creates; nobody, and without a limit,
+    /// when `None`.
+    pub memory: Option<MemoryOwner>,
 }
 
+/// User and group of [`Caller::unprivileged`]: nobody.
+const NOBODY: u32 = 65_534;
+
 impl Caller {
-    /// A task with every capability, in the first network namespace.
+    /// User 0 with every capability and umask 022, in the first network namespace.
     pub const fn root() -> Self {
         Self {
             capabilities: Capabilities::all(),
             netns: NetNs::INIT,
+            uid: 0,
+            gid: 0,
+            umask: 0o022,
+            memory: None,
         }
     }
 
-    /// A task without any capability, in the first network namespace.
+    /// User and group 65534 without any capability and with umask 022, in the first network
+    /// namespace.
     pub const fn unprivileged() -> Self {
         Self {
             capabilities: Capabilities::empty(),
             netns: NetNs::INIT,
+            uid: NOBODY,
+            gid: NOBODY,
+            umask: 0o022,
+            memory: None,
         }
     }
 
@@ -73,6 +105,19 @@ impl Caller {
     /// The same task in another network namespace.
     pub const fn in_netns(self, netns: NetNs) -> Self {
         Self { netns, ..self }
+    }
+
+    /// The same task as another user and group. Capabilities stay as they are.
+    pub const fn as_user(self, uid: u32, gid: u32) -> Self {
+        Self { uid, gid, ..self }
+    }
+
+    /// The same task, its maps paid for by `owner`.
+    pub const fn charged_to(self, owner: MemoryOwner) -> Self {
+        Self {
+            memory: Some(owner),
+            ..self
+        }
     }
 
     /// `capable(CAP_SYS_ADMIN)`.

@@ -73,6 +73,9 @@ pub struct OffloadRules {
     /// Commands that reach the device, instead of failing with 524; of these, each map has
     /// those that its type has on the host.
     pub commands: OffloadCommands,
+    /// Maps may have BTF: special fields and `BPF_F_LOCK` then work as on the host. The
+    /// kernel's offload ops refuse every type with 524.
+    pub btf: bool,
 }
 
 impl OffloadRules {
@@ -90,6 +93,12 @@ pub trait OffloadDevice: Send + Sync {
 
     /// Which of the core's rules it lifts.
     fn rules(&self) -> OffloadRules;
+
+    /// Why it takes no maps of this type, for the message of a map that the core refuses because
+    /// [`OffloadDevice::rules`] does not admit it: a clause without a full stop.
+    fn type_refusal(&self, _map_type: MapType) -> Option<String> {
+        None
+    }
 
     /// `BPF_OFFLOAD_MAP_ALLOC`: creates the map on the device.
     fn map_alloc(&self, spec: &MapSpec) -> Result<Arc<dyn OffloadedMap>>;

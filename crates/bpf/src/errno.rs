@@ -53,8 +53,14 @@ errnos! {
     EBUSY = 16, "busy";
     /// The key exists.
     EEXIST = 17, "entry exists";
+    /// The two names are on different file systems.
+    EXDEV = 18, "cross-device link";
     /// The device is gone.
     ENODEV = 19, "no such device";
+    /// A path goes through something that is no directory.
+    ENOTDIR = 20, "not a directory";
+    /// The operation is not for directories.
+    EISDIR = 21, "is a directory";
     /// An argument has a value that is not allowed.
     EINVAL = 22, "invalid argument";
     /// Too many open files in the system.
@@ -63,6 +69,16 @@ errnos! {
     EMFILE = 24, "too many open files";
     /// No space: a batch bucket larger than the buffer, or no id left.
     ENOSPC = 28, "no space left";
+    /// The file has no position.
+    ESPIPE = 29, "illegal seek";
+    /// A name or a path is too long.
+    ENAMETOOLONG = 36, "file name too long";
+    /// The directory is not empty.
+    ENOTEMPTY = 39, "directory not empty";
+    /// Too many symbolic links on the way.
+    ELOOP = 40, "too many levels";
+    /// A number does not fit.
+    EOVERFLOW = 75, "value too large";
     /// The map is full, or a size is too big.
     E2BIG = 7, "too big";
     /// The file descriptor is in a bad state.

@@ -35,6 +35,12 @@ impl Error {
         }
     }
 
+    /// The same reason under another number.
+    #[must_use]
+    pub fn with_errno(self, errno: Errno) -> Self {
+        Self { errno, ..self }
+    }
+
     /// The error number.
     pub const fn errno(&self) -> Errno {
         self.errno

@@ -1,14 +1,17 @@
 //! The open file of a map, and the commands on it.
 
-use crate::caller::NetNs;
+use crate::btf::FieldRecord;
+use crate::caller::{Caller, NetNs};
 use crate::device::{BatchOutcome, OffloadCommands};
 use crate::errno::Errno;
 use crate::error::{Error, Result};
-use crate::map::Map;
-use crate::map::inner;
-use crate::map::ops::{MapOps, NO_SUCH_OPERATION, each, nth};
+use crate::map::ops::{MapOps, NO_SUCH_OPERATION, Token, each, nth};
+use crate::map::{Map, WriteActive, inner};
+use crate::security::MapAccess;
 use crate::uapi::{BPF_EXIST, BPF_F_LOCK, BPF_OBJ_NAME_LEN, MapFlags, MapType};
 use bitflags::bitflags;
+use sha2::{Digest, Sha256};
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
@@ -124,8 +127,27 @@ impl MapFile {
         Self { map, mode }
     }
 
-    pub(crate) fn map(&self) -> &Arc<Map> {
+    /// `security_bpf_map`.
+    pub(crate) fn check_open(&self, caller: &Caller) -> Result<()> {
+        let access = MapAccess {
+            read: self.mode.contains(FileMode::READ),
+            write: self.mode.contains(FileMode::WRITE),
+        };
+        let security = &self.map.read_mostly.shared.security;
+        security.map_open(caller, &self.map.for_security(), access)
+    }
+
+    /// Another open file of the same map.
+    pub(crate) fn reopen(&self, mode: FileMode) -> Self {
+        Self::open(Arc::clone(&self.map), mode)
+    }
+
+    pub(crate) const fn map(&self) -> &Arc<Map> {
         &self.map
+    }
+
+    pub(crate) const fn mode(&self) -> FileMode {
+        self.mode
     }
 
     /// Type of the map.
@@ -151,7 +173,7 @@ impl MapFile {
     /// key returned.
     #[inline]
     pub fn token_bytes(&self) -> usize {
-        self.map.read_mostly.token_bytes as usize
+        self.token().bytes(self.map.read_mostly.key_size) as usize
     }
 
     /// Entries that the map can hold.
@@ -170,7 +192,7 @@ impl MapFile {
     }
 
     #[inline]
-    fn readable(&self) -> Result<()> {
+    pub(crate) fn readable(&self) -> Result<()> {
         if self.mode.contains(FileMode::READ) {
             Ok(())
         } else {
@@ -179,12 +201,74 @@ impl MapFile {
     }
 
     #[inline]
-    fn writable(&self) -> Result<()> {
+    pub(crate) fn writable(&self) -> Result<()> {
         if self.mode.contains(FileMode::WRITE) {
             Ok(())
         } else {
             Err(NOT_WRITABLE)
         }
+    }
+
+    /// A write of user space begins: `bpf_map_write_active_inc`, and the file's mode. EPERM.
+    pub(crate) fn begin_write(&self) -> Result<WriteActive<'_>> {
+        self.writable()?;
+        self.map.begin_write()
+    }
+
+    /// `BPF_F_LOCK` is for values that have a lock. EINVAL.
+    pub(crate) fn check_lock(&self, flags: u64) -> Result<()> {
+        if flags & BPF_F_LOCK != 0 && !self.has_spin_lock() {
+            return Err(NO_LOCK);
+        }
+        Ok(())
+    }
+
+    fn has_spin_lock(&self) -> bool {
+        let btf = self.map.read_mostly.btf.as_ref();
+        btf.is_some_and(|btf| btf.has_spin_lock())
+    }
+
+    /// The special fields of the map's values.
+    #[inline]
+    fn record(&self) -> Option<&FieldRecord> {
+        self.map.read_mostly.btf.as_ref()?.record.as_ref()
+    }
+
+    /// `check_and_init_map_value`: what user space sees of special fields. `values` is one
+    /// value, of a per-CPU map one for each CPU, or several of them.
+    fn blank(&self, values: &mut [u8]) {
+        if let Some(record) = self.record() {
+            for value in values.chunks_mut(self.one_value_bytes().max(1)) {
+                record.zero(value);
+            }
+        }
+    }
+
+    /// Bytes from one value to the next, of one CPU.
+    fn one_value_bytes(&self) -> usize {
+        let size = self.map.read_mostly.value_size as usize;
+        match self.map_type().is_percpu() {
+            true => size.next_multiple_of(8),
+            false => size,
+        }
+    }
+
+    /// Values on their way into the map. User space never writes special fields: they are
+    /// fresh in a new element, and an update ends what was in them (`bpf_obj_free_fields`).
+    /// The lock is not in the value here: that a value is whole is the table's own rule, with
+    /// which `BPF_F_LOCK` is kept at no further cost.
+    fn stored<'a>(&self, values: &'a [u8]) -> Cow<'a, [u8]> {
+        if self.record().is_none() {
+            return Cow::Borrowed(values);
+        }
+        let mut copy = values.to_vec();
+        self.blank(&mut copy);
+        Cow::Owned(copy)
+    }
+
+    /// What the token of a batch walk is.
+    pub(crate) fn token(&self) -> Token {
+        self.map.read_mostly.token
     }
 
     /// BPF_MAP_LOOKUP_ELEM: copies the key's value to `value`.
@@ -200,10 +284,10 @@ impl MapFile {
             return Err(BAD_LOOKUP_FLAGS);
         }
         self.readable()?;
-        if flags != 0 {
-            return Err(NO_LOCK);
-        }
-        self.ops().lookup(key, value, flags)
+        self.check_lock(flags)?;
+        self.ops().lookup(key, value, flags)?;
+        self.blank(value);
+        Ok(())
     }
 
     /// BPF_MAP_UPDATE_ELEM: stores `value` under `key`.
@@ -219,14 +303,11 @@ impl MapFile {
         check_length("value", value.len(), self.value_bytes())?;
         self.writable()?;
         let _active = self.map.begin_write()?;
-        if flags > BPF_EXIST {
-            return Err(if flags & BPF_F_LOCK != 0 {
-                NO_LOCK
-            } else {
-                BAD_UPDATE_FLAGS
-            });
+        self.check_lock(flags)?;
+        if flags & !BPF_F_LOCK > BPF_EXIST {
+            return Err(BAD_UPDATE_FLAGS);
         }
-        self.ops().update(key, value, flags)
+        self.ops().update(key, &self.stored(value), flags)
     }
 
     /// As [`MapFile::update`]; `resolve` gives the map behind a descriptor, for maps of maps.
@@ -315,14 +396,14 @@ impl MapFile {
         self.readable()?;
         self.writable()?;
         let _active = self.map.begin_write()?;
-        if flags != 0 {
-            return Err(NO_LOCK);
-        }
+        self.check_lock(flags)?;
         let commands = self.map.read_mostly.commands;
         if !commands.contains(OffloadCommands::LOOKUP_AND_DELETE) {
             return Err(NO_SUCH_OPERATION);
         }
-        self.ops().lookup_and_delete(key, value, flags)
+        self.ops().lookup_and_delete(key, value, flags)?;
+        self.blank(value);
+        Ok(())
     }
 
     /// Looks up each of `keys`: `results[i]` tells how key `i` fared, and the part of `values`
@@ -337,7 +418,10 @@ impl MapFile {
     ) -> Result<()> {
         self.check_arrays(keys.len(), Some(values.len()), results.len())?;
         self.readable()?;
-        self.ops().lookup_many(keys, values, results, self.sizes())
+        self.ops()
+            .lookup_many(keys, values, results, self.sizes())?;
+        self.blank(values);
+        Ok(())
     }
 
     /// BPF_MAP_UPDATE_BATCH: stores `count` pairs; stops at the first failure, with the count
@@ -360,7 +444,7 @@ impl MapFile {
             lengths,
             count,
             (elem_flags, 0),
-            |ops| ops.update_batch(keys, values, count, elem_flags, self.sizes()),
+            |ops| ops.update_batch(keys, &self.stored(values), count, elem_flags, self.sizes()),
         )
     }
 
@@ -490,7 +574,9 @@ impl MapFile {
             });
         let delete = command == OffloadCommands::LOOKUP_AND_DELETE_BATCH;
         self.batch(command, lengths, count, flags, |ops| {
-            ops.walk_batch(in_batch, out_batch, keys, values, count, delete)
+            let outcome = ops.walk_batch(in_batch, out_batch, keys, values, count, delete);
+            self.blank(values);
+            outcome
         })
     }
 
@@ -535,9 +621,16 @@ impl MapFile {
 
     /// BPF_MAP_FREEZE: no more writes from user space, ever.
     ///
-    /// EPERM for a read-only file or a map that is frozen already; EBUSY while a write is in
+    /// 524 for a map whose values have special fields; EPERM for a read-only file or a map
+    /// that is frozen already; EBUSY while a write is in
     /// progress. Never reaches the device.
     pub fn freeze(&self) -> Result<()> {
+        if self.record().is_some() {
+            return Err(Error::new(
+                Errno::ENOTSUPP,
+                "a map whose values have special fields cannot be frozen",
+            ));
+        }
         self.writable()?;
         self.map.freeze()
     }
@@ -569,7 +662,43 @@ impl MapFile {
             mem_usage: self.ops().mem_usage(),
             frozen: self.map.is_frozen(),
             offload,
+            btf: fields.btf.as_ref().map(|btf| MapBtfIds {
+                btf_id: btf.object.id(),
+                key_type_id: btf.key_type_id,
+                value_type_id: btf.value_type_id,
+            }),
         })
+    }
+
+    /// SHA-256 of what the map holds (`map_get_hash`, 6.18): the values of a frozen host array
+    /// in their order, each padded with zeros to 8 bytes.
+    ///
+    /// EINVAL for other maps, EPERM for one that is not frozen.
+    pub fn content_hash(&self) -> Result<[u8; 32]> {
+        if self.map_type() != MapType::ARRAY || self.is_offloaded() {
+            return Err(Error::because(
+                Errno::EINVAL,
+                format!(
+                    "hash: only host arrays have one, not {} maps",
+                    self.map_type()
+                ),
+            ));
+        }
+        if !self.map.is_frozen() {
+            return Err(Error::new(
+                Errno::EPERM,
+                "hash: the map is not frozen, and could change",
+            ));
+        }
+        let mut hash = Sha256::new();
+        let mut value = vec![0; self.value_bytes().next_multiple_of(8)];
+        for index in 0..self.max_entries() {
+            let size = self.value_bytes();
+            self.ops()
+                .lookup(&index.to_ne_bytes(), &mut value[..size], 0)?;
+            hash.update(&value);
+        }
+        Ok(hash.finalize().into())
     }
 
     #[inline]
@@ -586,16 +715,20 @@ impl MapFile {
         }
     }
 
-    fn check_batch(&self, command: OffloadCommands, elem_flags: u64, flags: u64) -> Result<()> {
+    /// What a batch command asks before its first element.
+    pub(crate) fn check_batch(
+        &self,
+        command: OffloadCommands,
+        elem_flags: u64,
+        flags: u64,
+    ) -> Result<()> {
         if !self.map.read_mostly.commands.contains(command) {
             return Err(NO_SUCH_OPERATION);
         }
         if elem_flags & !BPF_F_LOCK != 0 {
             return Err(BAD_ELEM_FLAGS);
         }
-        if elem_flags != 0 {
-            return Err(NO_LOCK);
-        }
+        self.check_lock(elem_flags)?;
         if flags != 0 && self.ops().checks_batch_flags() {
             return Err(BAD_BATCH_FLAGS);
         }
@@ -630,13 +763,36 @@ pub struct MapInfo {
     pub frozen: bool,
     /// Where the map is offloaded to, if it is.
     pub offload: Option<OffloadInfo>,
+    /// The types of its keys and values, if it has BTF.
+    pub btf: Option<MapBtfIds>,
+}
+
+/// The types of a map.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct MapBtfIds {
+    /// Id of the BTF object.
+    pub btf_id: u32,
+    /// Type of the keys in it; 0 for none.
+    pub key_type_id: u32,
+    /// Type of the values.
+    pub value_type_id: u32,
+}
+
+/// `struct bpf_btf_info`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct BtfInfo {
+    /// Id.
+    pub id: u32,
+    /// The bytes that were loaded.
+    pub bytes: Box<[u8]>,
 }
 
 impl MapInfo {
-    /// The name up to its first NUL. It holds only `[A-Za-z0-9_.]`.
-    pub fn name(&self) -> &str {
+    /// The name up to its first NUL: letters of Latin-1, digits, `_` and `.`, of which those
+    /// beyond ASCII are replaced here.
+    pub fn name(&self) -> Cow<'_, str> {
         let end = self.name.iter().position(|&byte| byte == 0);
-        std::str::from_utf8(&self.name[..end.unwrap_or(BPF_OBJ_NAME_LEN)]).unwrap_or("")
+        String::from_utf8_lossy(&self.name[..end.unwrap_or(BPF_OBJ_NAME_LEN)])
     }
 }
 

@@ -5,22 +5,35 @@
 //! the open file behind one. With `map_ifindex` set, a map lives on the [`device`] that is
 //! registered there; without, in host memory.
 //!
+//! [`btf`] checks the types that maps are described with, and finds the special fields of
+//! their values.
+//!
 //! [`device`] is the seam to offload: what a network driver gives the kernel through
 //! `ndo_bpf` and `struct bpf_map_dev_ops`.
 #![forbid(unsafe_code)]
 
+pub mod btf;
+mod btf_object;
 mod caller;
 pub mod device;
 pub mod errno;
 pub mod error;
 mod file;
+pub mod fs;
 mod map;
+mod memory;
+mod security;
 mod system;
 pub mod uapi;
+mod user_memory;
 
 pub use caller::{Caller, Capabilities, NetNs};
 pub use errno::Errno;
 pub use error::{Error, Result};
-pub use file::{MapFile, MapInfo, OffloadInfo};
-pub use system::{Fd, IfIndex, System, SystemConfig};
+pub use file::{BtfInfo, MapBtfIds, MapFile, MapInfo, OffloadInfo};
+pub use map::{Mapping, ProgramTraits};
+pub use memory::{MemoryOwner, MemoryUsage};
+pub use security::{MapAccess, SecurityHook, SecurityMap};
+pub use system::{Fd, IfIndex, MmapRequest, PollEvents, Protection, System, SystemConfig, command};
 pub use uapi::{MapCreateAttr, MapFlags, MapType};
+pub use user_memory::{Fault, UserArena, UserMemory};

@@ -190,6 +190,8 @@ pub struct MapCreateAttr {
     pub map_extra: u64,
     pub value_type_btf_obj_fd: i32,
     pub map_token_fd: i32,
+    pub excl_prog_hash: u64,
+    pub excl_prog_hash_size: u32,
 }
 
 impl MapCreateAttr {

@@ -4,7 +4,7 @@
 mod common;
 
 use common::{FakeDevice, Rng, attr, logged, system};
-use offmap_bpf::{Caller, Errno, MapCreateAttr, MapType};
+use offmap_bpf::{Caller, Errno, MapCreateAttr, MapFlags, MapType};
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::thread;
@@ -141,6 +141,118 @@ fn churn_loses_no_slot_and_shows_no_foreign_value() {
             .errno(),
         Errno::E2BIG
     );
+}
+
+/// Some elements stay while others come and go around them, in the same lines and in spare
+/// ones: those that stay are found by every lookup and returned by every batch walk, once, and
+/// walks end.
+#[test]
+fn elements_that_stay_are_always_found() {
+    const STAY: u32 = 64;
+    const ROOM: u32 = 64;
+    /// Ends the writers, also when the reader's assertions fail.
+    struct Stop<'a>(&'a AtomicBool);
+    impl Drop for Stop<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Relaxed);
+        }
+    }
+    const MAX: u32 = 512;
+    for (map_type, flags) in [
+        (MapType::HASH, MapFlags::empty()),
+        (MapType::HASH, MapFlags::ZERO_SEED),
+        (MapType::PERCPU_HASH, MapFlags::ZERO_SEED),
+    ] {
+        let system = system();
+        let attr = MapCreateAttr {
+            map_flags: flags.bits(),
+            ..attr(map_type, MAX)
+        };
+        let fd = system.map_create(&Caller::root(), &attr).unwrap();
+        let file = system.map_file(fd).unwrap();
+        let size = file.value_bytes();
+        let value_of = |n: u32| u64::from(n).to_ne_bytes().repeat(size / 8);
+        for n in 0..STAY {
+            file.update(&n.to_ne_bytes(), &value_of(n), 0).unwrap();
+        }
+        let stop = AtomicBool::new(false);
+        thread::scope(|scope| {
+            for part in 1..=2_u32 {
+                let (file, stop) = (&file, &stop);
+                scope.spawn(move || {
+                    let mut rng = Rng(u64::from(part) * 0x5151);
+                    while !stop.load(Relaxed) {
+                        let n = part << 16 | rng.below(400) as u32;
+                        if rng.below(3) == 0 {
+                            let _ = file.delete(&n.to_ne_bytes());
+                        } else if let Err(error) = file.update(&n.to_ne_bytes(), &value_of(n), 0) {
+                            assert_eq!(error.errno(), Errno::E2BIG);
+                        }
+                        // An update of one that stays, which may move it.
+                        let n = rng.below(u64::from(STAY)) as u32;
+                        file.update(&n.to_ne_bytes(), &value_of(n), 2).unwrap();
+                    }
+                });
+            }
+            let _stop = Stop(&stop);
+            let mut value = vec![0; size];
+            let (mut keys, mut values) =
+                (vec![0; 4 * ROOM as usize], vec![0; size * ROOM as usize]);
+            for _ in 0..100 {
+                for n in 0..STAY {
+                    file.lookup(&n.to_ne_bytes(), &mut value, 0).unwrap();
+                    assert_eq!(value, value_of(n), "{map_type}: a foreign or torn value");
+                }
+                let mut seen = [0; STAY as usize];
+                let mut token = [0; 4];
+                let mut from = None;
+                let mut calls = 0;
+                loop {
+                    let walked = file.lookup_batch(
+                        from.as_ref().map(<[u8; 4]>::as_slice),
+                        &mut token,
+                        &mut keys,
+                        &mut values,
+                        ROOM,
+                        0,
+                        0,
+                    );
+                    for (key, value) in keys
+                        .chunks_exact(4)
+                        .zip(values.chunks_exact(size))
+                        .take(walked.count as usize)
+                    {
+                        let n = u32::from_ne_bytes(key.try_into().unwrap());
+                        assert_eq!(value, value_of(n), "{map_type}: a foreign or torn value");
+                        if let Some(seen) = seen.get_mut(n as usize) {
+                            *seen += 1;
+                        }
+                    }
+                    calls += 1;
+                    assert!(calls <= MAX, "{map_type}: a batch walk does not end");
+                    from = Some(token);
+                    match walked.result {
+                        Ok(()) => {}
+                        Err(error) => {
+                            assert_eq!(error.errno(), Errno::ENOENT);
+                            break;
+                        }
+                    }
+                }
+                assert_eq!(
+                    seen, [1; STAY as usize],
+                    "{map_type}: a walk's count of each"
+                );
+                // GET_NEXT_KEY may start over when its key goes away; from a key that stays it
+                // gives a key or the end.
+                let mut next = [0; 4];
+                match file.get_next_key(Some(&0_u32.to_ne_bytes()), &mut next) {
+                    Ok(()) => assert_ne!(next, [0; 4], "{map_type}: a key follows itself"),
+                    Err(error) => assert_eq!(error.errno(), Errno::ENOENT),
+                }
+            }
+        });
+    }
 }
 
 #[test]

@@ -62,6 +62,7 @@ impl OffloadDevice for Device {
         OffloadRules {
             more_map_types: 1 << AM.0 | 1 << HM.0,
             commands: OffloadCommands::all(),
+            btf: false,
         }
     }
 

@@ -89,6 +89,7 @@ fn rules_open_types_and_batches() {
     let rules = OffloadRules {
         more_map_types: 1 << MapType::PERCPU_HASH.0,
         commands: OffloadCommands::all(),
+        ..OffloadRules::default()
     };
     let (device, _) = FakeDevice::with(rules, None);
     let nic = system.register_netdev("nic0", device).unwrap();

@@ -33,7 +33,7 @@ buffer is compared, and then lookups are timed on both in turns.",
         after_long_help = "Exit status:
   0  every map agreed on every result and errno
   1  some did not, or the NIC did not come up
-  2  the command line or the object is bad; one sentence on stderr says what is wrong
+  2  the command line, the object or the profile is bad; one sentence on stderr says what is wrong
 
 Limits: an object may have 64 MiB and 1,024 maps. The NIC has 4 GiB of device memory, and a map that does not fit is listed with the reason. A map is filled with at most 1,048,576 \
 entries or 128 MiB of keys and values; where that is short of max_entries, the output says so. \
@@ -43,9 +43,122 @@ The random operations before that stop when they have moved 4 GiB of keys and va
 Examples:
   offmap demo
   offmap demo --object /usr/lib/x86_64-linux-gnu/bpf/xdpfilt_dny_all.o
+  offmap demo --profile netdevsim
   offmap demo --json | jq '.maps[] | {name, device_bytes}'"
     )]
     Demo(DemoArgs),
+    /// Make the same bpf(2) calls to the running kernel and to offmap, and compare
+    #[command(
+        long_about = "Make the same bpf(2) calls, byte for byte, to the running kernel and to offmap's map side, \
+and compare each result, errno and output byte.
+
+Calls are drawn from a seed: maps of all types that offmap has on the host, right and wrong \
+attributes, flags, pointers, sizes and orders. Needs root and a kernel that has bpf(2); offmap \
+follows Linux 6.18, and other versions differ where the kernel changed.",
+        after_long_help = "Exit status:
+  0  no difference, or only such as are explained; each of those is printed with the kernel file
+  1  a difference that nothing accounts for
+  2  the command line is bad, or the kernel takes no maps from this process
+
+Examples:
+  offmap diff --calls 1000000
+  offmap diff --seed 7 --shard 2/8 --json
+  offmap diff --seed 7 --sequence 1234"
+    )]
+    Diff(DiffArgs),
+    /// Show capability profiles, and check one's own
+    #[command(
+        long_about = "Show capability profiles, and check one's own.
+
+A profile says what an offload device admits (map types, flags, sizes, numbers of maps and \
+elements) and how it behaves where that differs from a host map. The built-in ones are offmap (the \
+default), netdevsim and nfp; docs/profiles.md describes the files, which need no code.",
+        after_long_help = "Exit status:
+  0  the profile is good
+  2  the command line or the profile is bad; one sentence on stderr says what is wrong and where
+
+Examples:
+  offmap profile list
+  offmap profile show nfp
+  offmap profile show nfp --toml > mine.toml
+  offmap profile check mine.toml --json
+  offmap demo --profile mine.toml"
+    )]
+    Profile(ProfileArgs),
+}
+
+/// Arguments of `offmap diff`.
+#[derive(Clone, Debug, Args)]
+pub struct DiffArgs {
+    /// Ends after this many calls, at the end of a sequence
+    #[arg(long, value_name = "N", default_value_t = 200_000)]
+    pub calls: u64,
+
+    /// Ends after this many seconds, if that comes first
+    #[arg(long, value_name = "SECONDS")]
+    pub seconds: Option<u64>,
+
+    /// Seed of the calls; the same seed makes the same calls
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub seed: u64,
+
+    /// Part I of N of a campaign, from 1: N processes do what one would
+    #[arg(long, value_name = "I/N", default_value = "1/1", value_parser = shard)]
+    pub shard: (u64, u64),
+
+    /// Runs this one sequence, which a difference named
+    #[arg(long, value_name = "N")]
+    pub sequence: Option<u64>,
+
+    /// Print how often each command came to each result on each map type
+    #[arg(long)]
+    pub matrix: bool,
+
+    /// Print one JSON document
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `I/N`.
+fn shard(text: &str) -> Result<(u64, u64), String> {
+    let numbers = text.split_once('/').and_then(|(part, of)| {
+        let (part, of) = (part.parse().ok()?, of.parse().ok()?);
+        (1 <= part && part <= of).then_some((part, of))
+    });
+    numbers.ok_or_else(|| format!("{text:?} is not a part of a whole, such as 2/8"))
+}
+
+/// Arguments of `offmap profile`.
+#[derive(Clone, Debug, Args)]
+pub struct ProfileArgs {
+    /// What to do with them.
+    #[command(subcommand)]
+    pub command: ProfileCommand,
+
+    /// Print one JSON document instead of tables
+    #[arg(long, global = true)]
+    pub json: bool,
+}
+
+/// What `offmap profile` can do.
+#[derive(Clone, Debug, Subcommand)]
+pub enum ProfileCommand {
+    /// List the built-in profiles
+    List,
+    /// Show what a profile admits and how it behaves
+    Show {
+        /// A built-in profile, or a file
+        #[arg(value_name = "NAME|FILE")]
+        profile: String,
+        /// Print the file of a built-in profile, to start one's own from
+        #[arg(long, conflicts_with = "json")]
+        toml: bool,
+    },
+    /// Check a profile file, and show it
+    Check {
+        /// The file
+        file: PathBuf,
+    },
 }
 
 /// Arguments of `offmap demo`.
@@ -67,6 +180,10 @@ pub struct DemoArgs {
     #[arg(long, value_name = "N", default_value_t = 20_000,
           value_parser = clap::value_parser!(u64).range(0..=1_000_000_000))]
     pub operations: u64,
+
+    /// What the device admits: a built-in profile or a file (see `offmap profile`)
+    #[arg(long, value_name = "NAME|FILE", default_value = "offmap")]
+    pub profile: String,
 
     /// Where the device runs
     #[arg(long, value_name = "KIND", value_enum, default_value_t = DeviceKind::Inline)]

@@ -1,15 +1,16 @@
 //! `offmap demo`: an object's maps, offloaded and on the host, under one workload.
 
 use crate::args::{DemoArgs, DeviceKind};
+use crate::expected::Expected;
 use crate::object::{self, LoadError, MapDef};
 use crate::report::{MapReport, Report};
 use crate::workload::{self, Disagreement, Limits, MapAccess, Shape};
-use offmap_bpf::device::OffloadDevice;
+use offmap_bpf::device::{MapSpec, OffloadDevice};
 use offmap_bpf::uapi::{BPF_OBJ_NAME_LEN, MapFlags, MapType};
 use offmap_bpf::{Caller, Errno, Fd, IfIndex, MapCreateAttr, MapFile, System, SystemConfig};
 use offmap_driver::{Driver, DriverConfig, DriverError, Function};
 use offmap_emulator::{DeviceConfig, EmulatorError, Inline, Threaded};
-use offmap_offload::{OffloadNic, Profile};
+use offmap_offload::{OffloadNic, Profile, ProfileError, Situation, Usage};
 use std::sync::Arc;
 use thiserror::Error;
 
@@ -23,6 +24,9 @@ pub enum DemoError {
     /// The object cannot be used.
     #[error(transparent)]
     Object(#[from] LoadError),
+    /// The profile cannot be used.
+    #[error(transparent)]
+    Profile(#[from] ProfileError),
     /// The emulated device could not be built.
     #[error("the emulated SmartNIC cannot be built: {0}")]
     Emulator(#[from] EmulatorError),
@@ -46,7 +50,7 @@ pub trait Progress {
 ///
 /// # Errors
 ///
-/// [`DemoError::Object`] for a bad object; the others are failures of this machine or of
+/// [`DemoError::Object`] for a bad object, [`DemoError::Profile`] for a bad profile; the others are failures of this machine or of
 /// offmap. Differences between device and host are no error but part of the report.
 pub fn run(args: &DemoArgs, progress: &mut dyn Progress) -> Result<Report, DemoError> {
     let maps = match &args.object {
@@ -56,12 +60,13 @@ pub fn run(args: &DemoArgs, progress: &mut dyn Progress) -> Result<Report, DemoE
             error,
         })?,
     };
-    let nic = match args.device {
-        DeviceKind::Inline => bring_up(Inline::new(DeviceConfig::default())?)?,
-        DeviceKind::Threaded => bring_up(Threaded::spawn(DeviceConfig::default())?)?,
+    let profile = Profile::find(&args.profile)?;
+    let (nic, device_types) = match args.device {
+        DeviceKind::Inline => bring_up(Inline::new(DeviceConfig::default())?, &profile)?,
+        DeviceKind::Threaded => bring_up(Threaded::spawn(DeviceConfig::default())?, &profile)?,
     };
     let device = nic.describe();
-    let bench = Bench::new(nic)?;
+    let bench = Bench::new(nic, profile, device_types)?;
     let limits = Limits {
         operations: args.operations,
         ..Limits::default()
@@ -79,27 +84,40 @@ pub fn run(args: &DemoArgs, progress: &mut dyn Progress) -> Result<Report, DemoE
         object: args.object.as_ref().map(|path| path.display().to_string()),
         seed: args.seed,
         device,
+        profile: bench.profile.name,
         possible_cpus: bench.possible_cpus,
         version: env!("CARGO_PKG_VERSION"),
         maps,
     })
 }
 
-fn bring_up<F: Function>(function: Arc<F>) -> Result<Arc<dyn OffloadDevice>, DemoError> {
-    let driver = Driver::bring_up(function, DriverConfig::default())?;
-    Ok(OffloadNic::new(driver, Profile::offmap())?)
+/// The NIC, and the map types that its device has.
+fn bring_up<F: Function>(
+    function: Arc<F>,
+    profile: &Profile,
+) -> Result<(Arc<dyn OffloadDevice>, u64), DemoError> {
+    let config = profile.driver_config(DriverConfig::default());
+    let driver = Driver::bring_up(function, config)?;
+    let types = driver.identity().map_types;
+    Ok((OffloadNic::new(driver, profile.clone())?, types))
 }
 
 /// A map core with the NIC registered.
 struct Bench {
     system: Arc<System>,
     nic: Arc<dyn OffloadDevice>,
+    profile: Profile,
+    device_types: u64,
     ifindex: IfIndex,
     possible_cpus: u32,
 }
 
 impl Bench {
-    fn new(nic: Arc<dyn OffloadDevice>) -> Result<Self, DemoError> {
+    fn new(
+        nic: Arc<dyn OffloadDevice>,
+        profile: Profile,
+        device_types: u64,
+    ) -> Result<Self, DemoError> {
         let system = System::new(SystemConfig::default());
         let possible_cpus = system.config().possible_cpus;
         let ifindex = system
@@ -108,9 +126,45 @@ impl Bench {
         Ok(Self {
             system,
             nic,
+            profile,
+            device_types,
             ifindex,
             possible_cpus,
         })
+    }
+
+    /// Whether the profile admits the map. No other one exists meanwhile.
+    fn admits(&self, attr: &MapCreateAttr) -> bool {
+        let map_type = MapType(attr.map_type);
+        let flags = attr.flags();
+        let spec = MapSpec {
+            map_type,
+            key_size: attr.key_size,
+            value_size: attr.value_size,
+            max_entries: attr.max_entries,
+            map_flags: flags - (MapFlags::RDONLY | MapFlags::WRONLY),
+            map_extra: attr.map_extra,
+            numa_node: flags
+                .contains(MapFlags::NUMA_NODE)
+                .then_some(attr.numa_node),
+            possible_cpus: self.possible_cpus,
+            name: attr.map_name,
+        };
+        let situation = Situation {
+            device_types: self.device_types,
+            accepting: true,
+            used: Usage::default(),
+        };
+        self.nic.rules().admits(map_type) && self.profile.check(&spec, &situation).is_ok()
+    }
+
+    /// Entries that a map really has: a profile may give it more than it asks for.
+    fn entries(&self, attr: &MapCreateAttr) -> u32 {
+        if matches!(MapType(attr.map_type), MapType::HASH | MapType::ARRAY) {
+            attr.max_entries.max(self.profile.behaviours.slots)
+        } else {
+            attr.max_entries
+        }
     }
 
     /// What libbpf would ask for.
@@ -190,7 +244,14 @@ impl Bench {
             map_ifindex: self.ifindex.0,
             ..attr
         });
-        let on_host = create(&attr);
+        // The reference is as large as the map that it is compared with.
+        let on_host = create(&match &on_device {
+            Ok(_) => MapCreateAttr {
+                max_entries: self.entries(&attr),
+                ..attr
+            },
+            Err(_) => attr,
+        });
         match (on_host, on_device) {
             (Ok((host_fd, host)), Ok((device_fd, device))) => {
                 report.offloaded = true;
@@ -215,12 +276,11 @@ impl Bench {
                 if let Err(error) = &device {
                     report.reason = Some(format!("{error}."));
                 }
-                // A type or a flag that the profile does not admit is refused on the device,
+                // A map that the profile does not admit is refused on the device,
                 // whatever the host does with it. Anything else both refuse or neither; the
                 // errno of a size that is too big is the side's own (a host map says E2BIG
                 // where an offloaded one says ENOMEM).
-                let admitted = self.nic.rules().admits(map_type)
-                    && Profile::offmap().flags.contains(attr.flags());
+                let admitted = self.admits(&attr);
                 // Device memory that is used up is an answer, too, and stands in the reason.
                 let no_room = matches!(&device, Err(e) if e.errno() == Errno::ENOMEM);
                 if host.is_err() != device.is_err() && admitted && !no_room {
@@ -256,10 +316,11 @@ impl Bench {
             MapType(attr.map_type),
             attr.key_size,
             attr.value_size,
-            attr.max_entries,
+            self.entries(attr),
             self.possible_cpus,
         );
         progress.map(&report.name, workload::expected_operations(&shape, limits));
+        let host = &Expected::new(host, &self.profile, self.nic.rules().commands);
         let (host, device): (&dyn MapAccess, &dyn MapAccess) = (host, device);
         let outcome = workload::run(host, device, &shape, limits, seed, &mut |n| {
             progress.advance(n);

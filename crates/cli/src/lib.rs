@@ -1,12 +1,16 @@
 //! The parts of the `offmap` command.
 //!
 //! [`object`] reads map definitions from compiled BPF objects, [`workload`] drives two maps
-//! alike and compares every answer, [`demo`] puts both to work over the whole stack, and
-//! [`report`] says what came of it.
+//! alike and compares every answer, [`demo`] puts both to work over the whole stack,
+//! [`report`] says what came of it, [`diff`] holds the map
+//! side against the running kernel, and [`profile`] shows capability profiles.
 #![forbid(unsafe_code)]
 
 pub mod args;
 pub mod demo;
+pub mod diff;
+mod expected;
 pub mod object;
+pub mod profile;
 pub mod report;
 pub mod workload;

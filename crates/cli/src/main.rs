@@ -3,8 +3,10 @@
 
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
-use offmap_cli::args::{Cli, Command, DemoArgs};
+use offmap_cli::args::{Cli, Command, DemoArgs, DiffArgs};
 use offmap_cli::demo::{self, DemoError, Progress};
+use offmap_cli::diff;
+use offmap_cli::profile;
 use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 
@@ -12,8 +14,14 @@ const DISAGREED: u8 = 1;
 const BAD_INPUT: u8 = 2;
 
 fn main() -> ExitCode {
-    let Command::Demo(args) = Cli::parse().command;
-    demo(&args)
+    match Cli::parse().command {
+        Command::Demo(args) => demo(&args),
+        Command::Diff(args) => diff(&args),
+        Command::Profile(args) => match profile::run(&args) {
+            Ok(text) => print(&text, ExitCode::SUCCESS),
+            Err(error) => fail(&error.to_string(), BAD_INPUT),
+        },
+    }
 }
 
 fn demo(args: &DemoArgs) -> ExitCode {
@@ -24,7 +32,7 @@ fn demo(args: &DemoArgs) -> ExitCode {
         Ok(report) => report,
         Err(error) => {
             let code = match error {
-                DemoError::Object(_) => BAD_INPUT,
+                DemoError::Object(_) | DemoError::Profile(_) => BAD_INPUT,
                 _ => DISAGREED,
             };
             return fail(&error.to_string(), code);
@@ -38,6 +46,35 @@ fn demo(args: &DemoArgs) -> ExitCode {
     } else {
         report.text()
     };
+    print(&text, verdict(report.agree))
+}
+
+fn diff(args: &DiffArgs) -> ExitCode {
+    let bar = Bar::new().0;
+    bar.set_length(args.calls);
+    bar.set_message("bpf(2) calls");
+    let compared = diff::compare(args, &mut |calls| bar.set_position(calls));
+    bar.finish_and_clear();
+    let document = match compared {
+        Ok(document) => document,
+        Err(error) => return fail(&error.to_string(), BAD_INPUT),
+    };
+    let text = match args.json {
+        false => document.text(args.matrix),
+        true => match serde_json::to_string_pretty(&document) {
+            Ok(text) => text + "\n",
+            Err(error) => return fail(&error.to_string(), DISAGREED),
+        },
+    };
+    print(&text, verdict(document.differences == 0))
+}
+
+fn verdict(agree: bool) -> ExitCode {
+    ExitCode::from(if agree { 0 } else { DISAGREED })
+}
+
+/// Prints to stdout and ends with `code`.
+fn print(text: &str, code: ExitCode) -> ExitCode {
     // Whoever stops reading has seen enough; the status still tells the result.
     let mut stdout = std::io::stdout().lock();
     match stdout
@@ -47,8 +84,7 @@ fn demo(args: &DemoArgs) -> ExitCode {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => {
             fail(&format!("the report cannot be written: {error}"), DISAGREED)
         }
-        _ if report.agree => ExitCode::SUCCESS,
-        _ => ExitCode::from(DISAGREED),
+        _ => code,
     }
 }
 

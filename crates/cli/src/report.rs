@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 /// Columns of the text.
-const WIDTH: u16 = 80;
+pub(crate) const WIDTH: u16 = 80;
 
 /// The document that `offmap demo --json` prints.
 #[derive(Clone, Debug, Serialize)]
@@ -28,6 +28,8 @@ pub struct Report {
     pub seed: u64,
     /// What the maps were offloaded to.
     pub device: String,
+    /// Name of the profile.
+    pub profile: String,
     /// Possible CPUs, and so values in each entry of a per-CPU map.
     pub possible_cpus: u32,
     /// Version of offmap.
@@ -337,7 +339,7 @@ fn notes(out: &mut String, map: &MapReport) {
 
 /// Appends a paragraph in lines of at most [`WIDTH`] columns; a longer word has a line of its
 /// own.
-fn wrap(out: &mut String, text: &str) {
+pub(crate) fn wrap(out: &mut String, text: &str) {
     let mut column = 0;
     for word in text.split(' ') {
         let width = word.chars().count();
@@ -371,7 +373,7 @@ fn bytes(n: u64) -> String {
     format!("{value:.digits$} {name}")
 }
 
-fn count(n: u64, what: &str) -> String {
+pub(crate) fn count(n: u64, what: &str) -> String {
     format!("{} {what}{}", grouped(n), if n == 1 { "" } else { "s" })
 }
 
@@ -384,7 +386,7 @@ fn times(n: u64) -> String {
 }
 
 /// `n` with a comma between groups of three digits.
-fn grouped(n: u64) -> String {
+pub(crate) fn grouped(n: u64) -> String {
     let digits = n.to_string();
     let mut out = String::new();
     for (i, digit) in digits.chars().enumerate() {

@@ -4,15 +4,18 @@
 //! map and a host map agree, as far as the profile does not say otherwise. Reasons on the data path are fixed sentences: a miss allocates
 //! nothing.
 
-use crate::Profile;
+use crate::{Operation, Profile};
+use offmap_bpf::device::MapSpec;
+use offmap_bpf::uapi::MapType;
 use offmap_bpf::{Errno, Error};
-use offmap_driver::{DriverError, IoError, Limit, Status};
+use offmap_driver::{DriverError, Identity, IoError, Limit, Status};
 
 /// Which operation failed: the same status has different numbers in different operations.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum During {
     Lookup,
-    Update,
+    /// With these flags.
+    Update(u64),
     Delete,
     NextKey,
     LookupAndDelete,
@@ -20,12 +23,42 @@ pub(crate) enum During {
     Walk,
 }
 
+impl During {
+    /// What a profile's rules call it, and the flags of an update.
+    const fn operation(self) -> (Operation, u64) {
+        match self {
+            Self::Lookup => (Operation::Lookup, 0),
+            Self::Update(flags) => (Operation::Update, flags),
+            Self::Delete => (Operation::Delete, 0),
+            Self::NextKey => (Operation::NextKey, 0),
+            Self::LookupAndDelete => (Operation::LookupAndDelete, 0),
+            Self::Walk => (Operation::Walk, 0),
+        }
+    }
+}
+
 const MISSING: Error = Error::new(Errno::ENOENT, "the key is not in the map");
 const LAST: Error = Error::new(Errno::ENOENT, "there is no further key in the map");
 
-/// The error for a status that is not success.
+/// The error for a status that is not success, of an operation on a map of type `map_type`:
+/// the profile's where it has a rule, otherwise a host map's.
 #[cold]
-pub(crate) fn of_status(profile: &Profile, status: Status, during: During) -> Error {
+pub(crate) fn of_status(
+    profile: &Profile,
+    map_type: MapType,
+    status: Status,
+    during: During,
+) -> Error {
+    let error = of_host(status, during);
+    let (operation, flags) = during.operation();
+    match profile.errno(operation, map_type, flags, status) {
+        Some(errno) => error.with_errno(errno),
+        None => error,
+    }
+}
+
+/// The number and the sentence where no profile says otherwise.
+fn of_host(status: Status, during: During) -> Error {
     match status {
         Status::NotFound => match during {
             During::NextKey | During::Walk => LAST,
@@ -37,12 +70,9 @@ pub(crate) fn of_status(profile: &Profile, status: Status, during: During) -> Er
             "the map holds max_entries entries and the key is new",
         ),
         Status::OutOfRange => match during {
-            During::Update => Error::new(Errno::E2BIG, "the index is not below max_entries"),
+            During::Update(_) => Error::new(Errno::E2BIG, "the index is not below max_entries"),
             During::Delete => Error::new(Errno::EINVAL, "array elements cannot be deleted"),
-            _ => Error::new(
-                profile.lookup_out_of_range,
-                "the index is not below max_entries",
-            ),
+            _ => Error::new(Errno::ENOENT, "the index is not below max_entries"),
         },
         Status::Unsupported => match during {
             During::Delete => Error::new(Errno::EINVAL, "array elements cannot be deleted"),
@@ -87,11 +117,16 @@ pub(crate) fn of_status(profile: &Profile, status: Status, during: During) -> Er
 }
 
 /// The number alone, for results that carry no reason.
-pub(crate) fn number(profile: &Profile, status: Status, during: During) -> Result<(), Errno> {
+pub(crate) fn number(
+    profile: &Profile,
+    map_type: MapType,
+    status: Status,
+    during: During,
+) -> Result<(), Errno> {
     if status.is_success() {
         Ok(())
     } else {
-        Err(of_status(profile, status, during).errno())
+        Err(of_status(profile, map_type, status, during).errno())
     }
 }
 
@@ -147,6 +182,22 @@ pub(crate) fn of_create(error: &DriverError) -> Error {
         },
         _ => of_driver(error),
     }
+}
+
+/// What a device with these limits would say to a map that it is not asked for yet.
+pub(crate) fn beyond(identity: &Identity, spec: &MapSpec) -> Option<Error> {
+    let limits = [
+        (Limit::KeyBytes, spec.key_size, identity.key_bytes),
+        (Limit::ValueBytes, spec.value_size, identity.value_bytes),
+        (
+            Limit::EntriesPerMap,
+            spec.max_entries,
+            identity.entries_per_map,
+        ),
+    ];
+    let (limit, asked, allowed) = limits.into_iter().find(|(_, asked, most)| asked > most)?;
+    let status = Status::LimitExceeded;
+    Some(of_limit(status, limit, asked.into(), allowed.into(), 0))
 }
 
 /// Sizes that no amount of free memory would help are E2BIG, as for a host map; what depends on
@@ -215,43 +266,69 @@ mod tests {
             (Status::NotFound, Lookup, Errno::ENOENT),
             (Status::NotFound, NextKey, Errno::ENOENT),
             (Status::NotFound, Walk, Errno::ENOENT),
-            (Status::Exists, Update, Errno::EEXIST),
-            (Status::Full, Update, Errno::E2BIG),
+            (Status::Exists, Update(1), Errno::EEXIST),
+            (Status::Full, Update(0), Errno::E2BIG),
             (Status::OutOfRange, Lookup, Errno::ENOENT),
-            (Status::OutOfRange, Update, Errno::E2BIG),
+            (Status::OutOfRange, Update(0), Errno::E2BIG),
             (Status::OutOfRange, Delete, Errno::EINVAL),
             (Status::Unsupported, Delete, Errno::EINVAL),
             (Status::Unsupported, LookupAndDelete, Errno::ENOTSUPP),
             (Status::NoSpace, Walk, Errno::ENOSPC),
-            (Status::NoMemory, Update, Errno::ENOMEM),
-            (Status::Aborted, Update, Errno::ETIMEDOUT),
-            (Status::Interrupted, Update, Errno::EIO),
+            (Status::NoMemory, Update(0), Errno::ENOMEM),
+            (Status::Aborted, Update(0), Errno::ETIMEDOUT),
+            (Status::Interrupted, Update(0), Errno::EIO),
             (Status::QueueStopped, Lookup, Errno::EIO),
             (Status(0x7777), Lookup, Errno::EIO),
         ];
         let profile = &Profile::offmap();
         for (status, during, errno) in table {
-            assert_eq!(
-                of_status(profile, status, during).errno(),
-                errno,
-                "{status} {during:?}"
-            );
-            assert_eq!(number(profile, status, during), Err(errno));
+            let error = of_status(profile, MapType::HASH, status, during);
+            assert_eq!(error.errno(), errno, "{status} {during:?}");
+            let number = number(profile, MapType::HASH, status, during);
+            assert_eq!(number, Err(errno));
         }
-        assert_eq!(number(profile, Status::Success, Lookup), Ok(()));
-        let unknown = of_status(profile, Status::Interrupted, Update);
+        let success = number(profile, MapType::HASH, Status::Success, Lookup);
+        assert_eq!(success, Ok(()));
+        let unknown = of_status(profile, MapType::HASH, Status::Interrupted, Update(0));
         assert!(unknown.reason().contains("unknown"), "{unknown}");
     }
 
     #[test]
     fn a_profile_changes_the_numbers_that_it_names() {
-        let like_nfp = Profile {
-            lookup_out_of_range: Errno::E2BIG,
-            ..Profile::offmap()
-        };
-        let number = |during| number(&like_nfp, Status::OutOfRange, during);
-        assert_eq!(number(During::Lookup), Err(Errno::E2BIG));
-        assert_eq!(number(During::Delete), Err(Errno::EINVAL));
+        use During::*;
+        let (hash, array) = (MapType::HASH, MapType::ARRAY);
+        let out = Status::OutOfRange;
+        for (name, map_type, status, during, errno) in [
+            ("nfp", array, out, Lookup, Errno::E2BIG),
+            ("nfp", array, out, Update(2), Errno::E2BIG),
+            ("nfp", array, out, Delete, Errno::EINVAL),
+            ("nfp", hash, Status::InvalidMap, Lookup, Errno::EBADFD),
+            ("nfp", hash, Status::NotFound, NextKey, Errno::ENOENT),
+            ("nfp", hash, Status::InvalidField, Update(0), Errno::EINVAL),
+            ("nfp", hash, Status::InvalidLength, Update(0), Errno::EIO),
+            ("nfp", hash, Status::Exists, Update(1), Errno::EEXIST),
+            ("nfp", hash, Status::NoMemory, Update(0), Errno::ENOMEM),
+            ("nfp", hash, Status::Full, Update(0), Errno::E2BIG),
+            ("nfp", hash, Status(0x7777), Update(0), Errno::EIO),
+            ("netdevsim", array, out, Update(2), Errno::ENOENT),
+            ("netdevsim", array, out, Update(1), Errno::E2BIG),
+            ("netdevsim", array, out, Update(0), Errno::E2BIG),
+            ("netdevsim", array, out, Lookup, Errno::ENOENT),
+            ("netdevsim", hash, Status::Full, Update(2), Errno::E2BIG),
+            // What ends a walk is part of the command.
+            ("nfp", hash, Status::InvalidMap, Walk, Errno::ENODEV),
+        ] {
+            let profile = Profile::named(name).unwrap();
+            let error = of_status(&profile, map_type, status, during);
+            assert_eq!(
+                error.errno(),
+                errno,
+                "{name}: {map_type} {status} {during:?}"
+            );
+            // The sentence is the same.
+            let host = of_host(status, during);
+            assert_eq!(error.reason(), host.reason());
+        }
     }
 
     #[test]

@@ -7,11 +7,17 @@
 //! `errno`.
 #![forbid(unsafe_code)]
 
+mod behaved;
 mod errno;
 mod map;
 mod nic;
 mod pool;
 mod profile;
+mod reply_cache;
+mod slot_order;
 
-pub use nic::{OffloadNic, RandomSeeds, SeedSource};
-pub use profile::{FlagRule, Profile};
+pub use nic::{Clock, OffloadNic, RandomSeeds, SeedSource};
+pub use profile::{
+    AllocCheck, AllocRule, Behaviours, ErrnoRule, FlagReason, Operation, Profile, ProfileError,
+    ReplyCacheRule, Situation, Usage,
+};

@@ -1,14 +1,14 @@
 //! The operations of one offloaded map.
 
 use crate::errno::{self, During};
-use crate::nic::Shared;
+use crate::nic::{Reservation, Shared};
 use offmap_bpf::device::{BatchOutcome, MapSpec, OffloadCommands, OffloadedMap};
 use offmap_bpf::error::Result;
 use offmap_bpf::uapi::MapType;
 use offmap_bpf::{Errno, Error};
 use offmap_driver::{DeviceMap, DriverError, Function, QueuePair, Status};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 const NO_ARRAY_DELETE: Error = Error::new(
     Errno::ENOTSUPP,
@@ -35,9 +35,12 @@ const NOTHING_IN_TIME: Error = Error::new(
 pub(crate) struct NicMap<F: Function> {
     shared: Arc<Shared<F>>,
     map: DeviceMap,
+    map_type: MapType,
     is_array: bool,
     max_entries: u32,
     freed: AtomicBool,
+    /// What the map counts for in the profile's limits.
+    reservation: Mutex<Option<Reservation<F>>>,
 }
 
 impl<F: Function> NicMap<F> {
@@ -45,10 +48,46 @@ impl<F: Function> NicMap<F> {
         Self {
             shared,
             map,
+            map_type: spec.map_type,
             is_array: matches!(spec.map_type, MapType::ARRAY | MapType::PERCPU_ARRAY),
             max_entries: spec.max_entries,
             freed: AtomicBool::new(false),
+            reservation: Mutex::new(None),
         }
+    }
+
+    /// The map counts for this from now on, until it is freed.
+    pub(crate) fn counting(mut self, reservation: Option<Reservation<F>>) -> Self {
+        self.reservation = Mutex::new(reservation);
+        self
+    }
+
+    /// Looks keys up in one command where the device can do that, otherwise one after the
+    /// other. `found` gets the index of each key that is there.
+    pub(crate) fn fetch(
+        &self,
+        keys: &[u8],
+        values: &mut [u8],
+        mut found: impl FnMut(usize),
+    ) -> Result<()> {
+        let (key, value) = (self.map.key_size(), self.map.value_stride());
+        if self.shared.driver.identity().batch > 0 {
+            return self.run(During::Lookup, |q| {
+                q.lookup_batch(&self.map, keys, values, |i, status| {
+                    if status.is_success() {
+                        found(i);
+                    }
+                })
+            });
+        }
+        for (i, (key, value)) in
+            std::iter::zip(keys.chunks_exact(key), values.chunks_exact_mut(value)).enumerate()
+        {
+            if self.lookup(key, value, 0).is_ok() {
+                found(i);
+            }
+        }
+        Ok(())
     }
 
     #[inline]
@@ -66,7 +105,7 @@ impl<F: Function> NicMap<F> {
 
     #[cold]
     fn failed(&self, status: Status, during: During) -> Error {
-        errno::of_status(&self.shared.profile, status, during)
+        errno::of_status(&self.shared.profile, self.map_type, status, during)
     }
 
     fn has(&self, command: OffloadCommands) -> Result<()> {
@@ -131,7 +170,7 @@ impl<F: Function> OffloadedMap for NicMap<F> {
 
     fn update(&self, key: &[u8], value: &[u8], flags: u64) -> Result<()> {
         // The core let only BPF_ANY, BPF_NOEXIST and BPF_EXIST through.
-        self.run(During::Update, |q| {
+        self.run(During::Update(flags), |q| {
             q.update(&self.map, key, value, flags as u32)
         })
     }
@@ -168,7 +207,7 @@ impl<F: Function> OffloadedMap for NicMap<F> {
         self.run(During::Lookup, |q| {
             q.lookup_batch(&self.map, keys, values, |i, status| {
                 if let Some(result) = results.get_mut(i) {
-                    *result = errno::number(profile, status, During::Lookup);
+                    *result = errno::number(profile, self.map_type, status, During::Lookup);
                 }
             })
         })
@@ -182,7 +221,7 @@ impl<F: Function> OffloadedMap for NicMap<F> {
             .shared
             .pool
             .with(|q| q.update_batch(&self.map, keys, values, flags as u32));
-        self.changed(done, During::Update)
+        self.changed(done, During::Update(flags))
     }
 
     fn delete_batch(&self, keys: &[u8], _count: u32) -> BatchOutcome {
@@ -244,6 +283,8 @@ impl<F: Function> OffloadedMap for NicMap<F> {
             Ok(()) | Err(DriverError::DeviceReset | DriverError::DeviceGone { .. }) => {}
             Err(_) => self.shared.count_failed_free(),
         }
+        let counted = self.reservation.lock();
+        drop(counted.unwrap_or_else(PoisonError::into_inner).take());
     }
 }
 

@@ -1,16 +1,18 @@
 //! One NIC as the map core knows it.
 
+use crate::behaved::BehavedMap;
 use crate::map::NicMap;
 use crate::pool::Pool;
-use crate::{Profile, errno};
+use crate::{Profile, Situation, Usage, errno};
 use offmap_bpf::Error;
 use offmap_bpf::device::{MapSpec, OffloadCommands, OffloadDevice, OffloadRules, OffloadedMap};
 use offmap_bpf::error::Result;
-use offmap_bpf::uapi::MapFlags;
+use offmap_bpf::uapi::{MapFlags, MapType};
 use offmap_driver::{Driver, DriverError, Function, MapParams};
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 /// A device that maps are offloaded to, through its driver and by a profile.
 pub struct OffloadNic<F: Function> {
@@ -24,7 +26,17 @@ pub(crate) struct Shared<F: Function> {
     pub(crate) profile: Profile,
     pub(crate) commands: OffloadCommands,
     seeds: Box<dyn SeedSource>,
+    clock: Option<Box<dyn Clock>>,
+    /// netdevsim's `bpf_map_accept`.
+    accepting: AtomicBool,
+    used: Mutex<Usage>,
     failed_frees: AtomicU64,
+}
+
+/// A clock for what a profile lets age, such as nfp's reply cache.
+pub trait Clock: Send + Sync + 'static {
+    /// Time since a fixed moment.
+    fn now(&self) -> Duration;
 }
 
 /// Where the seeds of the maps' key hashes come from.
@@ -47,6 +59,79 @@ impl SeedSource for RandomSeeds {
 impl<F: Function> Shared<F> {
     pub(crate) fn count_failed_free(&self) {
         self.failed_frees.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn now(&self) -> Duration {
+        match &self.clock {
+            Some(clock) => clock.now(),
+            None => self.driver.function().now(),
+        }
+    }
+
+    fn used(&self) -> MutexGuard<'_, Usage> {
+        self.used.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The profile's checks; when they pass, the map counts at once, so that of two maps that
+    /// are created together only one gets what is left.
+    fn admit(self: &Arc<Self>, spec: &MapSpec) -> Result<Option<Reservation<F>>> {
+        let mut used = self.used();
+        let situation = Situation {
+            device_types: self.driver.identity().map_types,
+            accepting: self.accepting.load(Ordering::Acquire),
+            used: *used,
+        };
+        self.profile.check(spec, &situation)?;
+        if !self.profile.counts() {
+            return Ok(None);
+        }
+        let elements = u64::from(spec.max_entries);
+        used.maps = used.maps.saturating_add(1);
+        used.elements = used.elements.saturating_add(elements);
+        Ok(Some(Reservation {
+            shared: Arc::clone(self),
+            elements,
+        }))
+    }
+
+    /// MAP_CREATE on the device.
+    pub(crate) fn create(self: &Arc<Self>, spec: &MapSpec, template: u32) -> Result<NicMap<F>> {
+        let percpu = spec.map_type.is_percpu();
+        let params = MapParams {
+            map_type: spec.map_type.0,
+            key_size: spec.key_size,
+            value_size: spec.value_size,
+            max_entries: spec.max_entries,
+            cpu_slots: if percpu { spec.possible_cpus } else { 0 },
+            seed: if spec.map_flags.contains(MapFlags::ZERO_SEED) {
+                0
+            } else {
+                self.seeds.seed()
+            },
+            name: spec.name,
+            map_extra: spec.map_extra,
+            inner_map: template,
+            ..MapParams::default()
+        };
+        let map = self
+            .driver
+            .create_map(&params)
+            .map_err(|e: DriverError| -> Error { errno::of_create(&e) })?;
+        Ok(NicMap::new(Arc::clone(self), spec, map))
+    }
+}
+
+/// A map's share in what its profile limits; given back when dropped.
+pub(crate) struct Reservation<F: Function> {
+    shared: Arc<Shared<F>>,
+    elements: u64,
+}
+
+impl<F: Function> Drop for Reservation<F> {
+    fn drop(&mut self) {
+        let mut used = self.shared.used();
+        used.maps = used.maps.saturating_sub(1);
+        used.elements = used.elements.saturating_sub(self.elements);
     }
 }
 
@@ -72,6 +157,29 @@ impl<F: Function> OffloadNic<F> {
         profile: Profile,
         seeds: impl SeedSource,
     ) -> Result<Arc<Self>, DriverError> {
+        Self::build(driver, profile, Box::new(seeds), None)
+    }
+
+    /// [`OffloadNic::new`] with another clock than the function's for what ages.
+    ///
+    /// # Errors
+    ///
+    /// As [`OffloadNic::new`].
+    pub fn with_clock(
+        driver: Arc<Driver<F>>,
+        profile: Profile,
+        clock: impl Clock,
+    ) -> Result<Arc<Self>, DriverError> {
+        let clock = Some(Box::new(clock) as Box<dyn Clock>);
+        Self::build(driver, profile, Box::new(RandomSeeds), clock)
+    }
+
+    fn build(
+        driver: Arc<Driver<F>>,
+        profile: Profile,
+        seeds: Box<dyn SeedSource>,
+        clock: Option<Box<dyn Clock>>,
+    ) -> Result<Arc<Self>, DriverError> {
         let pool = Pool::new(Arc::clone(&driver))?;
         let identity = driver.identity();
         let rules = profile.rules(identity.map_types, identity.batch > 0);
@@ -81,7 +189,10 @@ impl<F: Function> OffloadNic<F> {
                 driver,
                 pool,
                 profile,
-                seeds: Box::new(seeds),
+                seeds,
+                clock,
+                accepting: AtomicBool::new(true),
+                used: Mutex::new(Usage::default()),
                 failed_frees: AtomicU64::new(0),
             }),
         }))
@@ -95,6 +206,17 @@ impl<F: Function> OffloadNic<F> {
     /// The profile.
     pub fn profile(&self) -> &Profile {
         &self.shared.profile
+    }
+
+    /// Has the device accept maps or not, where its profile has such a switch (netdevsim's
+    /// `bpf_map_accept`). Maps that exist stay.
+    pub fn set_accepting(&self, accepting: bool) {
+        self.shared.accepting.store(accepting, Ordering::Release);
+    }
+
+    /// What its maps count for in the limits of a profile that counts them.
+    pub fn used(&self) -> Usage {
+        *self.shared.used()
     }
 
     /// Maps whose MAP_FREE the device did not confirm, other than for a reset, which frees
@@ -121,6 +243,11 @@ impl<F: Function> OffloadDevice for OffloadNic<F> {
             .rules(identity.map_types, identity.batch > 0)
     }
 
+    fn type_refusal(&self, map_type: MapType) -> Option<String> {
+        let device_types = self.shared.driver.identity().map_types;
+        self.shared.profile.type_refusal(map_type, device_types)
+    }
+
     fn map_alloc(&self, spec: &MapSpec) -> Result<Arc<dyn OffloadedMap>> {
         self.alloc(spec, 0)
     }
@@ -138,30 +265,15 @@ impl<F: Function> OffloadNic<F> {
     /// Has the device make a map; `template` is the handle of the inner maps' template, or 0.
     fn alloc(&self, spec: &MapSpec, template: u32) -> Result<Arc<dyn OffloadedMap>> {
         let shared = &self.shared;
-        shared
-            .profile
-            .check(spec, shared.driver.identity().map_types)?;
-        let percpu = spec.map_type.is_percpu();
-        let params = MapParams {
-            map_type: spec.map_type.0,
-            key_size: spec.key_size,
-            value_size: spec.value_size,
-            max_entries: spec.max_entries,
-            cpu_slots: if percpu { spec.possible_cpus } else { 0 },
-            seed: if spec.map_flags.contains(MapFlags::ZERO_SEED) {
-                0
-            } else {
-                shared.seeds.seed()
-            },
-            name: spec.name,
-            map_extra: spec.map_extra,
-            inner_map: template,
-            ..MapParams::default()
-        };
-        let map = shared
-            .driver
-            .create_map(&params)
-            .map_err(|e: DriverError| -> Error { errno::of_create(&e) })?;
-        Ok(Arc::new(NicMap::new(Arc::clone(shared), spec, map)))
+        let reservation = shared.admit(spec)?;
+        let behaves = shared.profile.behaviours.act()
+            && matches!(spec.map_type, MapType::HASH | MapType::ARRAY);
+        if behaves {
+            let map = BehavedMap::new(Arc::clone(shared), spec, reservation)?;
+            return Ok(Arc::new(map));
+        }
+        Ok(Arc::new(
+            shared.create(spec, template)?.counting(reservation),
+        ))
     }
 }

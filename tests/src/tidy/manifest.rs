@@ -24,6 +24,7 @@ pub const EDGES: &[(&str, &[&str])] = &[
             "offmap-vfio-user?",
         ],
     ),
+    ("offmap-differential", &["offmap-bpf"]),
     ("offmap-cli", &["*"]),
     ("offmap-tests", &["*"]),
 ];

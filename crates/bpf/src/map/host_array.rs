@@ -6,12 +6,14 @@
 
 use super::host_hash::BATCH_END;
 use super::lazy::LazyTable;
-use super::ops::MapOps;
+use super::mapping::{PAGE_BYTES, store_part};
+use super::ops::{MapOps, NO_SUCH_OPERATION};
 use super::words::{Backoff, copy_in, copy_out, words_for};
 use crate::device::BatchOutcome;
 use crate::errno::Errno;
 use crate::error::{Error, Result};
-use crate::uapi::BPF_NOEXIST;
+use crate::uapi::{BPF_F_LOCK, BPF_NOEXIST};
+use std::sync::OnceLock;
 use std::sync::atomic::{
     AtomicU64,
     Ordering::{Acquire, Relaxed, Release},
@@ -32,11 +34,30 @@ pub(crate) struct HostArray {
     max_entries: u32,
     value_bytes: usize,
     elements: LazyTable,
+    mmap: ArrayMmap,
+    /// What is mapped of the last page past the elements; programs may keep data there.
+    slack: OnceLock<Box<[AtomicU64]>>,
 }
+
+/// Whether an array can be mapped.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum ArrayMmap {
+    /// Its type has no `map_mmap`: 524.
+    Never,
+    /// It was created without `BPF_F_MMAPABLE`: EINVAL.
+    NotAsked,
+    /// It can.
+    Shared,
+}
+
+const NOT_MMAPABLE: Error = Error::new(
+    Errno::EINVAL,
+    "the array was created without BPF_F_MMAPABLE",
+);
 
 impl HostArray {
     /// An array of zeroes. `value_bytes` is the size of a value as user space passes it.
-    pub(crate) fn new(value_bytes: usize, max_entries: u32) -> Result<Self> {
+    pub(crate) fn new(value_bytes: usize, max_entries: u32, mmap: ArrayMmap) -> Result<Self> {
         Ok(Self {
             max_entries,
             value_bytes,
@@ -45,7 +66,43 @@ impl HostArray {
                 1 + words_for(value_bytes),
                 "array elements",
             )?,
+            mmap,
+            slack: OnceLock::new(),
         })
+    }
+
+    /// Words of all elements, without their versions.
+    fn element_words(&self) -> usize {
+        self.max_entries as usize * words_for(self.value_bytes)
+    }
+
+    /// An element's version and value.
+    #[inline]
+    fn element(&self, index: u32) -> Option<(&AtomicU64, &[AtomicU64])> {
+        self.elements.get(index as usize)?.split_first()
+    }
+
+    /// A lookup beside writers.
+    #[cold]
+    #[inline(never)]
+    fn lookup_carefully(cell: &AtomicU64, stored: &[AtomicU64], value: &mut [u8]) -> Result<()> {
+        let mut backoff = Backoff::new();
+        loop {
+            let version = cell.load(Acquire);
+            if version & 1 == 0 {
+                copy_out(stored, value);
+                fence(Acquire);
+                if cell.load(Relaxed) == version {
+                    return Ok(());
+                }
+            }
+            if backoff.exhausted() {
+                let _element = Element::lock(cell);
+                copy_out(stored, value);
+                return Ok(());
+            }
+            backoff.wait();
+        }
     }
 
     #[inline]
@@ -100,28 +157,18 @@ impl MapOps for HostArray {
         if index >= self.max_entries {
             return Err(PAST_END);
         }
-        let Some(element) = self.elements.get(index as usize) else {
-            value.fill(0);
-            return Ok(());
+        let Some((cell, stored)) = self.element(index) else {
+            return Err(PAST_END);
         };
-        let (cell, stored) = (&element[0], &element[1..]);
-        let mut backoff = Backoff::new();
-        loop {
-            let version = cell.load(Acquire);
-            if version & 1 == 0 {
-                copy_out(stored, value);
-                fence(Acquire);
-                if cell.load(Relaxed) == version {
-                    return Ok(());
-                }
-            }
-            if backoff.exhausted() {
-                let _element = Element::lock(cell);
-                copy_out(stored, value);
+        let version = cell.load(Acquire);
+        if version & 1 == 0 {
+            copy_out(stored, value);
+            fence(Acquire);
+            if cell.load(Relaxed) == version {
                 return Ok(());
             }
-            backoff.wait();
         }
+        Self::lookup_carefully(cell, stored, value)
     }
 
     fn update(&self, key: &[u8], value: &[u8], flags: u64) -> Result<()> {
@@ -129,13 +176,24 @@ impl MapOps for HostArray {
         if index >= self.max_entries {
             return Err(PAST_END_UPDATE);
         }
-        if flags == BPF_NOEXIST {
+        if flags & !BPF_F_LOCK == BPF_NOEXIST {
             return Err(PRESENT);
         }
-        let element = self.elements.get_or_alloc(index as usize)?;
-        let mut guard = Element::lock(&element[0]);
+        let Some((cell, stored)) = self.element(index) else {
+            return Err(PAST_END_UPDATE);
+        };
+        let mut guard = Element::lock(cell);
         guard.changed = true;
-        copy_in(&element[1..], value);
+        if self.mmap == ArrayMmap::Shared {
+            // Those who map the array see its padding, and it is theirs.
+            let (whole, part) = value.split_at(value.len() & !7);
+            copy_in(stored, whole);
+            if let (false, Some(last)) = (part.is_empty(), stored.last()) {
+                store_part(last, 0, part);
+            }
+        } else {
+            copy_in(stored, value);
+        }
         Ok(())
     }
 
@@ -146,6 +204,32 @@ impl MapOps for HostArray {
     /// `array_map_mem_usage`.
     fn mem_usage(&self) -> u64 {
         u64::from(self.max_entries) * (self.value_bytes as u64).next_multiple_of(8)
+    }
+
+    fn mmap_bytes(&self) -> Result<u64> {
+        match self.mmap {
+            ArrayMmap::Never => Err(NO_SUCH_OPERATION),
+            ArrayMmap::NotAsked => Err(NOT_MMAPABLE),
+            ArrayMmap::Shared => Ok((self.element_words() as u64 * 8).next_multiple_of(PAGE_BYTES)),
+        }
+    }
+
+    fn mapped_word(&self, word: usize, store: bool) -> Result<Option<&AtomicU64>> {
+        let per_element = words_for(self.value_bytes);
+        let Some(past_end) = word.checked_sub(self.element_words()) else {
+            let (index, within) = (word / per_element, 1 + word % per_element);
+            let element = self.elements.get(index);
+            return Ok(element.and_then(|words| words.get(within)));
+        };
+        let slack = match store {
+            true => Some(self.slack.get_or_init(|| {
+                let words = self.element_words() as u64 * 8;
+                let bytes = words.next_multiple_of(PAGE_BYTES) - words;
+                (0..bytes / 8).map(|_| AtomicU64::new(0)).collect()
+            })),
+            false => self.slack.get(),
+        };
+        Ok(slack.and_then(|words| words.get(past_end)))
     }
 
     fn get_next_key(&self, key: Option<&[u8]>, next: &mut [u8]) -> Result<()> {

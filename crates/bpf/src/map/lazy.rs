@@ -1,26 +1,29 @@
-//! A table of fixed-size items in zeroed memory that is taken piece by piece.
+//! A table of fixed-size items in zeroed memory that the operating system gives page by page.
 //!
-//! A map of ten million entries is created at once and costs memory as it fills. The size of
-//! the whole is asked of the allocator when the table is made, so that a map that could never
-//! be held is refused then, as in the kernel; a segment that cannot be had later is ENOMEM.
+//! A map of ten million entries is created at once and costs memory as it fills: the table is
+//! one allocation of zeroes, of which an untouched page takes none. A map that could never be
+//! held is refused when it is made, as in the kernel. In one piece an item is found with a
+//! multiplication, and huge pages can hold it.
 
 use crate::errno::Errno;
 use crate::error::{Error, Result};
-use std::sync::OnceLock;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use zerocopy::FromZeros;
 
-/// Bytes that a segment has at least, unless the table is smaller.
-const SEGMENT_BYTES: usize = 64 << 10;
-/// Segments that a table has at most: its directory stays within 256 KiB.
-const MAX_SEGMENTS: usize = 1 << 13;
+/// Words of a cache line, where the first item begins.
+const LINE_WORDS: usize = 8;
+/// Log2 of the words that one bit of [`LazyTable::stored`] stands for: 64 KiB.
+const SPAN_BITS: u32 = 13;
 
 /// `items` items of `item_words` words each.
 pub(crate) struct LazyTable {
-    segments: Box<[OnceLock<Box<[AtomicU64]>>]>,
+    words: Box<[AtomicU64]>,
+    /// Words before the first item, which begins a cache line.
+    start: usize,
     items: usize,
     item_words: usize,
-    /// Log2 of the items per segment.
-    shift: u32,
+    /// A bit for each 64 KiB in which an item may be other than zeroes.
+    stored: Box<[AtomicU64]>,
 }
 
 impl LazyTable {
@@ -32,74 +35,97 @@ impl LazyTable {
                 format!("{items} {what} of {item_words} words exceed the memory that can be had"),
             )
         };
-        let words = items.checked_mul(item_words).ok_or_else(too_big)?;
-        Vec::<u64>::new()
-            .try_reserve_exact(words)
-            .map_err(|_| too_big())?;
-        let per_segment = (SEGMENT_BYTES / 8 / item_words)
-            .max(items.div_ceil(MAX_SEGMENTS))
-            .clamp(1, items.max(1))
-            .next_power_of_two();
-        let count = items.div_ceil(per_segment);
+        let zeroes = |words| <[AtomicU64]>::new_box_zeroed_with_elems(words).map_err(|_| too_big());
+        let words = items
+            .checked_mul(item_words)
+            .and_then(|words| words.checked_add(LINE_WORDS))
+            .ok_or_else(too_big)?;
+        let stored = zeroes((words >> SPAN_BITS) / 64 + 1)?;
+        let words = zeroes(words)?;
+        // Words are aligned to 8 bytes, so that this many are left over.
+        let start = words.as_ptr().addr().wrapping_neg() / 8 % LINE_WORDS;
         Ok(Self {
-            segments: (0..count).map(|_| OnceLock::new()).collect(),
+            words,
+            start,
             items,
             item_words,
-            shift: per_segment.trailing_zeros(),
+            stored,
         })
     }
 
-    /// The item, or `None` while nothing was stored in its segment: it reads as zeroes.
+    /// The item. The index is below the number of items; one that is not gives `None`, or words
+    /// that no item has.
     #[inline]
     pub(crate) fn get(&self, index: usize) -> Option<&[AtomicU64]> {
-        let segment = self.segments.get(index >> self.shift)?.get()?;
-        self.within(segment, index)
+        let from = self.start + index * self.item_words;
+        self.words.get(from..from + self.item_words)
     }
 
-    /// The item, its memory taken if need be.
+    /// The first `N` words of the item, as [`LazyTable::get`].
     #[inline]
-    pub(crate) fn get_or_alloc(&self, index: usize) -> Result<&[AtomicU64]> {
-        match self.get(index) {
-            Some(item) => Ok(item),
-            None => self.alloc(index),
-        }
+    pub(crate) fn get_words<const N: usize>(&self, index: usize) -> Option<&[AtomicU64; N]> {
+        let from = self.start + index * self.item_words;
+        self.words.get(from..)?.first_chunk()
     }
 
-    /// The first index at or after `index` whose segment has memory, or the number of items.
+    /// Says that the item is going to be stored to. Before the first store to it.
     #[inline]
-    pub(crate) fn skip_absent(&self, index: usize) -> usize {
-        let first = index >> self.shift;
-        let Some(rest) = self.segments.get(first..) else {
-            return self.items;
+    pub(crate) fn will_store(&self, index: usize) {
+        let span = (index * self.item_words) >> SPAN_BITS;
+        let Some(word) = self.stored.get(span / 64) else {
+            return;
         };
-        match rest.iter().position(|segment| segment.get().is_some()) {
-            Some(0) => index,
-            Some(n) => (first + n) << self.shift,
-            None => self.items,
+        let bit = 1 << (span % 64);
+        if word.load(Relaxed) & bit == 0 {
+            word.fetch_or(bit, Relaxed);
         }
     }
 
-    #[inline]
-    fn within<'a>(&self, segment: &'a [AtomicU64], index: usize) -> Option<&'a [AtomicU64]> {
-        let start = (index & ((1 << self.shift) - 1)) * self.item_words;
-        segment.get(start..start + self.item_words)
+    /// The first index at or after `index` that may have been stored to, or the number of
+    /// items.
+    pub(crate) fn skip_untouched(&self, index: usize) -> usize {
+        let span = (index * self.item_words) >> SPAN_BITS;
+        let mut at = span / 64;
+        let mut bits = self.stored.get(at).map_or(0, |word| word.load(Relaxed)) >> (span % 64);
+        if bits & 1 != 0 {
+            return index;
+        }
+        let mut first = span;
+        while bits == 0 {
+            at += 1;
+            let Some(word) = self.stored.get(at) else {
+                return self.items;
+            };
+            (first, bits) = (at * 64, word.load(Relaxed));
+        }
+        // An item that begins in an earlier span was marked with that one.
+        let from = (first + bits.trailing_zeros() as usize) << SPAN_BITS;
+        from.div_ceil(self.item_words).clamp(index, self.items)
     }
+}
 
-    #[cold]
-    fn alloc(&self, index: usize) -> Result<&[AtomicU64]> {
-        const NO_MEMORY: Error = Error::new(
-            Errno::ENOMEM,
-            "the allocator has no memory for another part of the map",
-        );
-        let number = index >> self.shift;
-        let slot = self.segments.get(number).ok_or(NO_MEMORY)?;
-        let here = (self.items - (number << self.shift)).min(1 << self.shift);
-        let words = here * self.item_words;
-        let mut segment = Vec::new();
-        segment.try_reserve_exact(words).map_err(|_| NO_MEMORY)?;
-        segment.extend((0..words).map(|_| AtomicU64::new(0)));
-        // Another thread may have been first; then its segment counts, and ours goes.
-        let _ = slot.set(segment.into_boxed_slice());
-        self.get(index).ok_or(NO_MEMORY)
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn items_begin_a_line_and_untouched_ones_are_skipped() {
+        for item_words in [1, 8, 9, 20_000] {
+            let table = LazyTable::new(3_000, item_words, "items").unwrap();
+            assert_eq!(table.get(0).unwrap().as_ptr().addr() % 64, 0);
+            assert_eq!(table.get(2_999).unwrap().len(), item_words);
+            assert_eq!(table.skip_untouched(0), 3_000);
+            for stored in [2_999, 1_500, 7] {
+                table.will_store(stored);
+                let found = table.skip_untouched(0);
+                assert!(
+                    found <= stored,
+                    "{item_words} words: {found} is past {stored}"
+                );
+                assert!((stored - found) * item_words < 1 << SPAN_BITS);
+                assert_eq!(table.skip_untouched(stored), stored);
+            }
+        }
+        assert!(LazyTable::new(usize::MAX / 8, 9, "items").is_err());
     }
 }

@@ -4,11 +4,17 @@ mod host_array;
 mod host_hash;
 pub(crate) mod inner;
 mod lazy;
+mod mapping;
 mod object;
 mod offload;
 pub(crate) mod ops;
+mod owner;
 pub(crate) mod types;
 mod words;
 
-pub(crate) use object::{Map, ReadMostly};
-pub(crate) use offload::{Attached, OffloadMap};
+pub use mapping::Mapping;
+pub(crate) use mapping::PAGE_BYTES;
+pub use owner::ProgramTraits;
+
+pub(crate) use object::{Map, ReadMostly, WriteActive};
+pub(crate) use offload::{Attached, OFFLOADED_MAP_BYTES, OffloadMap};

@@ -1,17 +1,22 @@
 //! `struct bpf_map`.
 
 use super::offload::OffloadMap;
-use super::ops::MapOps;
+use super::ops::{MapOps, Token};
+use super::owner::ProgramOwner;
+use crate::btf_object::MapBtf;
+use crate::caller::Caller;
 use crate::device::OffloadCommands;
 use crate::errno::Errno;
 use crate::error::{Error, Result};
-use crate::system::Shared;
+use crate::memory::Charge;
+use crate::security::SecurityMap;
+use crate::system::{Identified, Seen, Shared};
 use crate::uapi::{BPF_OBJ_NAME_LEN, MapFlags, MapType};
-use std::sync::Arc;
 use std::sync::atomic::{
-    AtomicU32, AtomicU64,
+    AtomicBool, AtomicU32, AtomicU64,
     Ordering::{AcqRel, Acquire, Relaxed, Release},
 };
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// A map. As in the kernel, what operations read lies on cache lines of its own, and what user
 /// space writes with every update lies on others, so that writers never take the readers'
@@ -20,6 +25,7 @@ use std::sync::atomic::{
 pub(crate) struct Map {
     pub(crate) read_mostly: ReadMostly,
     written: Written,
+    settled: Settled,
 }
 
 /// Read by every operation; written when the map is made, and the id once more when it goes.
@@ -37,11 +43,13 @@ pub(crate) struct ReadMostly {
     pub(crate) map_extra: u64,
     pub(crate) map_flags: MapFlags,
     pub(crate) numa_node: u32,
-    /// Bytes of a batch walk's token.
-    pub(crate) token_bytes: u32,
+    /// What a batch walk's token is.
+    pub(crate) token: Token,
     /// 0 while the map has none: before it is published, and after it was taken away.
     pub(crate) id: AtomicU32,
     pub(crate) name: [u8; BPF_OBJ_NAME_LEN],
+    /// The types of its keys and values, if it was created with BTF.
+    pub(crate) btf: Option<Box<MapBtf>>,
     /// What `ops` reaches the device through, for offloaded maps: mostly the same object.
     pub(crate) offload: Option<Arc<OffloadMap>>,
     pub(crate) shared: Arc<Shared>,
@@ -57,27 +65,66 @@ struct Written {
     writecnt: AtomicU64,
 }
 
+/// Looked at when a program is bound to the map, and when it goes.
+struct Settled {
+    /// Who pays for the storage; goes with it to the worker.
+    charge: Mutex<Option<Charge>>,
+    /// Set once a security hook has seen the map.
+    seen: AtomicBool,
+    /// `owner`, under its `owner_lock`.
+    owner: Mutex<Option<ProgramOwner>>,
+}
+
 const FROZEN: u64 = 1 << 63;
 
 const IS_FROZEN: Error = Error::new(Errno::EPERM, "the map is frozen for user space");
 
 impl Map {
-    pub(crate) fn new(read_mostly: ReadMostly) -> Self {
+    pub(crate) fn new(read_mostly: ReadMostly, charge: Option<Charge>) -> Self {
         Self {
             read_mostly,
             written: Written {
                 usercnt: AtomicU64::new(0),
                 writecnt: AtomicU64::new(0),
             },
+            settled: Settled {
+                charge: Mutex::new(charge),
+                seen: AtomicBool::new(false),
+                owner: Mutex::new(None),
+            },
         }
+    }
+
+    /// The map as security hooks see it.
+    pub(crate) fn for_security(&self) -> SecurityMap {
+        let fields = &self.read_mostly;
+        SecurityMap {
+            id: self.id(),
+            map_type: fields.map_type,
+            key_size: fields.key_size,
+            value_size: fields.value_size,
+            max_entries: fields.max_entries,
+            map_flags: fields.map_flags,
+            name: fields.name,
+            offloaded: fields.offload.is_some(),
+        }
+    }
+
+    /// `security_bpf_map_create`.
+    pub(crate) fn security_create(&self, caller: &Caller) -> Result<()> {
+        self.settled.seen.store(true, Relaxed);
+        let hook = &self.read_mostly.shared.security;
+        hook.map_create(caller, &self.for_security())
+    }
+
+    /// `map->owner`, locked.
+    pub(crate) fn owner(&self) -> MutexGuard<'_, Option<ProgramOwner>> {
+        let owner = self.settled.owner.lock();
+        owner.unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn id(&self) -> u32 {
         self.read_mostly.id.load(Acquire)
-    }
-
-    pub(crate) fn set_id(&self, id: u32) {
-        self.read_mostly.id.store(id, Release);
     }
 
     /// `bpf_map_free_id`: the id table forgets the map. Does nothing the second time.
@@ -97,6 +144,17 @@ impl Map {
             return Err(IS_FROZEN);
         }
         Ok(active)
+    }
+
+    /// As [`Map::begin_write`], for a writer that stays until [`Map::end_write`]: as in the
+    /// kernel a writable mapping.
+    pub(crate) fn begin_long_write(&self) -> Result<()> {
+        self.begin_write().map(std::mem::forget)
+    }
+
+    /// Ends what [`Map::begin_long_write`] began.
+    pub(crate) fn end_write(&self) {
+        drop(WriteActive(&self.written.writecnt));
     }
 
     /// `map_freeze`.
@@ -132,12 +190,26 @@ impl Map {
     }
 }
 
+impl Identified for Map {
+    fn id_cell(&self) -> &AtomicU32 {
+        &self.read_mostly.id
+    }
+}
+
 impl Drop for Map {
     /// `bpf_map_put` of the last reference: the id goes at once, the storage later.
     fn drop(&mut self) {
+        let map = self.for_security();
         self.free_id();
         let ops = Arc::clone(&self.read_mostly.ops);
-        self.read_mostly.shared.frees.send(ops);
+        let shared = &self.read_mostly.shared;
+        let seen = self.settled.seen.get_mut().then(|| Seen {
+            hook: Arc::clone(&shared.security),
+            map,
+        });
+        let charge = self.settled.charge.get_mut();
+        let charge = charge.unwrap_or_else(PoisonError::into_inner).take();
+        shared.frees.send(ops, seen, charge);
     }
 }
 

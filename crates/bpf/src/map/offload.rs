@@ -6,6 +6,7 @@ use crate::caller::NetNs;
 use crate::device::{BatchOutcome, OffloadCommands, OffloadDevice, OffloadRules, OffloadedMap};
 use crate::errno::Errno;
 use crate::error::{Error, Result};
+use crate::uapi::BPF_F_LOCK;
 use crossbeam_utils::CachePadded;
 use std::cell::Cell;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -31,7 +32,7 @@ thread_local! {
 }
 
 /// `sizeof(struct bpf_offloaded_map)` on 64-bit: four cache lines of `struct bpf_map`, and the links.
-const OFFLOADED_MAP_BYTES: u64 = 320;
+pub(crate) const OFFLOADED_MAP_BYTES: u64 = 320;
 
 type OnDevice = Arc<dyn OffloadedMap>;
 
@@ -45,8 +46,8 @@ pub(crate) struct OffloadMap {
     device: [CachePadded<RwLock<Option<OnDevice>>>; SHARDS],
     attached: Mutex<Attached>,
     rules: OffloadRules,
-    /// Only ever compared: the netdevs keep their device.
-    owner: Weak<dyn OffloadDevice>,
+    /// The offload device, whose ports share their maps.
+    offload_device: Weak<dyn OffloadDevice>,
     map: OnceLock<Weak<Map>>,
 }
 
@@ -55,7 +56,7 @@ impl OffloadMap {
         on_device: OnDevice,
         attached: Attached,
         rules: OffloadRules,
-        owner: &Arc<dyn OffloadDevice>,
+        offload_device: Weak<dyn OffloadDevice>,
     ) -> Self {
         Self {
             device: std::array::from_fn(|_| {
@@ -63,7 +64,7 @@ impl OffloadMap {
             }),
             attached: Mutex::new(attached),
             rules,
-            owner: Arc::downgrade(owner),
+            offload_device,
             map: OnceLock::new(),
         }
     }
@@ -73,6 +74,11 @@ impl OffloadMap {
     /// lifts.
     pub(crate) fn commands(&self, native: OffloadCommands) -> OffloadCommands {
         self.rules.commands & native
+    }
+
+    /// Whether the device's profile lifts `map_check_no_btf`.
+    pub(crate) const fn takes_btf(&self) -> bool {
+        self.rules.btf
     }
 
     /// Ties the storage to its map, so that removal of the device can free the map's id.
@@ -113,12 +119,7 @@ impl OffloadMap {
 
     /// Whether both are on one offload device, through whichever of its netdevs.
     pub(crate) fn is_on_device_of(&self, other: &Self) -> bool {
-        Weak::ptr_eq(&self.owner, &other.owner)
-    }
-
-    /// Whether it is on this offload device.
-    pub(crate) fn is_on(&self, device: &Arc<dyn OffloadDevice>) -> bool {
-        Weak::ptr_eq(&self.owner, &Arc::downgrade(device))
+        Weak::ptr_eq(&self.offload_device, &other.offload_device)
     }
 
     /// As [`OffloadedMap::inner_value`].
@@ -136,6 +137,13 @@ impl OffloadMap {
 
     pub(crate) fn is_gone(&self) -> bool {
         self.device().is_none()
+    }
+
+    /// `__bpf_offload_dev_match`: whether a program for this device can use the map. None can
+    /// once the map has left its device.
+    pub(crate) fn matches(&self, device: &Arc<dyn OffloadDevice>) -> bool {
+        std::ptr::addr_eq(Weak::as_ptr(&self.offload_device), Arc::as_ptr(device))
+            && !self.is_gone()
     }
 
     /// The netdev goes and a sibling of the same offload device takes the map over. Waits for
@@ -159,7 +167,7 @@ impl MapOps for OffloadMap {
     #[inline]
     fn lookup(&self, key: &[u8], value: &mut [u8], flags: u64) -> Result<()> {
         match self.device().as_ref() {
-            Some(on_device) => on_device.lookup(key, value, flags),
+            Some(on_device) => on_device.lookup(key, value, flags & !BPF_F_LOCK),
             None => Err(GONE),
         }
     }
@@ -167,7 +175,8 @@ impl MapOps for OffloadMap {
     #[inline]
     fn update(&self, key: &[u8], value: &[u8], flags: u64) -> Result<()> {
         match self.device().as_ref() {
-            Some(on_device) => on_device.update(key, value, flags),
+            // The device's update of a value is whole, which is what the lock is for.
+            Some(on_device) => on_device.update(key, value, flags & !BPF_F_LOCK),
             None => Err(GONE),
         }
     }
@@ -190,7 +199,7 @@ impl MapOps for OffloadMap {
 
     fn lookup_and_delete(&self, key: &[u8], value: &mut [u8], flags: u64) -> Result<()> {
         match self.device().as_ref() {
-            Some(on_device) => on_device.lookup_and_delete(key, value, flags),
+            Some(on_device) => on_device.lookup_and_delete(key, value, flags & !BPF_F_LOCK),
             None => Err(GONE),
         }
     }
@@ -221,7 +230,7 @@ impl MapOps for OffloadMap {
         _sizes: (usize, usize),
     ) -> BatchOutcome {
         match self.device().as_ref() {
-            Some(on_device) => on_device.update_batch(keys, values, count, flags),
+            Some(on_device) => on_device.update_batch(keys, values, count, flags & !BPF_F_LOCK),
             None => BatchOutcome::failed(GONE),
         }
     }

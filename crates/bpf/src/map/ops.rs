@@ -7,6 +7,7 @@ use crate::error::{Error, Result};
 use crate::map::inner::{InnerMaps, MapMeta};
 use crate::uapi::MapCreateAttr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 /// What the token of a batch walk is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -103,6 +104,18 @@ pub(crate) trait MapOps: Send + Sync {
     /// `map_mem_usage`: bytes of memory that the map accounts for, by the kernel's figures for
     /// a map of these sizes.
     fn mem_usage(&self) -> u64;
+
+    /// Bytes of the map's memory that `mmap(2)` can map, in whole pages. 524 for maps that have
+    /// no `map_mmap`; what that refuses otherwise.
+    fn mmap_bytes(&self) -> Result<u64> {
+        Err(NO_SUCH_OPERATION)
+    }
+
+    /// Word `word` of the memory that can be mapped; `None` where nothing was stored so far,
+    /// which only happens when `store` is not set. ENOMEM.
+    fn mapped_word(&self, _word: usize, _store: bool) -> Result<Option<&AtomicU64>> {
+        Err(NO_SUCH_OPERATION)
+    }
 
     /// The last reference to the map is gone; called once, from the worker. Host storage goes
     /// with its memory.

@@ -1,6 +1,6 @@
 //! Commands that take a descriptor or an id.
 
-use super::fd::{File, bad_fd};
+use super::fd::{File, bad_fd, not_a_map};
 use super::{Fd, System};
 use crate::caller::Caller;
 use crate::device::BatchOutcome;
@@ -19,15 +19,53 @@ impl System {
     }
 
     /// `fdget`: the table is locked for one reference count.
-    fn file(&self, fd: Fd) -> Option<Arc<File>> {
+    pub(super) fn file(&self, fd: Fd) -> Option<Arc<File>> {
         self.fds().get(fd).cloned()
     }
 
     /// `__bpf_map_get`, and what is to be done with the map. EBADF.
     fn with_map<R>(&self, fd: Fd, operation: impl FnOnce(&MapFile) -> Result<R>) -> Result<R> {
-        let file = self.file(fd).ok_or_else(|| bad_fd(fd))?;
-        let File::Map(map) = &*file;
-        operation(map)
+        operation(self.open_file(fd)?.map()?)
+    }
+
+    /// The open file of a descriptor. EBADF, or EINVAL for a file of others.
+    pub(super) fn open_file(&self, fd: Fd) -> Result<Arc<File>> {
+        let fds = self.fds();
+        match fds.get(fd) {
+            Some(file) => Ok(Arc::clone(file)),
+            None if fds.is_of_others(fd) => Err(not_a_map(fd)),
+            None => Err(bad_fd(fd)),
+        }
+    }
+
+    /// The map behind a descriptor, for a call that needs it for long. EBADF, EINVAL.
+    pub(super) fn raw_map(&self, fd: Fd) -> Result<MapFile> {
+        self.with_map(fd, |map| Ok(map.clone()))
+    }
+
+    /// `bpf_map_update_value`, for maps that want to be told what a descriptor in the value is.
+    pub(super) fn update_map(
+        &self,
+        map: &MapFile,
+        key: &[u8],
+        value: &[u8],
+        flags: u64,
+    ) -> Result<()> {
+        map.update_resolving(key, value, flags, |inner| self.map_of(inner))
+    }
+
+    /// As `update_map`, for a batch.
+    pub(super) fn update_map_batch(
+        &self,
+        map: &MapFile,
+        keys: &[u8],
+        values: &[u8],
+        count: u32,
+        elem_flags: u64,
+    ) -> BatchOutcome {
+        map.update_batch_resolving(keys, values, count, (elem_flags, 0), |inner| {
+            self.map_of(inner)
+        })
     }
 
     /// As `with_map`, for a batch.
@@ -184,11 +222,22 @@ impl System {
 
     /// BPF_OBJ_GET_INFO_BY_FD: as [`MapFile::info`]; a bad descriptor is EBADFD here.
     pub fn info(&self, fd: Fd) -> Result<MapInfo> {
-        let file = self.file(fd).ok_or_else(|| {
-            Error::because(Errno::EBADFD, format!("descriptor {} is not open", fd.0))
-        })?;
-        let File::Map(map) = &*file;
-        map.info()
+        self.info_map(fd)?.info()
+    }
+
+    /// The map whose info is asked for.
+    pub(super) fn info_map(&self, fd: Fd) -> Result<MapFile> {
+        Ok(self.info_file(fd)?.map()?.clone())
+    }
+
+    /// The object whose info is asked for. EBADFD, and EINVAL for files of others.
+    pub(super) fn info_file(&self, fd: Fd) -> Result<Arc<File>> {
+        self.open_file(fd).map_err(|error| match error.errno() {
+            Errno::EBADF => {
+                Error::because(Errno::EBADFD, format!("descriptor {} is not open", fd.0))
+            }
+            _ => error,
+        })
     }
 
     /// BPF_MAP_GET_NEXT_ID: the smallest map id above `start`.
@@ -196,13 +245,7 @@ impl System {
     /// EINVAL for a start of 2^31 − 1 or more, EPERM without CAP_SYS_ADMIN, ENOENT when there
     /// is none. Maps of a removed device are not listed.
     pub fn get_next_id(&self, caller: &Caller, start: u32) -> Result<u32> {
-        if start >= i32::MAX as u32 {
-            return Err(Error::because(
-                Errno::EINVAL,
-                format!("start_id {start}: ids are below {}", i32::MAX),
-            ));
-        }
-        check_sys_admin(caller, "listing map ids")?;
+        check_next_id(caller, start, "listing map ids")?;
         self.shared.ids.next_after(start).ok_or(Error::new(
             Errno::ENOENT,
             "no map has an id above the given one",
@@ -229,11 +272,22 @@ impl System {
         let map = self.shared.ids.get(id).ok_or_else(|| {
             Error::because(Errno::ENOENT, format!("id {id}: there is no such map"))
         })?;
-        self.install(Arc::new(File::Map(MapFile::open(map, mode))))
+        self.new_map_fd(caller, MapFile::open(map, mode))
     }
 }
 
-fn check_sys_admin(caller: &Caller, what: &str) -> Result<()> {
+/// What `bpf_obj_get_next_id` asks first. EINVAL, EPERM.
+pub(super) fn check_next_id(caller: &Caller, start: u32, what: &str) -> Result<()> {
+    if start >= i32::MAX as u32 {
+        return Err(Error::because(
+            Errno::EINVAL,
+            format!("start_id {start}: ids are below {}", i32::MAX),
+        ));
+    }
+    check_sys_admin(caller, what)
+}
+
+pub(super) fn check_sys_admin(caller: &Caller, what: &str) -> Result<()> {
     if caller.sys_admin() {
         Ok(())
     } else {
@@ -244,7 +298,7 @@ fn check_sys_admin(caller: &Caller, what: &str) -> Result<()> {
     }
 }
 
-fn check_lookup_flags(flags: u64) -> Result<()> {
+pub(super) fn check_lookup_flags(flags: u64) -> Result<()> {
     if flags & !BPF_F_LOCK != 0 {
         return Err(Error::new(
             Errno::EINVAL,

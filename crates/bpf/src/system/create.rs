@@ -10,10 +10,18 @@ use crate::file::{FileMode, MapFile};
 use crate::map::inner::{MapMeta, OffloadedMapOfMaps};
 use crate::map::ops::{AllocContext, MapOps, MapTypeOps};
 use crate::map::types::map_type_ops;
-use crate::map::{Map, OffloadMap, ReadMostly};
+use crate::map::{Map, OFFLOADED_MAP_BYTES, OffloadMap, ReadMostly};
+use crate::memory::Charge;
 use crate::uapi::{BPF_OBJ_NAME_LEN, MapCreateAttr, MapFlags, MapType, NUMA_NO_NODE};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
+
+/// What holds a new map's elements, and who pays for it.
+struct Storage {
+    ops: Arc<dyn MapOps>,
+    offload: Option<Arc<OffloadMap>>,
+    charge: Option<Charge>,
+}
 
 fn invalid(reason: String) -> Error {
     Error::because(Errno::EINVAL, reason)
@@ -27,6 +35,23 @@ impl System {
     /// before the name and the BTF ids are looked at; when those are wrong it sees MAP_ALLOC
     /// and then, from the worker, MAP_FREE.
     pub fn map_create(&self, caller: &Caller, attr: &MapCreateAttr) -> Result<Fd> {
+        self.create(caller, attr, &|address| {
+            Err(Error::because(
+                Errno::EFAULT,
+                format!(
+                    "excl_prog_hash {address:#x}: this call has no user memory; System::bpf has"
+                ),
+            ))
+        })
+    }
+
+    /// As [`System::map_create`]; `exclusive` reads the hash at `excl_prog_hash`.
+    pub(super) fn create(
+        &self,
+        caller: &Caller,
+        attr: &MapCreateAttr,
+        exclusive: &dyn Fn(u64) -> Result<[u8; 32]>,
+    ) -> Result<Fd> {
         let token = attr.flags().contains(MapFlags::TOKEN_FD);
         let attr = &MapCreateAttr {
             map_flags: (attr.flags() - MapFlags::TOKEN_FD).bits(),
@@ -45,10 +70,7 @@ impl System {
         })?;
         (type_ops.alloc_check)(attr, caller)?;
         if token {
-            return Err(Error::because(
-                Errno::EBADF,
-                format!("map_token_fd {}: no BPF token", attr.map_token_fd),
-            ));
+            return Err(self.no_token(Fd(attr.map_token_fd)));
         }
         if (self.config.unprivileged_bpf_disabled || type_ops.needs_cap_bpf)
             && !caller.bpf_capable()
@@ -58,7 +80,7 @@ impl System {
                 format!("creating a map of type {map_type} needs CAP_BPF"),
             ));
         }
-        let (ops, offload): (Arc<dyn MapOps>, Option<Arc<OffloadMap>>) = if attr.map_ifindex == 0 {
+        let storage = if attr.map_ifindex == 0 {
             let context = AllocContext {
                 possible_cpus: self.config.possible_cpus,
                 template: match map_type.is_map_of_maps() {
@@ -66,9 +88,15 @@ impl System {
                     false => None,
                 },
             };
-            ((type_ops.alloc)(attr, &context)?, None)
+            let ops = (type_ops.alloc)(attr, &context)?;
+            let charge = self.charge(caller, ops.mem_usage())?;
+            Storage {
+                ops,
+                offload: None,
+                charge,
+            }
         } else {
-            let (map, template) = self.offload_alloc(caller, attr)?;
+            let (map, template, charge) = self.offload_alloc(caller, attr)?;
             let ops: Arc<dyn MapOps> = match template {
                 Some(template) => Arc::new(OffloadedMapOfMaps::new(
                     Arc::clone(&map),
@@ -79,29 +107,51 @@ impl System {
                 )),
                 None => Arc::clone(&map) as _,
             };
-            (ops, Some(map))
+            Storage {
+                ops,
+                offload: Some(map),
+                charge,
+            }
         };
         // From here on the map owns its storage: an error drops it, and the worker frees it.
-        let map = self.finish(attr, ops, offload, type_ops)?;
-        self.install(Arc::new(File::Map(MapFile::open(map, mode))))
+        let map = self.finish(caller, attr, storage, type_ops, exclusive)?;
+        self.new_map_fd(caller, MapFile::open(map, mode))
+    }
+
+    /// `bpf_map_new_fd`: a descriptor of a map, if the security module lets the caller have it.
+    pub(super) fn new_map_fd(&self, caller: &Caller, file: MapFile) -> Result<Fd> {
+        file.check_open(caller)?;
+        self.install(Arc::new(File::Map(file)))
+    }
+
+    /// Has the caller's memory owner pay for a map whose elements take `bytes`.
+    fn charge(&self, caller: &Caller, bytes: u64) -> Result<Option<Charge>> {
+        let map = size_of::<Map>() as u64;
+        self.memory.charge(caller.memory, bytes.saturating_add(map))
     }
 
     /// Rows 11 to 17: what follows the allocation.
     fn finish(
         &self,
+        caller: &Caller,
         attr: &MapCreateAttr,
-        ops: Arc<dyn MapOps>,
-        offload: Option<Arc<OffloadMap>>,
+        storage: Storage,
         type_ops: &MapTypeOps,
+        exclusive: &dyn Fn(u64) -> Result<[u8; 32]>,
     ) -> Result<Arc<Map>> {
+        let Storage {
+            ops,
+            offload,
+            charge,
+        } = storage;
         let name = match checked_name(&attr.map_name) {
             Ok(name) => name,
             Err(error) => {
-                self.shared.frees.send(ops);
+                self.shared.frees.send(ops, None, charge);
                 return Err(error);
             }
         };
-        let map = Arc::new(Map::new(ReadMostly {
+        let fields = ReadMostly {
             ops,
             user_value_bytes: attr.user_value_bytes(self.config.possible_cpus),
             map_type: MapType(attr.map_type),
@@ -115,13 +165,19 @@ impl System {
             map_extra: attr.map_extra,
             map_flags: permanent(attr.flags()),
             numa_node: attr.numa_node(),
-            token_bytes: type_ops.token.bytes(attr.key_size),
+            token: type_ops.token,
             id: AtomicU32::new(0),
             name,
+            btf: None,
             offload,
             shared: Arc::clone(&self.shared),
-        }));
-        self.check_btf_fd(attr)?;
+        };
+        // Dropped when a check below fails, which frees the storage.
+        let mut map = Map::new(fields, charge);
+        map.read_mostly.btf = self.map_btf(caller, attr, map.read_mostly.offload.as_deref())?;
+        let map = Arc::new(map);
+        check_exclusive(attr, exclusive)?;
+        map.security_create(caller)?;
         if let Some(offload) = &map.read_mostly.offload {
             offload.set_map(Arc::downgrade(&map));
         }
@@ -166,7 +222,7 @@ impl System {
         &self,
         caller: &Caller,
         attr: &MapCreateAttr,
-    ) -> Result<(Arc<OffloadMap>, Option<MapMeta>)> {
+    ) -> Result<(Arc<OffloadMap>, Option<MapMeta>, Option<Charge>)> {
         if !caller.sys_admin() {
             return Err(Error::because(
                 Errno::EPERM,
@@ -198,29 +254,24 @@ impl System {
             template = Some(MapMeta::of_template(&inner)?.into_native());
             on_device.with_device(|template| device.map_of_maps_alloc(&spec, template))
         };
+        let charge = || self.charge(caller, OFFLOADED_MAP_BYTES);
         let frees = &self.shared.frees;
-        let map = self
-            .netdevs
-            .map_alloc(caller, attr.map_ifindex, &spec, frees, alloc)?;
-        Ok((map, template))
+        let (map, charge) =
+            self.netdevs
+                .map_alloc(caller, attr.map_ifindex, &spec, charge, frees, alloc)?;
+        Ok((map, template, charge))
     }
 
-    /// `btf_get_by_fd`: this kernel has no BTF objects, so that no descriptor is one.
-    fn check_btf_fd(&self, attr: &MapCreateAttr) -> Result<()> {
-        if attr.btf_key_type_id == 0 && attr.btf_value_type_id == 0 {
-            return Ok(());
-        }
-        let fd = Fd(attr.btf_fd as i32);
-        if self.fds().get(fd).is_some() {
-            return Err(invalid(format!(
-                "btf_fd {}: the descriptor is not of a BTF object",
-                fd.0
-            )));
-        }
-        Err(Error::because(
-            Errno::EBADF,
-            format!("btf_fd {}: the descriptor is not open", fd.0),
-        ))
+    /// `bpf_token_get_from_fd`: this kernel makes no tokens, so that no descriptor is one.
+    pub(super) fn no_token(&self, fd: Fd) -> Error {
+        let errno = match self.fds().is_open(fd) {
+            true => Errno::EINVAL,
+            false => Errno::EBADF,
+        };
+        Error::because(
+            errno,
+            format!("map_token_fd {}: the descriptor is no BPF token", fd.0),
+        )
     }
 }
 
@@ -272,6 +323,31 @@ fn check_map_extra(attr: &MapCreateAttr) -> Result<()> {
     Ok(())
 }
 
+/// The hash of the one program that may use the map (6.18), which the program side is to
+/// compare; none is loaded here.
+fn check_exclusive(
+    attr: &MapCreateAttr,
+    read: &dyn Fn(u64) -> Result<[u8; 32]>,
+) -> Result<Option<[u8; 32]>> {
+    const SHA256_BYTES: u32 = 32;
+    let size = attr.excl_prog_hash_size;
+    match attr.excl_prog_hash {
+        0 if size == 0 => Ok(None),
+        0 => Err(invalid(format!(
+            "excl_prog_hash_size {size}: excl_prog_hash is null"
+        ))),
+        _ if size != SHA256_BYTES => Err(invalid(format!(
+            "excl_prog_hash_size {size}: a SHA-256 has {SHA256_BYTES} bytes"
+        ))),
+        address => read(address).map(Some),
+    }
+}
+
+/// `isalnum` of the kernel, whose letters are those of Latin-1 (`lib/ctype.c`).
+const fn is_alnum(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, 0xc0..=0xd6 | 0xd8..=0xf6 | 0xf8..)
+}
+
 /// Row 11, `bpf_obj_name_cpy`: the name, with what follows its NUL cleared.
 fn checked_name(name: &[u8; BPF_OBJ_NAME_LEN]) -> Result<[u8; BPF_OBJ_NAME_LEN]> {
     let mut out = [0; BPF_OBJ_NAME_LEN];
@@ -279,17 +355,17 @@ fn checked_name(name: &[u8; BPF_OBJ_NAME_LEN]) -> Result<[u8; BPF_OBJ_NAME_LEN]>
         if byte == 0 {
             return Ok(out);
         }
-        if !(byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'.') {
+        if !(is_alnum(byte) || byte == b'_' || byte == b'.') {
             return Err(invalid(format!(
-                "map_name {:?}: has a byte other than letters, digits, '_' and '.'",
-                String::from_utf8_lossy(name)
+                "map_name {}: byte {byte:#04x} is none of letters, digits, '_' and '.'",
+                name.escape_ascii()
             )));
         }
         *to = byte;
     }
     Err(invalid(format!(
-        "map_name {:?}: longer than {} bytes",
-        String::from_utf8_lossy(name),
+        "map_name {}: longer than {} bytes",
+        name.escape_ascii(),
         BPF_OBJ_NAME_LEN - 1
     )))
 }

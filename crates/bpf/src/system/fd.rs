@@ -1,8 +1,10 @@
 //! File descriptors.
 
+use crate::btf_object::BtfObject;
 use crate::errno::Errno;
 use crate::error::{Error, Result};
 use crate::file::MapFile;
+use crate::fs::DirHandle;
 use std::sync::Arc;
 
 /// A file descriptor.
@@ -12,14 +14,33 @@ pub struct Fd(pub i32);
 /// An open file (`struct file`). Descriptors made by `dup(2)` share one.
 pub(super) enum File {
     Map(MapFile),
+    Btf(Arc<BtfObject>),
+    /// A directory, as `open(2)` opens it.
+    Directory(DirHandle),
 }
 
-/// Descriptors below this are taken: standard input, output and error.
-const FIRST: usize = 3;
+impl File {
+    /// `__bpf_map_get`: EINVAL unless it is a map's.
+    pub(super) fn map(&self) -> Result<&MapFile> {
+        match self {
+            Self::Map(map) => Ok(map),
+            Self::Btf(_) => Err(Error::new(
+                Errno::EINVAL,
+                "the descriptor is a BTF object's, not a map's",
+            )),
+            Self::Directory(_) => Err(Error::new(
+                Errno::EINVAL,
+                "the descriptor is a directory's, not a map's",
+            )),
+        }
+    }
+}
 
 /// The descriptors of a process.
 pub(super) struct FdTable {
     files: Vec<Option<Arc<File>>>,
+    /// Descriptors below this one are files of others.
+    first: usize,
     /// No index below this one is free.
     lowest: usize,
     /// Descriptors that the table may hold.
@@ -27,11 +48,12 @@ pub(super) struct FdTable {
 }
 
 impl FdTable {
-    pub(super) const fn new(max_fds: u32) -> Self {
+    pub(super) const fn new(first_fd: u32, max_fds: u32) -> Self {
         Self {
             files: Vec::new(),
+            first: first_fd as usize,
             lowest: 0,
-            room: (max_fds as usize).saturating_sub(FIRST),
+            room: (max_fds as usize).saturating_sub(first_fd as usize),
         }
     }
 
@@ -46,26 +68,36 @@ impl FdTable {
                 self.files.len() - 1
             }
             None => {
-                let limit = self.room + FIRST;
+                let limit = self.room + self.first;
                 let reason = format!("the process has all of its {limit} descriptors open");
                 return Err((file, Error::because(Errno::EMFILE, reason)));
             }
         };
         self.files[index] = Some(file);
         self.lowest = index + 1;
-        Ok(Fd((index + FIRST) as i32))
+        Ok(Fd((index + self.first) as i32))
     }
 
-    fn slot(fd: Fd) -> Option<usize> {
-        usize::try_from(fd.0).ok()?.checked_sub(FIRST)
+    fn slot(&self, fd: Fd) -> Option<usize> {
+        usize::try_from(fd.0).ok()?.checked_sub(self.first)
+    }
+
+    /// Whether the descriptor is open, be it one of others.
+    pub(super) fn is_open(&self, fd: Fd) -> bool {
+        self.get(fd).is_some() || self.is_of_others(fd)
+    }
+
+    /// Whether the descriptor is open, and not one of this table's.
+    pub(super) fn is_of_others(&self, fd: Fd) -> bool {
+        usize::try_from(fd.0).is_ok_and(|fd| fd < self.first)
     }
 
     pub(super) fn get(&self, fd: Fd) -> Option<&Arc<File>> {
-        self.files.get(Self::slot(fd)?)?.as_ref()
+        self.files.get(self.slot(fd)?)?.as_ref()
     }
 
     pub(super) fn take(&mut self, fd: Fd) -> Option<Arc<File>> {
-        let slot = Self::slot(fd)?;
+        let slot = self.slot(fd)?;
         let file = self.files.get_mut(slot)?.take();
         self.lowest = self.lowest.min(slot);
         file
@@ -74,6 +106,11 @@ impl FdTable {
     pub(super) fn drain(&mut self) -> Vec<Arc<File>> {
         self.files.drain(..).flatten().collect()
     }
+}
+
+/// `__bpf_map_get` of a file that is no map.
+pub(super) fn not_a_map(fd: Fd) -> Error {
+    Error::because(Errno::EINVAL, format!("descriptor {} is not a map", fd.0))
 }
 
 pub(super) fn bad_fd(fd: Fd) -> Error {

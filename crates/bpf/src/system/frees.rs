@@ -1,18 +1,35 @@
 //! Deferred frees: `bpf_map_put` queues, a worker frees.
 
 use crate::map::ops::MapOps;
+use crate::memory::Charge;
+use crate::security::{SecurityHook, SecurityMap};
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 /// A map's storage whose last user is gone. Dropping it frees it, wherever that happens, so
 /// that no path loses a MAP_FREE.
-struct Pending(Arc<dyn MapOps>);
+struct Pending {
+    ops: Arc<dyn MapOps>,
+    /// The security hook that has seen the map, and what it is told.
+    seen: Option<Seen>,
+    /// What the map's owner gets back, last.
+    _charge: Option<Charge>,
+}
 
 impl Drop for Pending {
     fn drop(&mut self) {
-        self.0.release();
+        if let Some(seen) = &self.seen {
+            seen.hook.map_free(&seen.map);
+        }
+        self.ops.release();
     }
+}
+
+/// A map that a security hook has seen created.
+pub(crate) struct Seen {
+    pub(crate) hook: Arc<dyn SecurityHook>,
+    pub(crate) map: SecurityMap,
 }
 
 enum Message {
@@ -29,10 +46,15 @@ pub(crate) struct Frees {
 }
 
 impl Frees {
-    /// Frees `ops` later, on the worker; at once when the worker has ended.
-    pub(crate) fn send(&self, ops: Arc<dyn MapOps>) {
+    /// Frees `ops` later, on the worker; at once when the worker has ended. Then the charge is
+    /// given back.
+    pub(crate) fn send(&self, ops: Arc<dyn MapOps>, seen: Option<Seen>, charge: Option<Charge>) {
         // A message that cannot be sent is dropped here, and with it the storage freed.
-        let _ = self.queue.send(Message::Free(Pending(ops)));
+        let _ = self.queue.send(Message::Free(Pending {
+            ops,
+            seen,
+            _charge: charge,
+        }));
     }
 
     /// Runs `work` on the worker and waits for it.

@@ -7,6 +7,7 @@ use crate::device::{MapSpec, OffloadDevice, OffloadRules, OffloadedMap};
 use crate::errno::Errno;
 use crate::error::{Error, Result};
 use crate::map::{Attached, OffloadMap};
+use crate::memory::Charge;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 
@@ -112,9 +113,10 @@ impl Netdevs {
         caller: &Caller,
         ifindex: u32,
         spec: &MapSpec,
+        charge: impl FnOnce() -> Result<Option<Charge>>,
         frees: &Frees,
         alloc: impl FnOnce(&Arc<dyn OffloadDevice>) -> Result<Arc<dyn OffloadedMap>>,
-    ) -> Result<Arc<OffloadMap>> {
+    ) -> Result<(Arc<OffloadMap>, Option<Charge>)> {
         let refused =
             |errno, why: &str| Error::because(errno, format!("map_ifindex {ifindex}: {why}"));
         let missing = || {
@@ -140,11 +142,17 @@ impl Netdevs {
             _ => OffloadRules::default(),
         };
         if !rules.admits(spec.map_type) {
+            let why = match &netdev {
+                Some((Offload::Device(device), _)) => device.type_refusal(spec.map_type),
+                _ => None,
+            };
+            let why = why.unwrap_or_else(|| "this type cannot be offloaded".to_owned());
             return Err(Error::because(
                 Errno::EINVAL,
-                format!("map_type {}: this type cannot be offloaded", spec.map_type),
+                format!("map_type {}: {why}", spec.map_type),
             ));
         }
+        let charge = charge()?;
         let device = match netdev.as_ref().map(|(offload, _)| offload) {
             None => return Err(missing()),
             Some(Offload::Device(device)) => device,
@@ -170,12 +178,13 @@ impl Netdevs {
             ifindex,
             netns: netdev.netns,
         };
+        let device = Arc::downgrade(device);
         let map = Arc::new(OffloadMap::new(on_device, attached, rules, device));
         if netdev.maps.len() == netdev.maps.capacity() {
             netdev.maps.retain(|map| map.strong_count() != 0);
         }
         netdev.maps.push(Arc::downgrade(&map));
-        Ok(map)
+        Ok((map, charge))
     }
 }
 
@@ -208,6 +217,14 @@ impl System {
         device: Arc<dyn OffloadDevice>,
     ) -> Result<IfIndex> {
         self.netdevs.add(name, netns, Offload::Device(device))
+    }
+
+    /// The offload device behind the interface `ifindex`; `None` where there is none.
+    pub fn offload_device(&self, ifindex: IfIndex) -> Option<Arc<dyn OffloadDevice>> {
+        match &self.netdevs.state().by_index.get(&ifindex.0)?.offload {
+            Offload::Device(device) => Some(Arc::clone(device)),
+            Offload::None | Offload::NotRegistered => None,
+        }
     }
 
     /// Index of the interface `name` in `netns`.

@@ -231,10 +231,19 @@ impl<'a> Pair<'a> {
         self.done(u64::from(host.count.max(1)), host.result);
     }
 
-    pub(super) fn update_batch(&mut self, keys: &[u8], values: &[u8], count: u32, flags: u64) {
+    /// Whether the map has such batches at all, by what the host says.
+    pub(super) fn update_batch(
+        &mut self,
+        keys: &[u8],
+        values: &[u8],
+        count: u32,
+        flags: u64,
+    ) -> bool {
         let host = self.host.update_batch(keys, values, count, flags);
         let device = self.device.update_batch(keys, values, count, flags);
+        let has = host.result != Err(Errno::ENOTSUPP);
         self.compare_batch("batch update", keys, host, device);
+        has
     }
 
     pub(super) fn delete_batch(&mut self, keys: &[u8], count: u32) {

@@ -6,9 +6,12 @@ use offmap_bpf::uapi::{BPF_ANY, BPF_EXIST, BPF_F_LOCK, BPF_NOEXIST};
 use rand::RngExt;
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::SeedableRng;
+use std::ops::Range;
 
 /// Most distinct keys of the random phase: few enough that each is met again and again.
 const HOT_KEYS: u64 = 2048;
+/// How many keys of a hash map lie beyond the hot ones.
+const BEYOND: u64 = 64;
 /// Elements of a batch.
 const BATCH: u32 = 64;
 /// Most bytes of values in one batch, so that maps of large values do not need BATCH times
@@ -65,7 +68,7 @@ impl Source {
                 1 => self.max_entries.saturating_sub(1),
                 _ => u64::from(u32::MAX),
             },
-            (0, false) => self.hot + self.rng.random_range(0..64),
+            (0, false) => self.hot + self.rng.random_range(0..BEYOND),
             _ => self.rng.random_range(0..self.hot),
         }
     }
@@ -122,7 +125,14 @@ pub(super) fn all(pair: &mut Pair<'_>, limits: &Limits, seed: u64) {
     pair.iterate(walk_limit);
     // Empties a hash map; an array refuses.
     pair.walk(batch, true, walk_limit);
-    pair.iterate(walk_limit);
+    if pair.iterate(walk_limit) > 0 && !shape.indexed {
+        // A map without that batch call.
+        for n in 0..source.hot + BEYOND {
+            source.keys.write(n, &mut source.key);
+            pair.delete(&source.key);
+        }
+        pair.iterate(walk_limit);
+    }
 
     fill(pair, &mut source, target, batch);
     let to_the_brim = target == shape.max_entries;
@@ -233,9 +243,16 @@ fn fill(pair: &mut Pair<'_>, source: &mut Source, target: u32, batch: u32) {
     for start in (0..by_batch).step_by(batch as usize) {
         let end = (start + batch).min(by_batch);
         let count = source.batch((start..end).map(u64::from));
-        pair.update_batch(&source.batch_keys, &source.batch_values, count, BPF_ANY);
+        let has = pair.update_batch(&source.batch_keys, &source.batch_values, count, BPF_ANY);
+        if !has {
+            fill_singly(pair, source, start..end);
+        }
     }
-    for n in by_batch..target {
+    fill_singly(pair, source, by_batch..target);
+}
+
+fn fill_singly(pair: &mut Pair<'_>, source: &mut Source, numbers: Range<u32>) {
+    for n in numbers {
         source.keys.write(u64::from(n), &mut source.key);
         source.new_value();
         pair.update(&source.key, &source.value, BPF_ANY);

@@ -18,6 +18,7 @@ pub(crate) use hash::{HashOfMaps, HashShape};
 pub(crate) use offloaded::OffloadedMapOfMaps;
 
 use super::Map;
+use crate::btf::FieldRecord;
 use crate::errno::Errno;
 use crate::error::{Error, Result};
 use crate::uapi::{MapFlags, MapType};
@@ -42,6 +43,8 @@ pub(crate) struct MapMeta {
     value_size: u32,
     max_entries: u32,
     map_flags: MapFlags,
+    /// The special fields of a value (`record`).
+    record: Option<FieldRecord>,
     /// The template is on a device, and compares as `bpf_map_offload_ops` do.
     offloaded: bool,
 }
@@ -55,6 +58,7 @@ impl MapMeta {
             value_size: fields.value_size,
             max_entries: fields.max_entries,
             map_flags: fields.map_flags,
+            record: fields.btf.as_ref().and_then(|btf| btf.record.clone()),
             offloaded: fields.offload.is_some(),
         }
     }
@@ -129,6 +133,14 @@ impl MapMeta {
         .into_iter()
         .find(|(_, ours, theirs)| ours != theirs)
         .map(|(what, ours, theirs)| (what, theirs.to_string(), ours.to_string()))
+        .or_else(|| {
+            // `btf_record_equal`.
+            let fields = |meta: &Self| match &meta.record {
+                Some(record) => format!("{record:?}"),
+                None => "none".to_owned(),
+            };
+            (self.record != other.record).then(|| ("special fields", fields(other), fields(self)))
+        })
     }
 }
 
@@ -190,6 +202,7 @@ mod tests {
         value_size: 8,
         max_entries: 16,
         map_flags: MapFlags::NO_PREALLOC,
+        record: None,
         offloaded: false,
     };
 

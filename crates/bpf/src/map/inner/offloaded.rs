@@ -83,7 +83,7 @@ impl OffloadedMapOfMaps {
     ) -> Result<&'a OffloadMap> {
         let offload = template.read_mostly.offload.as_ref();
         let offload = offload.ok_or(NOT_ON_DEVICE)?;
-        if offload.is_on(device) {
+        if offload.matches(device) {
             Ok(offload)
         } else {
             Err(OTHER_DEVICE)

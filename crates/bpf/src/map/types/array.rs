@@ -4,7 +4,7 @@ use super::{ACCESS_FLAGS, check_flags, check_percpu_node, check_percpu_value, in
 use crate::caller::Caller;
 use crate::device::OffloadCommands;
 use crate::error::Result;
-use crate::map::host_array::HostArray;
+use crate::map::host_array::{ArrayMmap, HostArray};
 use crate::map::ops::{AllocContext, MapOps, MapTypeOps, Token};
 use crate::uapi::{MapCreateAttr, MapFlags, MapType};
 use std::sync::Arc;
@@ -55,8 +55,14 @@ pub(super) fn array_alloc_check(attr: &MapCreateAttr, _caller: &Caller) -> Resul
 
 /// `array_map_alloc`.
 fn array_alloc(attr: &MapCreateAttr, context: &AllocContext) -> Result<Arc<dyn MapOps>> {
+    let mmap = match MapType(attr.map_type) {
+        MapType::ARRAY if attr.flags().contains(MapFlags::MMAPABLE) => ArrayMmap::Shared,
+        MapType::ARRAY => ArrayMmap::NotAsked,
+        _ => ArrayMmap::Never,
+    };
     Ok(Arc::new(HostArray::new(
         attr.user_value_bytes(context.possible_cpus),
         attr.max_entries,
+        mmap,
     )?))
 }

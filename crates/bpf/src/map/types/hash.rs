@@ -5,7 +5,7 @@ use crate::caller::Caller;
 use crate::device::OffloadCommands;
 use crate::errno::Errno;
 use crate::error::{Error, Result};
-use crate::map::host_hash::HostHash;
+use crate::map::host_hash::{HashOrder, HostHash};
 use crate::map::ops::{AllocContext, MapOps, MapTypeOps, Token};
 use crate::uapi::{MapCreateAttr, MapFlags, MapType};
 use std::hash::{BuildHasher, Hasher};
@@ -89,11 +89,17 @@ pub(super) fn hash_seed(attr: &MapCreateAttr) -> u64 {
 /// `htab_map_alloc`.
 fn hash_alloc(attr: &MapCreateAttr, context: &AllocContext) -> Result<Arc<dyn MapOps>> {
     check_buckets(attr)?;
-    let seed = hash_seed(attr);
+    let order = if attr.flags().contains(MapFlags::ZERO_SEED) {
+        HashOrder::Kernel {
+            replaces: !MapType(attr.map_type).is_percpu(),
+        }
+    } else {
+        HashOrder::Seeded(hash_seed(attr))
+    };
     Ok(Arc::new(HostHash::new(
         attr.key_size,
         attr.user_value_bytes(context.possible_cpus),
         attr.max_entries,
-        seed,
+        order,
     )?))
 }

@@ -2,8 +2,11 @@
 //! the median of the per-block ratios. Wall-clock time on shared processors moves too much
 //! for anything else.
 //!
-//! `cargo bench -p offmap-tests --bench ratios [-- --quick]`; the exit status is 0 whether or
-//! not a bar is met, and each line says which it was.
+//! `cargo bench -p offmap-tests --bench ratios [-- --quick] [-- --host]`; the exit status is 0
+//! whether or not a bar is met, and each line says which it was. `--host` runs only the part on
+//! host maps.
+
+mod host;
 
 use offmap_tests::report::env_number;
 use offmap_tests::speed::{
@@ -100,6 +103,34 @@ fn ns(ratio: &Ratio) -> String {
     format!("({:.1} ns to {:.1} ns)", ratio.a_ns, ratio.b_ns)
 }
 
+/// Calls `lookup` with `n` keys of `order` from the `from`-th on.
+#[inline(always)]
+fn each<const CHAINED: bool, K>(
+    order: &[K],
+    from: usize,
+    n: usize,
+    mut lookup: impl FnMut(&K, &mut Value),
+) {
+    let nothing = black_box(0usize);
+    let mut out: Value = [0; VALUE_BYTES];
+    let mut at = from % order.len();
+    for _ in 0..n {
+        // Adds 0, which the processor cannot know before it has the value.
+        let more = if CHAINED {
+            usize::from(out[0]) & nothing
+        } else {
+            0
+        };
+        let key = &order[at + more];
+        lookup(key, &mut out);
+        black_box(&out);
+        at += 1;
+        if at == order.len() {
+            at = 0;
+        }
+    }
+}
+
 /// The sides, over one order of keys.
 struct Sides {
     maps: InlineMaps,
@@ -117,32 +148,14 @@ impl Sides {
         }
     }
 
-    /// Calls `lookup` with `n` keys from the `from`-th on.
     #[inline(always)]
     fn each<const CHAINED: bool>(
         &self,
         from: usize,
         n: usize,
-        mut lookup: impl FnMut(&Key, &mut Value),
+        lookup: impl FnMut(&Key, &mut Value),
     ) {
-        let nothing = black_box(0usize);
-        let mut out: Value = [0; VALUE_BYTES];
-        let mut at = from % self.order.len();
-        for _ in 0..n {
-            // Adds 0, which the processor cannot know before it has the value.
-            let more = if CHAINED {
-                usize::from(out[0]) & nothing
-            } else {
-                0
-            };
-            let key = &self.order[at + more];
-            lookup(key, &mut out);
-            black_box(&out);
-            at += 1;
-            if at == self.order.len() {
-                at = 0;
-            }
-        }
+        each::<CHAINED, _>(&self.order, from, n, lookup);
     }
 
     fn plain<const CHAINED: bool>(&self, from: usize, n: usize) {
@@ -189,6 +202,10 @@ fn main() {
         "{KEY_BYTES} B keys, {VALUE_BYTES} B values, {ENTRIES} entries; medians of {blocks} pairs \
          of blocks of at most {BLOCK:?}"
     );
+    if std::env::args().any(|arg| arg == "--host") {
+        host::run(blocks);
+        return;
+    }
     let sides = Sides::new(ENTRIES);
     {
         lookups::<FREE>(blocks, &sides, "");
@@ -241,6 +258,7 @@ fn main() {
         }
     }
     drop(sides);
+    host::run(blocks);
     growth(blocks, quick);
 }
 
