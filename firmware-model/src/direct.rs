@@ -4,7 +4,8 @@
 use crate::access::Access;
 use crate::access::{AccessCounts, Counting};
 use crate::dispatch::{Io, Position};
-use crate::maps::Map;
+use crate::inner::{self, Holdings};
+use crate::maps::{Map, Maps};
 use crate::memory::DeviceMemory;
 use crate::table::hash::ChainScan;
 use crate::table::{NextKey, ValueWrite, copy_out};
@@ -44,6 +45,18 @@ fn check_key(map: &Map, key: &[u8]) -> Result<(), Status> {
     } else {
         Err(Status::InvalidLength)
     }
+}
+
+/// The map that a handle names for the data path: a live one, or one that was freed while a map
+/// of maps held it.
+#[inline(always)]
+fn reachable<'a>(
+    maps: &'a Maps,
+    holdings: &'a Holdings,
+    handle: MapHandle,
+) -> Result<&'a Map, Status> {
+    maps.get(handle)
+        .or_else(|status| holdings.freed(handle).ok_or(status))
 }
 
 impl<S: Storage> Firmware<S> {
@@ -89,12 +102,19 @@ impl<S: Storage> Firmware<S> {
         flags: u32,
         write: impl FnOnce(&Map) -> Option<ValueWrite<'v>>,
     ) -> Result<(), Status> {
-        let map = self.maps.get(map)?;
+        let handle = map;
+        let map = self.maps.get(handle)?;
         if flags > UPDATE_EXIST {
             return Err(Status::InvalidField);
         }
         check_key(map, key)?;
         let write = write(map).ok_or(Status::InvalidLength)?;
+        if let (true, ValueWrite::All(value)) = (map.spec.kind.is_map_of_maps(), write) {
+            let (holdings, memory) = (&mut self.holdings, &mut self.memory);
+            inner::update(&self.maps, holdings, memory, handle, key, value, flags)?;
+            self.give_back();
+            return Ok(());
+        }
         map.table.update(&mut self.memory, key, write, flags)
     }
 
@@ -107,8 +127,14 @@ impl<S: Storage> Firmware<S> {
     }
 
     fn try_delete(&mut self, map: MapHandle, key: &[u8]) -> Result<(), Status> {
-        let map = self.maps.get(map)?;
+        let handle = map;
+        let map = self.maps.get(handle)?;
         check_key(map, key)?;
+        if map.spec.kind.is_map_of_maps() {
+            inner::delete(&mut self.holdings, &mut self.memory, handle, map, key)?;
+            self.give_back();
+            return Ok(());
+        }
         map.table.delete(&mut self.memory, key)
     }
 
@@ -164,7 +190,7 @@ impl<S: Storage> Firmware<S> {
         value: &mut [u8],
     ) -> Result<(), Status> {
         self.check_engine(engine)?;
-        let map = self.maps.get(map)?;
+        let map = reachable(&self.maps, &self.holdings, map)?;
         check_key(map, key)?;
         let shape = map.table.value();
         let value = value
@@ -206,9 +232,41 @@ impl<S: Storage> Firmware<S> {
         })
     }
 
+    /// What a program does with a map of maps: data-path engine `engine` looks `outer_key` up in
+    /// `outer`, and `key` in the map that it finds. `NotFound` when either is missing.
+    pub fn engine_lookup_inner(
+        &mut self,
+        engine: u32,
+        outer: MapHandle,
+        outer_key: &[u8],
+        key: &[u8],
+        value: &mut [u8],
+    ) -> Status {
+        status(
+            self.try_engine_inner(engine, outer, outer_key)
+                .and_then(|inner| self.try_engine_lookup(engine, inner, key, value)),
+        )
+    }
+
+    fn try_engine_inner(
+        &mut self,
+        engine: u32,
+        outer: MapHandle,
+        key: &[u8],
+    ) -> Result<MapHandle, Status> {
+        self.check_engine(engine)?;
+        let map = self.maps.get(outer)?;
+        check_key(map, key)?;
+        if !map.spec.kind.is_map_of_maps() {
+            return Err(Status::Unsupported);
+        }
+        let found = inner::find(&self.holdings, &mut self.memory, outer, map, key)?;
+        found.ok_or(Status::NotFound)
+    }
+
     /// An update by data-path engine `engine` with the value of one CPU: of a per-CPU map it
     /// writes slot `engine % cpu_slots` only, and the other slots of a new entry are zero, as
-    /// in the kernel.
+    /// in the kernel. `Unsupported` for maps of maps, which the host alone changes.
     pub fn engine_update(
         &mut self,
         engine: u32,
@@ -219,6 +277,11 @@ impl<S: Storage> Firmware<S> {
     ) -> Status {
         if let Err(status) = self.check_engine(engine) {
             return status;
+        }
+        if let Ok(outer) = self.maps.get(map)
+            && outer.spec.kind.is_map_of_maps()
+        {
+            return Status::Unsupported;
         }
         status(self.try_update(map, key, flags, |map| {
             let shape = map.table.value();
@@ -305,13 +368,16 @@ impl<S: Storage> Firmware<S> {
         let mut io = Io {
             config: &self.config,
             maps: &self.maps,
+            holdings: &mut self.holdings,
             scratch: &mut self.scratch,
             access: &mut access,
             host,
         };
         if !batch {
             let completion = io.run(command);
-            return (Progress::Done(completion), access.counts());
+            let counts = access.counts();
+            self.give_back();
+            return (Progress::Done(completion), counts);
         }
         let step = io.run_batch(command, from.unwrap_or_else(|| Position::start(command)));
         let counts = access.counts();

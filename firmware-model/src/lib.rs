@@ -23,6 +23,7 @@ mod allocator;
 mod config;
 mod direct;
 mod dispatch;
+mod inner;
 mod maps;
 pub mod memory;
 pub mod table;
@@ -33,6 +34,7 @@ pub use direct::MemoryStats;
 use allocator::Allocator;
 use dispatch::admin::Pending;
 use dispatch::{Io, Position, Scratch, Step, UnderWay};
+use inner::Holdings;
 use maps::Maps;
 use memory::DeviceMemory;
 use offmap_abi::{Completion, DevAddr, IoOpcode, RequestId, Status, Submission};
@@ -83,6 +85,7 @@ pub struct Firmware<S> {
     memory: DeviceMemory<S>,
     allocator: Allocator,
     maps: Maps,
+    holdings: Holdings,
     scratch: Scratch,
     pending: Option<Pending>,
     under_way: UnderWay,
@@ -100,6 +103,7 @@ impl<S: Storage> Firmware<S> {
             memory: DeviceMemory::new(storage, config.memory_bytes),
             allocator: Allocator::new(config.memory_bytes),
             maps: Maps::new(&config),
+            holdings: Holdings::default(),
             scratch: Scratch::new(&config),
             pending: None,
             under_way: UnderWay::default(),
@@ -133,7 +137,11 @@ impl<S: Storage> Firmware<S> {
         if IoOpcode(command.opcode).is_batch() {
             return self.begin_batch(context, command, host);
         }
-        Progress::Done(self.engine(host).run(command))
+        let completion = self.engine(host).run(command);
+        if self.holdings.has_released() {
+            self.give_back();
+        }
+        Progress::Done(completion)
     }
 
     #[inline(always)]
@@ -141,6 +149,7 @@ impl<S: Storage> Firmware<S> {
         Io {
             config: &self.config,
             maps: &self.maps,
+            holdings: &mut self.holdings,
             scratch: &mut self.scratch,
             access: &mut self.memory,
             host,
@@ -161,6 +170,15 @@ impl<S: Storage> Firmware<S> {
             .engine(host)
             .run_batch(command, Position::start(command));
         self.keep(context, command, step)
+    }
+
+    /// Gives back the memory of freed maps that nothing holds any more.
+    #[cold]
+    fn give_back(&mut self) {
+        while let Some((handle, map)) = self.holdings.pop_released() {
+            self.maps.reuse(handle, &map);
+            self.allocator.release(map.base, map.bytes);
+        }
     }
 
     /// Keeps a batch that is not done yet.
@@ -199,6 +217,7 @@ impl<S: Storage> Firmware<S> {
     pub fn reset(&mut self) {
         self.pending = None;
         self.under_way.clear();
+        self.holdings.clear(&mut self.maps);
         self.maps.clear();
         self.scratch.shrink();
         self.allocator = Allocator::new(self.config.memory_bytes);

@@ -126,6 +126,14 @@ impl Maps {
 
     /// Takes a map out; its handle is stale from then on.
     pub(crate) fn remove(&mut self, handle: MapHandle) -> Result<Map, Status> {
+        let map = self.retire(handle)?;
+        self.reuse(handle, &map);
+        Ok(map)
+    }
+
+    /// As [`Self::remove`], and the map goes on counting, and its slot is not used again, until
+    /// [`Self::reuse`].
+    pub(crate) fn retire(&mut self, handle: MapHandle) -> Result<Map, Status> {
         self.get(handle)?;
         let slot = self
             .slots
@@ -133,10 +141,14 @@ impl Maps {
             .ok_or(Status::InvalidMap)?;
         let map = slot.map.take().ok_or(Status::InvalidMap)?;
         slot.generation = slot.generation.checked_add(1).unwrap_or(1);
+        Ok(map)
+    }
+
+    /// The end of a map that was retired under `handle`.
+    pub(crate) fn reuse(&mut self, handle: MapHandle, map: &Map) {
         self.free.push_back(handle.slot());
         self.live -= 1;
         self.entries_total -= u64::from(map.spec.max_entries);
-        Ok(map)
     }
 
     /// Takes all maps out. Generations go on, so that no handle from before names a map.
@@ -176,6 +188,21 @@ mod tests {
             base,
             bytes: geometry.total_bytes,
         }
+    }
+
+    #[test]
+    fn a_retired_map_keeps_its_slot_and_its_place() {
+        let mut maps = Maps::with_spare(1, 0);
+        let handle = maps.insert(map()).unwrap();
+        let retired = maps.retire(handle).unwrap();
+        assert!(maps.get(handle).is_err() && maps.retire(handle).is_err());
+        assert!(maps.insert(map()).is_none());
+        assert_eq!((maps.live(), maps.entries_total()), (1, 1));
+        maps.reuse(handle, &retired);
+        assert_eq!((maps.live(), maps.entries_total()), (0, 0));
+        let next = maps.insert(map()).unwrap();
+        assert_eq!(next.slot(), handle.slot());
+        assert_ne!(next, handle);
     }
 
     #[test]

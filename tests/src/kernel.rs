@@ -22,6 +22,7 @@ const BPF_MAP_DELETE_ELEM: libc::c_long = 3;
 const BPF_MAP_GET_NEXT_KEY: libc::c_long = 4;
 const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_OBJ_GET: libc::c_long = 7;
+const BPF_MAP_GET_FD_BY_ID: libc::c_long = 14;
 const BPF_BTF_LOAD: libc::c_long = 18;
 const BPF_MAP_LOOKUP_AND_DELETE_ELEM: libc::c_long = 21;
 const BPF_MAP_FREEZE: libc::c_long = 22;
@@ -306,6 +307,36 @@ impl KernelMap {
                 attr.value_size as usize
             },
         })
+    }
+
+    /// The map's id and what it accounts for in bytes, as `/proc/self/fdinfo` has them.
+    ///
+    /// # Panics
+    ///
+    /// When the kernel does not say.
+    pub fn id_and_memlock(&self) -> (u32, u64) {
+        let path = format!("/proc/self/fdinfo/{}", self.raw_fd());
+        let text = fs::read_to_string(path).expect("fdinfo");
+        let field = |name: &str| -> u64 {
+            let line = text.lines().find_map(|line| line.strip_prefix(name));
+            let number = line.and_then(|rest| rest.trim_start_matches(':').trim().parse().ok());
+            number.unwrap_or_else(|| panic!("no {name} in {text:?}"))
+        };
+        (field("map_id") as u32, field("memlock"))
+    }
+
+    /// Whether a map with this id can be opened (BPF_MAP_GET_FD_BY_ID).
+    pub fn is_listed(id: u32) -> bool {
+        let mut attr = [id, 0, 0];
+        // SAFETY: the attribute holds no address.
+        match unsafe { bpf(BPF_MAP_GET_FD_BY_ID, &raw mut attr) } {
+            Ok(fd) => {
+                // SAFETY: the kernel has just opened this descriptor for us.
+                drop(unsafe { OwnedFd::from_raw_fd(fd) });
+                true
+            }
+            Err(_) => false,
+        }
     }
 
     /// The map behind a descriptor, of keys and values as `like` has them.

@@ -39,18 +39,18 @@ fn batches(
     delete: bool,
 ) -> Vec<(Walked, Vec<u8>, Vec<u8>)> {
     let mut calls = Vec::new();
-    let mut cursor = None;
+    let mut cursor: Option<Vec<u8>> = None;
     loop {
         let mut keys = vec![0; sizes.0 * count as usize];
         let mut values = vec![0; sizes.1 * count as usize];
-        let done = map.walk_batch(cursor, &mut keys, &mut values, count, 0, delete);
+        let done = map.walk_batch(cursor.as_deref(), &mut keys, &mut values, count, 0, delete);
         keys.truncate(sizes.0 * done.count as usize);
         values.truncate(sizes.1 * done.count as usize);
+        cursor = Some(done.cursor.clone());
         calls.push((done, keys, values));
         if done.result.is_err() {
             return calls;
         }
-        cursor = Some(done.cursor);
     }
 }
 

@@ -102,6 +102,19 @@ pub trait OffloadDevice: Send + Sync {
 
     /// `BPF_OFFLOAD_MAP_ALLOC`: creates the map on the device.
     fn map_alloc(&self, spec: &MapSpec) -> Result<Arc<dyn OffloadedMap>>;
+
+    /// The same for a map of maps, whose inner maps are like `template`, a map of this device
+    /// ([`OffloadedMap::inner_value`]). Asked only of devices whose rules admit such types.
+    fn map_of_maps_alloc(
+        &self,
+        spec: &MapSpec,
+        _template: &dyn OffloadedMap,
+    ) -> Result<Arc<dyn OffloadedMap>> {
+        Err(Error::because(
+            Errno::EINVAL,
+            format!("the device has no maps of type {}", spec.map_type),
+        ))
+    }
 }
 
 /// What a batch operation did. As in the kernel, a failure and a valid count go together.
@@ -190,6 +203,16 @@ pub trait OffloadedMap: Send + Sync {
         _delete: bool,
     ) -> BatchOutcome {
         BatchOutcome::failed(NOT_OFFLOADED)
+    }
+
+    /// What stands for this map in the values of a map of maps on the same device, whose
+    /// `update` and `lookup` carry it. It names this map and no other as long as this map or a
+    /// map of maps holds it on the device.
+    fn inner_value(&self) -> Result<[u8; 4]> {
+        Err(Error::new(
+            Errno::EINVAL,
+            "the device has no maps of maps, so its maps cannot be inner maps",
+        ))
     }
 
     /// Device memory that the map occupies, in bytes.

@@ -5,8 +5,8 @@ use crate::caller::{Caller, NetNs};
 use crate::device::{BatchOutcome, OffloadCommands};
 use crate::errno::Errno;
 use crate::error::{Error, Result};
-use crate::map::ops::{MapOps, NO_SUCH_OPERATION, Token};
-use crate::map::{Map, WriteActive};
+use crate::map::ops::{MapOps, NO_SUCH_OPERATION, Token, each, nth};
+use crate::map::{Map, WriteActive, inner};
 use crate::security::MapAccess;
 use crate::uapi::{BPF_EXIST, BPF_F_LOCK, BPF_OBJ_NAME_LEN, MapFlags, MapType};
 use bitflags::bitflags;
@@ -59,6 +59,7 @@ const NO_LOCK: Error = Error::new(
     Errno::EINVAL,
     "flags: BPF_F_LOCK on a map whose values have no bpf_spin_lock",
 );
+const NOT_OF_MAPS: Error = Error::new(Errno::EINVAL, "the map is not a map of maps");
 const BAD_ELEM_FLAGS: Error = Error::new(
     Errno::EINVAL,
     "elem_flags: a batch takes no flag but BPF_F_LOCK",
@@ -293,6 +294,9 @@ impl MapFile {
     ///
     /// Errors in order: EPERM for a read-only file or a frozen map; EINVAL for flags above
     /// `BPF_EXIST`; the map's own: ENOENT, EEXIST, E2BIG when full, ENOMEM, ENODEV.
+    ///
+    /// The value of a map of maps is a descriptor, which an open file cannot resolve: EBADF. See
+    /// [`MapFile::update_inner`] and [`crate::System::update`].
     #[inline]
     pub fn update(&self, key: &[u8], value: &[u8], flags: u64) -> Result<()> {
         check_length("key", key.len(), self.key_size())?;
@@ -304,6 +308,56 @@ impl MapFile {
             return Err(BAD_UPDATE_FLAGS);
         }
         self.ops().update(key, &self.stored(value), flags)
+    }
+
+    /// As [`MapFile::update`]; `resolve` gives the map behind a descriptor, for maps of maps.
+    #[inline]
+    pub(crate) fn update_resolving(
+        &self,
+        key: &[u8],
+        value: &[u8],
+        flags: u64,
+        resolve: impl FnOnce(i32) -> Result<Arc<Map>>,
+    ) -> Result<()> {
+        if !self.map_type().is_map_of_maps() {
+            return self.update(key, value, flags);
+        }
+        check_length("key", key.len(), self.key_size())?;
+        check_length("value", value.len(), self.value_bytes())?;
+        self.writable()?;
+        let _active = self.map.begin_write()?;
+        if flags & BPF_F_LOCK != 0 {
+            return Err(NO_LOCK);
+        }
+        inner::update(self.inner_maps()?, key, value, flags, resolve)
+    }
+
+    fn inner_maps(&self) -> Result<&dyn inner::InnerMaps> {
+        self.ops().inner_maps().ok_or(NOT_OF_MAPS)
+    }
+
+    /// BPF_MAP_UPDATE_ELEM of a map of maps: stores a reference to the map of `inner` under
+    /// `key`. The map lives on while it is there, whoever closes it.
+    ///
+    /// Errors in order: EPERM as for [`MapFile::update`]; EINVAL for `BPF_F_LOCK`, and for a map
+    /// that is none of maps; for arrays, EINVAL for other flags than `BPF_ANY` and E2BIG past
+    /// the end; EINVAL for an inner map that differs from the template, or, on a device, is
+    /// not on the same one; the map's own as for [`MapFile::update`].
+    pub fn update_inner(&self, key: &[u8], inner: &Self, flags: u64) -> Result<()> {
+        self.inner_maps()?;
+        let value = [0; inner::VALUE_BYTES];
+        self.update_resolving(key, &value, flags, |_| Ok(Arc::clone(&inner.map)))
+    }
+
+    /// The inner map under `key`, opened for reading and writing: what a program's lookup in a
+    /// map of maps gives it. No command of bpf(2), whose lookups return the id.
+    ///
+    /// EPERM for a write-only file; EINVAL for a map that is none of maps; ENOENT.
+    pub fn lookup_inner(&self, key: &[u8]) -> Result<Self> {
+        check_length("key", key.len(), self.key_size())?;
+        self.readable()?;
+        let inner = self.inner_maps()?.inner(key)?;
+        Ok(Self::open(inner, FileMode::all()))
     }
 
     /// BPF_MAP_DELETE_ELEM: removes `key`.
@@ -391,6 +445,39 @@ impl MapFile {
             count,
             (elem_flags, 0),
             |ops| ops.update_batch(keys, &self.stored(values), count, elem_flags, self.sizes()),
+        )
+    }
+
+    /// As [`MapFile::update_batch`], with the attribute's `elem_flags` and `flags`; `resolve` as
+    /// in [`MapFile::update_resolving`].
+    pub(crate) fn update_batch_resolving(
+        &self,
+        keys: &[u8],
+        values: &[u8],
+        count: u32,
+        flags: (u64, u64),
+        resolve: impl Fn(i32) -> Result<Arc<Map>>,
+    ) -> BatchOutcome {
+        if !self.map_type().is_map_of_maps() {
+            return self.update_batch(keys, values, count, flags.0, flags.1);
+        }
+        let maps = match self.inner_maps() {
+            Ok(maps) => maps,
+            Err(error) => return BatchOutcome::failed(error),
+        };
+        let lengths = self.check_arrays(keys.len(), Some(values.len()), count as usize);
+        let (key_size, value_bytes) = self.sizes();
+        self.batch(
+            OffloadCommands::UPDATE_BATCH,
+            lengths,
+            count,
+            (flags.0, 0),
+            |_| {
+                each(count, |i| {
+                    let (key, value) = (nth(keys, key_size, i), nth(values, value_bytes, i));
+                    inner::update(maps, key, value, flags.0, &resolve)
+                })
+            },
         )
     }
 

@@ -91,6 +91,11 @@ impl MapType {
             Self::PERCPU_HASH | Self::PERCPU_ARRAY | Self::LRU_PERCPU_HASH
         )
     }
+
+    /// Whether the values are maps.
+    pub const fn is_map_of_maps(self) -> bool {
+        matches!(self, Self::ARRAY_OF_MAPS | Self::HASH_OF_MAPS)
+    }
 }
 
 impl fmt::Debug for MapType {

@@ -77,7 +77,7 @@ impl<F: Function> BehavedMap<F> {
         if let Some(map) = self.on_device.get() {
             return Ok(map);
         }
-        let map = self.shared.create(&self.spec)?;
+        let map = self.shared.create(&self.spec, 0)?;
         Ok(self.on_device.get_or_init(|| map))
     }
 

@@ -344,6 +344,11 @@ impl<F: Function> OffloadedMap for NicMap<F> {
         self.walk(start, out_batch, keys, values, count, delete)
     }
 
+    /// The device's handle, as its maps of maps hold it.
+    fn inner_value(&self) -> Result<[u8; 4]> {
+        Ok(self.map.handle().0.to_le_bytes())
+    }
+
     fn device_bytes(&self) -> u64 {
         self.map.bytes()
     }

@@ -95,7 +95,7 @@ impl<F: Function> Shared<F> {
     }
 
     /// MAP_CREATE on the device.
-    pub(crate) fn create(self: &Arc<Self>, spec: &MapSpec) -> Result<NicMap<F>> {
+    pub(crate) fn create(self: &Arc<Self>, spec: &MapSpec, template: u32) -> Result<NicMap<F>> {
         let percpu = spec.map_type.is_percpu();
         // What is put into a bloom filter is its key on the wire.
         let (key_size, value_size) = match spec.map_type {
@@ -115,6 +115,7 @@ impl<F: Function> Shared<F> {
             },
             name: spec.name,
             map_extra: spec.map_extra,
+            inner_map: template,
             ..MapParams::default()
         };
         let map = self
@@ -253,6 +254,21 @@ impl<F: Function> OffloadDevice for OffloadNic<F> {
     }
 
     fn map_alloc(&self, spec: &MapSpec) -> Result<Arc<dyn OffloadedMap>> {
+        self.alloc(spec, 0)
+    }
+
+    fn map_of_maps_alloc(
+        &self,
+        spec: &MapSpec,
+        template: &dyn OffloadedMap,
+    ) -> Result<Arc<dyn OffloadedMap>> {
+        self.alloc(spec, u32::from_le_bytes(template.inner_value()?))
+    }
+}
+
+impl<F: Function> OffloadNic<F> {
+    /// Has the device make a map; `template` is the handle of the inner maps' template, or 0.
+    fn alloc(&self, spec: &MapSpec, template: u32) -> Result<Arc<dyn OffloadedMap>> {
         let shared = &self.shared;
         let reservation = shared.admit(spec)?;
         let behaves = shared.profile.behaviours.act()
@@ -261,6 +277,8 @@ impl<F: Function> OffloadDevice for OffloadNic<F> {
             let map = BehavedMap::new(Arc::clone(shared), spec, reservation)?;
             return Ok(Arc::new(map));
         }
-        Ok(Arc::new(shared.create(spec)?.counting(reservation)))
+        Ok(Arc::new(
+            shared.create(spec, template)?.counting(reservation),
+        ))
     }
 }

@@ -1,6 +1,7 @@
 //! Admin commands: IDENTIFY, MAP_CREATE, MAP_FREE, MAP_QUERY (abi §6).
 
 use super::reserved_bits;
+use crate::inner::INNER_VALUE_BYTES;
 use crate::maps::Map;
 use crate::table::Table;
 use crate::table::bloom;
@@ -241,6 +242,8 @@ impl<S: Storage> Firmware<S> {
         check_reserved(command, &iova.to_le_bytes(), false)?;
         let attr = read_attr(&body, host)?;
         let spec = self.check_create(&body, &attr)?;
+        let template = self.maps.get(MapHandle(attr.inner_map.get())).ok();
+        self.holdings.creating = template.map(|map| map.spec);
         let free = self.allocator.largest_free();
         let used = self.allocator.size_bytes() - self.allocator.free_bytes();
         let value = ValueShape::new(&spec).map_or(usize::MAX, |value| value.wire as usize);
@@ -301,11 +304,18 @@ impl<S: Storage> Firmware<S> {
         };
         // What the type, or none of the types here, has a use for (abi §6.3).
         if [attr.map_extra.get() & !extra, attr.host_memory.get()] != [0; 2]
-            || [attr.inner_map.get(), attr.vector.get()] != [0; 2]
+            || attr.vector.get() != 0
+            || (attr.inner_map.get() != 0 && !kind.is_map_of_maps())
         {
             return Err(invalid());
         }
         let spec = MapSpec::new(kind, body, attr);
+        if kind.is_map_of_maps() {
+            let template = self.maps.get(MapHandle(attr.inner_map.get()))?;
+            if template.spec.kind.is_map_of_maps() || spec.value_size != INNER_VALUE_BYTES {
+                return Err(invalid());
+            }
+        }
         let valued = spec.value_size != 0;
         if valued != kind.has_values() || spec.max_entries == 0 {
             return Err(invalid());
@@ -395,12 +405,25 @@ impl<S: Storage> Firmware<S> {
     fn finish_create(&mut self, map: Map) -> Result<MapHandle, Status> {
         use crate::access::Access;
         self.memory.write(map.base, map.spec.description())?;
-        self.maps.insert(map).ok_or(Status::Internal)
+        let handle = self.maps.insert(map).ok_or(Status::Internal)?;
+        // Other maps have no template, and no holdings.
+        if let Some(template) = self.holdings.creating.take() {
+            self.holdings.insert(handle, template);
+        }
+        Ok(handle)
     }
 
     pub(crate) fn free_map(&mut self, handle: MapHandle) -> Result<(), Status> {
+        self.maps.get(handle)?;
+        if self.holdings.is_held(handle) {
+            let map = self.maps.retire(handle)?;
+            self.holdings.keep(handle, map);
+            return Ok(());
+        }
         let map = self.maps.remove(handle)?;
         self.allocator.release(map.base, map.bytes);
+        self.holdings.remove(handle);
+        self.give_back();
         Ok(())
     }
 
@@ -445,7 +468,11 @@ impl<S: Storage> Firmware<S> {
     ) -> Result<Option<MapInfo>, Status> {
         let map = self.maps.get(handle)?;
         let longest_chain = match &map.table {
-            Table::Array(_) | Table::Queue(_) | Table::Lpm(_) | Table::Bloom(_) => 0,
+            Table::Array(_)
+            | Table::ArrayOfMaps(_)
+            | Table::Queue(_)
+            | Table::Lpm(_)
+            | Table::Bloom(_) => 0,
             Table::Hash(table) => match table.scan_step(&mut self.memory, scan)? {
                 Some(longest) => longest,
                 None => return Ok(None),
@@ -453,7 +480,10 @@ impl<S: Storage> Firmware<S> {
         };
         Ok(Some(MapInfo {
             bytes: U64::new(map.bytes),
-            entries: U32::new(map.table.entries(&mut self.memory)?),
+            entries: U32::new(match &map.table {
+                Table::ArrayOfMaps(_) => self.holdings.entries(handle),
+                table => table.entries(&mut self.memory)?,
+            }),
             longest_chain: U32::new(longest_chain),
             free_bytes: U64::new(self.allocator.free_bytes()),
             free_largest: U64::new(self.allocator.largest_free()),

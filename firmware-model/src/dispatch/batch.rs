@@ -149,6 +149,10 @@ impl<A: Access, H: HostMemory> Io<'_, A, H> {
         if !supported || !kind.has_values() {
             return Err(Status::Unsupported);
         }
+        // Entries of maps of maps change one by one.
+        if (deletes || opcode == IoOpcode::BatchUpdate) && map.spec.kind.is_map_of_maps() {
+            return Err(Status::Unsupported);
+        }
         let arrays = Arrays {
             count: body.count.get() as usize,
             keys: body.keys.get(),
@@ -167,7 +171,8 @@ impl<A: Access, H: HostMemory> Io<'_, A, H> {
                 IoOpcode::BatchDelete => self.batch_change(map, &arrays, None),
                 _ => match &map.table {
                     Table::Hash(table) => self.dump_hash(table, &arrays, from.cursor, deletes),
-                    Table::Array(table) => self.dump_array(table, &arrays, from.cursor),
+                    Table::Array(table) => self.dump_array(table, &arrays, from.cursor, false),
+                    Table::ArrayOfMaps(table) => self.dump_array(table, &arrays, from.cursor, true),
                     Table::Lpm(table) => self.dump_trie(table, &arrays, from.cursor),
                     Table::Queue(_) | Table::Bloom(_) => Outcome::new(Status::Unsupported, 0),
                 },
@@ -398,7 +403,14 @@ impl<A: Access, H: HostMemory> Io<'_, A, H> {
 
     /// As the kernel's `generic_map_lookup_batch`: the end is reported by the dump that finds
     /// nothing left to fill its arrays with, not by one that fills them exactly.
-    fn dump_array(&mut self, table: &ArrayTable, arrays: &Arrays, cursor: u64) -> Outcome {
+    /// With `skips`, entries that hold nothing are passed over.
+    fn dump_array(
+        &mut self,
+        table: &ArrayTable,
+        arrays: &Arrays,
+        cursor: u64,
+        skips: bool,
+    ) -> Outcome {
         let mut budget = Budget::STEP;
         let mut done = arrays.start;
         let mut at = cursor;
@@ -408,6 +420,17 @@ impl<A: Access, H: HostMemory> Io<'_, A, H> {
             };
             if budget.is_spent() {
                 return Outcome::more(done).at(at);
+            }
+            if skips {
+                match table.is_empty(self.access, index) {
+                    Ok(false) => {}
+                    Ok(true) => {
+                        budget.spend(arrays.stride, 1);
+                        at += 1;
+                        continue;
+                    }
+                    Err(status) => return Outcome::new(status, done).at(at),
+                }
             }
             if let Err(status) = self.dump_value(table, arrays, done, index) {
                 return Outcome::new(status, done).at(at);

@@ -8,6 +8,7 @@
 use super::{Io, reserved_bits, update_flags};
 use crate::HostMemory;
 use crate::access::Access;
+use crate::inner;
 use crate::maps::Map;
 use crate::table::{NextKey, ValueWrite};
 use offmap_abi::completion::INLINE_RESULT_BYTES;
@@ -177,8 +178,21 @@ impl<A: Access, H: HostMemory> Io<'_, A, H> {
             }
             value
         };
-        map.table
-            .update(self.access, key, ValueWrite::All(value), flags)?;
+        if map.spec.kind.is_map_of_maps() {
+            let outer = command.map();
+            inner::update(
+                self.maps,
+                self.holdings,
+                self.access,
+                outer,
+                key,
+                value,
+                flags,
+            )?;
+        } else {
+            map.table
+                .update(self.access, key, ValueWrite::All(value), flags)?;
+        }
         Ok(Completion::new(command.request(), Status::Success))
     }
 
@@ -192,11 +206,16 @@ impl<A: Access, H: HostMemory> Io<'_, A, H> {
         check_reserved(command, &body, flags, RETURNS)?;
         check_key(command, &body, map)?;
         let kind = map.spec.kind;
-        if kind.is_array() || kind.is_queue() || !kind.has_values() {
+        let of_maps = kind.is_map_of_maps();
+        if kind.is_array() && !of_maps || kind.is_queue() || !kind.has_values() {
             return Err(Status::Unsupported);
         }
         let key = read_key(command, &body, map, self.host, &mut self.scratch.keys)?;
-        map.table.delete(self.access, key)?;
+        if of_maps {
+            inner::delete(self.holdings, self.access, command.map(), map, key)?;
+        } else {
+            map.table.delete(self.access, key)?;
+        }
         Ok(Completion::new(command.request(), Status::Success))
     }
 
@@ -206,7 +225,7 @@ impl<A: Access, H: HostMemory> Io<'_, A, H> {
         let map = self.maps.get(command.map())?;
         check_reserved(command, &body, body.map_flags.get(), RETURNS)?;
         check_key(command, &body, map)?;
-        if !map.spec.kind.takes() {
+        if !map.spec.kind.takes() || map.spec.kind.is_map_of_maps() {
             return Err(Status::Unsupported);
         }
         let len = map.value_bytes();

@@ -5,6 +5,7 @@ mod batch;
 mod element;
 
 use crate::access::Access;
+use crate::inner::Holdings;
 use crate::maps::Maps;
 use crate::table::LANES;
 use crate::{Config, HostFault, HostMemory, STEP_BUCKETS, STEP_BYTES};
@@ -68,6 +69,7 @@ impl Scratch {
 pub(crate) struct Io<'a, A, H> {
     pub(crate) config: &'a Config,
     pub(crate) maps: &'a Maps,
+    pub(crate) holdings: &'a mut Holdings,
     pub(crate) scratch: &'a mut Scratch,
     pub(crate) access: &'a mut A,
     pub(crate) host: &'a mut H,
@@ -310,6 +312,7 @@ mod tests {
     struct Bench {
         config: Config,
         maps: Maps,
+        holdings: Holdings,
         handle: MapHandle,
         scratch: Scratch,
         access: Failing,
@@ -341,6 +344,7 @@ mod tests {
             Self {
                 handle: maps.insert(map).unwrap(),
                 maps,
+                holdings: Holdings::default(),
                 scratch: Scratch::new(&config),
                 config,
                 access: Failing {
@@ -356,6 +360,7 @@ mod tests {
             Io {
                 config: &self.config,
                 maps: &self.maps,
+                holdings: &mut self.holdings,
                 scratch: &mut self.scratch,
                 access: &mut self.access,
                 host: &mut self.host,

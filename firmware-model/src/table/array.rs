@@ -72,6 +72,36 @@ impl ArrayTable {
         write_value(access, at, &self.value, value, false)
     }
 
+    /// Whether the value at `index` is the handle of no map.
+    pub(crate) fn is_empty(&self, access: &mut impl Access, index: u32) -> Result<bool, Status> {
+        self.holds_none(access, self.value_at(index))
+    }
+
+    fn holds_none(&self, access: &mut impl Access, at: DevAddr) -> Result<bool, Status> {
+        Ok(access.read::<4>(at)? == [0; 4])
+    }
+
+    /// As [`Self::find`] in an array of maps: `NotFound` for an entry that holds none.
+    #[inline]
+    pub(crate) fn find_held(
+        &self,
+        access: &mut impl Access,
+        key: &[u8],
+    ) -> Result<DevAddr, Status> {
+        let at = self.find(key)?;
+        if self.holds_none(access, at)? {
+            return Err(Status::NotFound);
+        }
+        Ok(at)
+    }
+
+    /// Empties an entry of an array of maps.
+    pub(crate) fn clear(&self, access: &mut impl Access, key: &[u8]) -> Result<(), Status> {
+        let at = self.find_held(access, key)?;
+        let stored = self.value.stored as usize;
+        Ok(access.with_bytes_mut(at, stored, |bytes| bytes.fill(0))?)
+    }
+
     /// Index after `key`; 0 when `key` is absent or out of range.
     pub(crate) fn next(&self, key: Option<&[u8]>) -> Result<u32, Status> {
         match key.and_then(Self::index) {

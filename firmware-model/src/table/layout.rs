@@ -49,11 +49,15 @@ pub enum MapKind {
     Queue,
     /// BPF_MAP_TYPE_STACK.
     Stack,
+    /// BPF_MAP_TYPE_ARRAY_OF_MAPS.
+    ArrayOfMaps,
+    /// BPF_MAP_TYPE_HASH_OF_MAPS.
+    HashOfMaps,
 }
 
 impl MapKind {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 12] = [
         Self::Hash,
         Self::Array,
         Self::PercpuHash,
@@ -64,6 +68,8 @@ impl MapKind {
         Self::LruPercpuHash,
         Self::Queue,
         Self::Stack,
+        Self::ArrayOfMaps,
+        Self::HashOfMaps,
     ];
 
     /// The UAPI `enum bpf_map_type` value.
@@ -79,6 +85,8 @@ impl MapKind {
             Self::LruPercpuHash => MapType::LruPercpuHash.0,
             Self::Queue => MapType::Queue.0,
             Self::Stack => MapType::Stack.0,
+            Self::ArrayOfMaps => MapType::ArrayOfMaps.0,
+            Self::HashOfMaps => MapType::HashOfMaps.0,
         }
     }
 
@@ -114,7 +122,12 @@ impl MapKind {
 
     /// Whether the map is an array.
     pub const fn is_array(self) -> bool {
-        matches!(self, Self::Array | Self::PercpuArray)
+        matches!(self, Self::Array | Self::PercpuArray | Self::ArrayOfMaps)
+    }
+
+    /// Whether the values are handles of other maps.
+    pub const fn is_map_of_maps(self) -> bool {
+        matches!(self, Self::ArrayOfMaps | Self::HashOfMaps)
     }
 
     /// Whether entries have values.

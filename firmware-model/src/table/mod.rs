@@ -127,6 +127,8 @@ pub(crate) enum Table {
     Bloom(BloomTable),
     /// QUEUE and STACK.
     Queue(QueueTable),
+    /// ARRAY_OF_MAPS: an entry exists when its handle is not 0.
+    ArrayOfMaps(ArrayTable),
 }
 
 impl Table {
@@ -136,9 +138,12 @@ impl Table {
             MapKind::Array | MapKind::PercpuArray => {
                 Self::Array(ArrayTable::new(base, spec, geometry))
             }
-            MapKind::Hash | MapKind::PercpuHash | MapKind::LruHash | MapKind::LruPercpuHash => {
-                Self::Hash(HashTable::new(base, spec, geometry))
-            }
+            MapKind::ArrayOfMaps => Self::ArrayOfMaps(ArrayTable::new(base, spec, geometry)),
+            MapKind::Hash
+            | MapKind::PercpuHash
+            | MapKind::LruHash
+            | MapKind::LruPercpuHash
+            | MapKind::HashOfMaps => Self::Hash(HashTable::new(base, spec, geometry)),
             MapKind::LpmTrie => Self::Lpm(LpmTable::new(base, spec, geometry)),
             MapKind::BloomFilter => Self::Bloom(BloomTable::new(base, spec, geometry)),
             MapKind::Queue | MapKind::Stack => Self::Queue(QueueTable::new(base, spec, geometry)),
@@ -150,7 +155,7 @@ impl Table {
     pub(crate) fn value(&self) -> &ValueShape {
         match self {
             Self::Hash(table) => &table.value,
-            Self::Array(table) => &table.value,
+            Self::Array(table) | Self::ArrayOfMaps(table) => &table.value,
             Self::Lpm(table) => &table.value,
             Self::Bloom(table) => &table.value,
             Self::Queue(table) => &table.value,
@@ -169,6 +174,10 @@ impl Table {
         match self {
             Self::Hash(table) => table.with_value(access, key, f),
             Self::Array(table) => Ok(f(access, table.find(key)?)),
+            Self::ArrayOfMaps(table) => {
+                let at = table.find_held(access, key)?;
+                Ok(f(access, at))
+            }
             Self::Lpm(table) => table.with_value(access, key, f),
             Self::Bloom(table) => {
                 let at = table.find(access, key)?;
@@ -183,7 +192,11 @@ impl Table {
     pub(crate) fn mark(&self, access: &mut impl Access, at: DevAddr) -> Result<(), Status> {
         match self {
             Self::Hash(table) => table.mark(access, at),
-            Self::Array(_) | Self::Queue(_) | Self::Lpm(_) | Self::Bloom(_) => Ok(()),
+            Self::Array(_)
+            | Self::ArrayOfMaps(_)
+            | Self::Queue(_)
+            | Self::Lpm(_)
+            | Self::Bloom(_) => Ok(()),
         }
     }
 
@@ -206,11 +219,12 @@ impl Table {
                     }
                 }
             }
-            Self::Lpm(_) | Self::Bloom(_) => {
+            Self::Lpm(_) | Self::Bloom(_) | Self::ArrayOfMaps(_) => {
                 for (lane, key) in keys.chunks_exact(key_size).enumerate() {
                     let found = match self {
                         Self::Lpm(table) => table.longest(access, key),
                         Self::Bloom(table) => table.find(access, key),
+                        Self::ArrayOfMaps(table) => table.find_held(access, key),
                         _ => Err(Status::Internal),
                     };
                     if visit(access, lane, found).is_break() {
@@ -233,7 +247,9 @@ impl Table {
     ) -> Result<(), Status> {
         match self {
             Self::Hash(table) => table.update(access, key, value, flags),
-            Self::Array(table) => table.update(access, key, value, flags),
+            Self::Array(table) | Self::ArrayOfMaps(table) => {
+                table.update(access, key, value, flags)
+            }
             Self::Lpm(table) => table.update(access, key, value, flags),
             Self::Bloom(table) => table.update(access, key, flags),
             Self::Queue(table) => table.push(access, value, flags),
@@ -246,6 +262,7 @@ impl Table {
             Self::Hash(table) => table.delete(access, key),
             Self::Lpm(table) => table.delete(access, key),
             Self::Array(_) | Self::Queue(_) | Self::Bloom(_) => Err(Status::Unsupported),
+            Self::ArrayOfMaps(table) => table.clear(access, key),
         }
     }
 
@@ -259,7 +276,9 @@ impl Table {
         match self {
             Self::Hash(table) => table.take(access, key, f),
             Self::Queue(table) => table.pop(access, f),
-            Self::Array(_) | Self::Lpm(_) | Self::Bloom(_) => Err(Status::Unsupported),
+            Self::Array(_) | Self::ArrayOfMaps(_) | Self::Lpm(_) | Self::Bloom(_) => {
+                Err(Status::Unsupported)
+            }
         }
     }
 
@@ -272,7 +291,7 @@ impl Table {
     ) -> Result<R, Status> {
         match self {
             Self::Hash(table) => table.with_next(access, key, |a, at| f(a, NextKey::At(at))),
-            Self::Array(table) => {
+            Self::Array(table) | Self::ArrayOfMaps(table) => {
                 let index = table.next(key)?;
                 Ok(f(access, NextKey::Index(index)))
             }
@@ -285,7 +304,7 @@ impl Table {
     pub(crate) fn entries(&self, access: &mut impl Access) -> Result<u32, Status> {
         match self {
             Self::Hash(table) => table.entries(access),
-            Self::Array(table) => Ok(table.max_entries()),
+            Self::Array(table) | Self::ArrayOfMaps(table) => Ok(table.max_entries()),
             Self::Lpm(table) => table.entries(access),
             Self::Bloom(_) => Ok(0),
             Self::Queue(table) => table.entries(access),

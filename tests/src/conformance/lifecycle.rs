@@ -93,7 +93,7 @@ pub fn identify_fills_the_room_given<F: Function>(bench: &Bench<F>) {
     let host = bench.host();
     let data = host.identify();
     assert_ne!(data.firmware[0], 0);
-    for map_type in [1, 2, 5, 6, 11, 30] {
+    for map_type in [1, 2, 5, 6, 11, 12, 13, 30] {
         assert_ne!(
             data.map_types.get() >> map_type & 1,
             0,

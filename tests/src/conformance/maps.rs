@@ -414,7 +414,7 @@ pub fn limits_say_what_was_exceeded<F: Function>(bench: &Bench<F>) {
     };
     let body = Host::<F>::map_body;
     let types = limits.map_types.get();
-    refused(Limit::MapType, 13, types, 0, body(13, 4, 4, 4));
+    refused(Limit::MapType, 31, types, 0, body(31, 4, 4, 4));
     let most = u64::from(limits.key_bytes.get());
     refused(
         Limit::KeyBytes,

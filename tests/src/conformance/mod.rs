@@ -6,6 +6,7 @@
 
 pub mod elements;
 pub mod host;
+pub mod inner;
 pub mod lifecycle;
 pub mod lru_queue;
 pub mod maps;
@@ -87,6 +88,8 @@ macro_rules! conformance_suite {
                 filters_hold_what_was_added;
             lru_queue: a_full_lru_map_evicts_one, lru_maps_in_batches, queues_and_stacks,
                 queues_and_stacks_have_no_keys;
+            inner: maps_of_maps_take_maps_like_the_template,
+                a_held_map_goes_with_its_last_holder;
         );
     };
     (@cases $module:ident, $function:ty, $make:expr, $notify:expr;

@@ -3,6 +3,7 @@
 mod bloom;
 mod host_array;
 mod host_hash;
+pub(crate) mod inner;
 mod jhash;
 mod lazy;
 mod lpm;

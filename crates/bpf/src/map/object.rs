@@ -50,7 +50,7 @@ pub(crate) struct ReadMostly {
     pub(crate) name: [u8; BPF_OBJ_NAME_LEN],
     /// The types of its keys and values, if it was created with BTF.
     pub(crate) btf: Option<Box<MapBtf>>,
-    /// The same object as `ops`, for offloaded maps.
+    /// What `ops` reaches the device through, for offloaded maps: mostly the same object.
     pub(crate) offload: Option<Arc<OffloadMap>>,
     pub(crate) shared: Arc<Shared>,
 }

@@ -117,6 +117,24 @@ impl OffloadMap {
         Ok((*self.location(), on_device.device_bytes()))
     }
 
+    /// Whether both are on one offload device, through whichever of its netdevs.
+    pub(crate) fn is_on_device_of(&self, other: &Self) -> bool {
+        Weak::ptr_eq(&self.offload_device, &other.offload_device)
+    }
+
+    /// As [`OffloadedMap::inner_value`].
+    pub(crate) fn inner_value(&self) -> Result<[u8; 4]> {
+        self.device().as_ref().ok_or(GONE)?.inner_value()
+    }
+
+    /// The device's side of a template; the map stays on the device while it is used.
+    pub(crate) fn with_device<R>(
+        &self,
+        f: impl FnOnce(&dyn OffloadedMap) -> Result<R>,
+    ) -> Result<R> {
+        f(&**self.device().as_ref().ok_or(GONE)?)
+    }
+
     pub(crate) fn is_gone(&self) -> bool {
         self.device().is_none()
     }

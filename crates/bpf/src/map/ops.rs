@@ -4,6 +4,7 @@ use crate::caller::Caller;
 use crate::device::{BatchOutcome, OffloadCommands};
 use crate::errno::Errno;
 use crate::error::{Error, Result};
+use crate::map::inner::{InnerMaps, MapMeta};
 use crate::uapi::MapCreateAttr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -42,6 +43,12 @@ pub(crate) trait MapOps: Send + Sync {
 
     fn lookup_and_delete(&self, _key: &[u8], _value: &mut [u8], _flags: u64) -> Result<()> {
         Err(NO_SUCH_OPERATION)
+    }
+
+    /// The side that knows of inner maps, for maps of maps. Values of these are ids when they
+    /// are read; `update` cannot resolve the descriptors that are written.
+    fn inner_maps(&self) -> Option<&dyn InnerMaps> {
+        None
     }
 
     /// Whether lookup batches refuse `batch.flags`, which the generic ones ignore.
@@ -133,7 +140,7 @@ pub(crate) fn nth_mut(bytes: &mut [u8], size: usize, index: usize) -> &mut [u8] 
     &mut bytes[index * size..][..size]
 }
 
-fn each(count: u32, mut operation: impl FnMut(usize) -> Result<()>) -> BatchOutcome {
+pub(crate) fn each(count: u32, mut operation: impl FnMut(usize) -> Result<()>) -> BatchOutcome {
     for done in 0..count {
         if let Err(error) = operation(done as usize) {
             return BatchOutcome {
@@ -151,6 +158,8 @@ fn each(count: u32, mut operation: impl FnMut(usize) -> Result<()>) -> BatchOutc
 /// What a map type's allocation knows besides the attribute.
 pub(crate) struct AllocContext {
     pub(crate) possible_cpus: u32,
+    /// Of the inner maps, for maps of maps.
+    pub(crate) template: Option<MapMeta>,
 }
 
 /// One row of the table of map types.

@@ -7,6 +7,7 @@ use crate::device::BatchOutcome;
 use crate::errno::Errno;
 use crate::error::{Error, Result};
 use crate::file::{FileMode, MapFile, MapInfo};
+use crate::map::Map;
 use crate::uapi::{BPF_F_LOCK, MapFlags};
 use std::sync::Arc;
 
@@ -50,7 +51,7 @@ impl System {
         value: &[u8],
         flags: u64,
     ) -> Result<()> {
-        map.update(key, value, flags)
+        map.update_resolving(key, value, flags, |inner| self.map_of(inner))
     }
 
     /// As `update_map`, for a batch.
@@ -62,7 +63,9 @@ impl System {
         count: u32,
         elem_flags: u64,
     ) -> BatchOutcome {
-        map.update_batch(keys, values, count, elem_flags, 0)
+        map.update_batch_resolving(keys, values, count, (elem_flags, 0), |inner| {
+            self.map_of(inner)
+        })
     }
 
     /// As `with_map`, for a batch.
@@ -95,9 +98,18 @@ impl System {
         self.with_map(fd, |map| map.lookup(key, value, flags))
     }
 
-    /// As [`MapFile::update`].
+    /// As [`MapFile::update`]. The value of a map of maps is a descriptor of the inner map, as
+    /// `i32` in native byte order: EBADF when it is not open, EINVAL when it is no map's, or
+    /// one's that differs from the template.
     pub fn update(&self, fd: Fd, key: &[u8], value: &[u8], flags: u64) -> Result<()> {
-        self.with_map(fd, |map| map.update(key, value, flags))
+        self.with_map(fd, |map| {
+            map.update_resolving(key, value, flags, |inner| self.map_of(inner))
+        })
+    }
+
+    /// The map behind a descriptor, without a user (`bpf_map_fd_get_ptr`, before it compares).
+    pub(super) fn map_of(&self, fd: i32) -> Result<Arc<Map>> {
+        self.with_map(Fd(fd), |file| Ok(Arc::clone(file.map())))
     }
 
     /// As [`MapFile::delete`].
@@ -133,7 +145,7 @@ impl System {
         self.with_map(fd, |map| map.lookup_many(keys, values, results))
     }
 
-    /// As [`MapFile::update_batch`].
+    /// As [`MapFile::update_batch`]; values of maps of maps as in [`System::update`].
     pub fn update_batch(
         &self,
         fd: Fd,
@@ -144,7 +156,9 @@ impl System {
         flags: u64,
     ) -> BatchOutcome {
         self.with_batch(fd, |map| {
-            map.update_batch(keys, values, count, elem_flags, flags)
+            map.update_batch_resolving(keys, values, count, (elem_flags, flags), |inner| {
+                self.map_of(inner)
+            })
         })
     }
 

@@ -3,10 +3,11 @@
 use super::fd::File;
 use super::{Fd, System};
 use crate::caller::Caller;
-use crate::device::MapSpec;
+use crate::device::{MapSpec, OffloadDevice};
 use crate::errno::Errno;
 use crate::error::{Error, Result};
 use crate::file::{FileMode, MapFile};
+use crate::map::inner::{MapMeta, OffloadedMapOfMaps};
 use crate::map::ops::{AllocContext, MapOps, MapTypeOps};
 use crate::map::types::{check_offloaded, map_type_ops};
 use crate::map::{Map, OFFLOADED_MAP_BYTES, OffloadMap, ReadMostly};
@@ -82,6 +83,10 @@ impl System {
         let storage = if attr.map_ifindex == 0 {
             let context = AllocContext {
                 possible_cpus: self.config.possible_cpus,
+                template: match map_type.is_map_of_maps() {
+                    true => Some(MapMeta::of_template(&*self.template(attr)?)?),
+                    false => None,
+                },
             };
             let ops = (type_ops.alloc)(attr, &context)?;
             let charge = self.charge(caller, ops.mem_usage())?;
@@ -91,9 +96,19 @@ impl System {
                 charge,
             }
         } else {
-            let (map, charge) = self.offload_alloc(caller, attr)?;
+            let (map, template, charge) = self.offload_alloc(caller, attr)?;
+            let ops: Arc<dyn MapOps> = match template {
+                Some(template) => Arc::new(OffloadedMapOfMaps::new(
+                    Arc::clone(&map),
+                    template,
+                    map_type,
+                    attr.max_entries,
+                    attr.key_size,
+                )),
+                None => Arc::clone(&map) as _,
+            };
             Storage {
-                ops: Arc::clone(&map) as Arc<dyn MapOps>,
+                ops,
                 offload: Some(map),
                 charge,
             }
@@ -190,12 +205,24 @@ impl System {
         Ok(())
     }
 
-    /// `bpf_map_offload_map_alloc`.
+    /// The map behind `inner_map_fd`.
+    fn template(&self, attr: &MapCreateAttr) -> Result<Arc<Map>> {
+        let fd = attr.inner_map_fd as i32;
+        self.map_of(fd).map_err(|error| {
+            Error::because(
+                error.errno(),
+                format!("inner_map_fd {fd}: {}", error.reason()),
+            )
+        })
+    }
+
+    /// `bpf_map_offload_map_alloc`, and the template of a map of maps, which no offloaded map
+    /// of the kernel has.
     fn offload_alloc(
         &self,
         caller: &Caller,
         attr: &MapCreateAttr,
-    ) -> Result<(Arc<OffloadMap>, Option<Charge>)> {
+    ) -> Result<(Arc<OffloadMap>, Option<MapMeta>, Option<Charge>)> {
         if !caller.sys_admin() {
             return Err(Error::because(
                 Errno::EPERM,
@@ -218,9 +245,22 @@ impl System {
             possible_cpus: self.config.possible_cpus,
             name: attr.map_name,
         };
+        let mut template = None;
+        let alloc = |device: &Arc<dyn OffloadDevice>| {
+            if !spec.map_type.is_map_of_maps() {
+                return device.map_alloc(&spec);
+            }
+            let inner = self.template(attr)?;
+            let on_device = OffloadedMapOfMaps::on_device(device, &inner)?;
+            template = Some(MapMeta::of_template(&inner)?.into_native());
+            on_device.with_device(|template| device.map_of_maps_alloc(&spec, template))
+        };
         let charge = || self.charge(caller, OFFLOADED_MAP_BYTES);
-        self.netdevs
-            .map_alloc(caller, attr.map_ifindex, &spec, charge, &self.shared.frees)
+        let frees = &self.shared.frees;
+        let (map, charge) =
+            self.netdevs
+                .map_alloc(caller, attr.map_ifindex, &spec, charge, frees, alloc)?;
+        Ok((map, template, charge))
     }
 
     /// `bpf_token_get_from_fd`: this kernel makes no tokens, so that no descriptor is one.

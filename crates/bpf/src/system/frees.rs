@@ -69,10 +69,14 @@ impl Frees {
     }
 
     pub(super) fn flush(&self) {
-        let (done, wait) = crossbeam_channel::bounded(1);
-        if self.queue.send(Message::Flush(done)).is_ok() {
-            // An error means that the worker ended, and then nothing is left to wait for.
-            let _ = wait.recv();
+        // Freeing a map of maps drops its inner maps, which queue up behind the first round.
+        // Maps nest one level deep, and so the second round is the last.
+        for _ in 0..2 {
+            let (done, wait) = crossbeam_channel::bounded(1);
+            if self.queue.send(Message::Flush(done)).is_ok() {
+                // An error means that the worker ended, and then nothing is left to wait for.
+                let _ = wait.recv();
+            }
         }
     }
 }

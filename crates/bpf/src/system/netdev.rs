@@ -3,7 +3,7 @@
 use super::System;
 use super::frees::Frees;
 use crate::caller::{Caller, NetNs};
-use crate::device::{MapSpec, OffloadDevice, OffloadRules};
+use crate::device::{MapSpec, OffloadDevice, OffloadRules, OffloadedMap};
 use crate::errno::Errno;
 use crate::error::{Error, Result};
 use crate::map::{Attached, OffloadMap};
@@ -103,7 +103,7 @@ impl Netdevs {
         Ok(IfIndex(index))
     }
 
-    /// `bpf_map_offload_map_alloc` from the netdev lookup on.
+    /// `bpf_map_offload_map_alloc` from the netdev lookup on; `alloc` has the device allocate.
     ///
     /// The kernel holds its device lock while the driver works. Here the table is not locked
     /// meanwhile, so that a slow device holds up only its own netdev's removal; one that is
@@ -115,6 +115,7 @@ impl Netdevs {
         spec: &MapSpec,
         charge: impl FnOnce() -> Result<Option<Charge>>,
         frees: &Frees,
+        alloc: impl FnOnce(&Arc<dyn OffloadDevice>) -> Result<Arc<dyn OffloadedMap>>,
     ) -> Result<(Arc<OffloadMap>, Option<Charge>)> {
         let refused =
             |errno, why: &str| Error::because(errno, format!("map_ifindex {ifindex}: {why}"));
@@ -165,7 +166,7 @@ impl Netdevs {
                 return Err(refused(Errno::EOPNOTSUPP, "the interface cannot offload"));
             }
         };
-        let on_device = device.map_alloc(spec)?;
+        let on_device = alloc(device)?;
 
         let mut state = self.state();
         let Some(netdev) = state.by_index.get_mut(&ifindex) else {

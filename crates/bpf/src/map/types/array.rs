@@ -19,7 +19,7 @@ pub(super) static ARRAY: MapTypeOps = MapTypeOps {
 };
 
 /// `array_map_alloc_check`.
-fn array_alloc_check(attr: &MapCreateAttr, _caller: &Caller) -> Result<()> {
+pub(super) fn array_alloc_check(attr: &MapCreateAttr, _caller: &Caller) -> Result<()> {
     let map_type = MapType(attr.map_type);
     if attr.key_size != 4 {
         return Err(invalid(format!(

@@ -29,7 +29,7 @@ const HTAB_ELEM_BYTES: u64 = 48;
 const BUCKET_BYTES: u64 = 16;
 
 /// `htab_map_alloc_check`.
-fn hash_alloc_check(attr: &MapCreateAttr, caller: &Caller) -> Result<()> {
+pub(super) fn hash_alloc_check(attr: &MapCreateAttr, caller: &Caller) -> Result<()> {
     check_zero_seed(attr, caller)?;
     check_flags(
         attr,

@@ -6,6 +6,7 @@
 mod array;
 mod bloom;
 mod hash;
+mod inner;
 mod lpm;
 mod lru;
 mod queue;
@@ -24,6 +25,8 @@ pub(crate) fn map_type_ops(map_type: MapType) -> Option<&'static MapTypeOps> {
         MapType::BLOOM_FILTER => Some(&bloom::BLOOM),
         MapType::LRU_HASH | MapType::LRU_PERCPU_HASH => Some(&lru::LRU),
         MapType::QUEUE | MapType::STACK => Some(&queue::QUEUE),
+        MapType::ARRAY_OF_MAPS => Some(&inner::ARRAY_OF_MAPS),
+        MapType::HASH_OF_MAPS => Some(&inner::HASH_OF_MAPS),
         _ => None,
     }
 }
