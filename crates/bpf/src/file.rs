@@ -6,6 +6,7 @@ use crate::errno::Errno;
 use crate::error::{Error, Result};
 use crate::map::Map;
 use crate::map::ops::{MapOps, NO_SUCH_OPERATION};
+use crate::map::ringbuf::{RingBufferProducer, RingBufferReader};
 use crate::uapi::{BPF_EXIST, BPF_F_LOCK, BPF_OBJ_NAME_LEN, MapFlags, MapType};
 use bitflags::bitflags;
 use std::fmt;
@@ -43,6 +44,10 @@ impl FileMode {
 
 const NOT_READABLE: Error = Error::new(Errno::EPERM, "the file was opened write-only");
 const NOT_WRITABLE: Error = Error::new(Errno::EPERM, "the file was opened read-only");
+const NOT_CONSUMABLE: Error = Error::new(
+    Errno::EACCES,
+    "a ring buffer is consumed through a file that is open for reading and writing",
+);
 const BAD_LOOKUP_FLAGS: Error = Error::new(
     Errno::EINVAL,
     "flags: a lookup takes no flag but BPF_F_LOCK",
@@ -210,7 +215,7 @@ impl MapFile {
         check_length("value", value.len(), self.value_bytes())?;
         self.writable()?;
         let _active = self.map.begin_write()?;
-        if flags > BPF_EXIST {
+        if flags > BPF_EXIST && (flags & BPF_F_LOCK != 0 || self.ops().checks_update_flags()) {
             return Err(if flags & BPF_F_LOCK != 0 {
                 NO_LOCK
             } else {
@@ -439,6 +444,34 @@ impl MapFile {
             };
         }
         operation(self.ops())
+    }
+
+    /// The consumer's side of a RINGBUF map.
+    ///
+    /// Errors in order: EINVAL for a map of another type; EACCES unless the file is open for
+    /// reading and writing, and EPERM for a frozen map: a consumer stores its position in the
+    /// map, where the kernel's maps a page writable (`bpf_map_mmap`); ENODEV when the map's
+    /// device is gone.
+    pub fn ringbuf(&self) -> Result<RingBufferReader> {
+        let consumers = self.ops().ring_consumers()?;
+        if self.mode != FileMode::all() {
+            return Err(NOT_CONSUMABLE);
+        }
+        self.map.begin_long_write()?;
+        Ok(RingBufferReader::new(consumers, self.clone()))
+    }
+
+    /// A consumer has ended.
+    pub(crate) fn end_consumer(&self) {
+        self.map.end_write();
+    }
+
+    /// The programs' side of a RINGBUF map in host memory. Neither the file's mode nor FREEZE
+    /// concerns programs. EINVAL for a map of another type, and for one on a device, which
+    /// programs there fill.
+    pub fn ringbuf_producer(&self) -> Result<RingBufferProducer> {
+        let ring = self.ops().ring_producer()?;
+        Ok(RingBufferProducer::new(ring, self.clone()))
     }
 
     /// BPF_MAP_FREEZE: no more writes from user space, ever.

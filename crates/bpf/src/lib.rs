@@ -22,5 +22,6 @@ pub use caller::{Caller, Capabilities, NetNs};
 pub use errno::Errno;
 pub use error::{Error, Result};
 pub use file::{MapFile, MapInfo, OffloadInfo};
+pub use map::ringbuf::{Reservation, RingBufferProducer, RingBufferReader};
 pub use system::{Fd, IfIndex, System, SystemConfig};
 pub use uapi::{MapCreateAttr, MapFlags, MapType};

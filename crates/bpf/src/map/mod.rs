@@ -6,6 +6,7 @@ mod lazy;
 mod object;
 mod offload;
 pub(crate) mod ops;
+pub(crate) mod ringbuf;
 pub(crate) mod types;
 mod words;
 

@@ -99,6 +99,17 @@ impl Map {
         Ok(active)
     }
 
+    /// As [`Map::begin_write`], for a writer that stays until [`Map::end_write`]: as in the
+    /// kernel a writable mapping.
+    pub(crate) fn begin_long_write(&self) -> Result<()> {
+        self.begin_write().map(std::mem::forget)
+    }
+
+    /// Ends what [`Map::begin_long_write`] began.
+    pub(crate) fn end_write(&self) {
+        drop(WriteActive(&self.written.writecnt));
+    }
+
     /// `map_freeze`.
     pub(crate) fn freeze(&self) -> Result<()> {
         match self

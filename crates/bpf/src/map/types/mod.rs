@@ -5,6 +5,7 @@
 
 mod array;
 mod hash;
+mod ringbuf;
 
 use super::ops::MapTypeOps;
 use crate::errno::Errno;
@@ -16,6 +17,7 @@ pub(crate) fn map_type_ops(map_type: MapType) -> Option<&'static MapTypeOps> {
     match map_type {
         MapType::HASH | MapType::PERCPU_HASH => Some(&hash::HASH),
         MapType::ARRAY | MapType::PERCPU_ARRAY => Some(&array::ARRAY),
+        MapType::RINGBUF => Some(&ringbuf::RINGBUF),
         _ => None,
     }
 }
