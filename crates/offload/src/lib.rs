@@ -12,6 +12,7 @@ mod map;
 mod nic;
 mod pool;
 mod profile;
+mod ring;
 
 pub use nic::{OffloadNic, RandomSeeds, SeedSource};
 pub use profile::{FlagRule, Profile};

@@ -2,11 +2,12 @@
 
 use crate::map::NicMap;
 use crate::pool::Pool;
+use crate::ring::{NicRingMap, Vectors};
 use crate::{Profile, errno};
 use offmap_bpf::Error;
 use offmap_bpf::device::{MapSpec, OffloadCommands, OffloadDevice, OffloadRules, OffloadedMap};
 use offmap_bpf::error::Result;
-use offmap_bpf::uapi::MapFlags;
+use offmap_bpf::uapi::{MapFlags, MapType};
 use offmap_driver::{Driver, DriverError, Function, MapParams};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;
@@ -23,6 +24,7 @@ pub(crate) struct Shared<F: Function> {
     pub(crate) pool: Pool<F>,
     pub(crate) profile: Profile,
     pub(crate) commands: OffloadCommands,
+    pub(crate) vectors: Vectors,
     seeds: Box<dyn SeedSource>,
     failed_frees: AtomicU64,
 }
@@ -78,6 +80,7 @@ impl<F: Function> OffloadNic<F> {
         Ok(Arc::new(Self {
             shared: Arc::new(Shared {
                 commands: rules.commands,
+                vectors: Vectors::new(driver.function().vectors()),
                 driver,
                 pool,
                 profile,
@@ -126,6 +129,9 @@ impl<F: Function> OffloadDevice for OffloadNic<F> {
         shared
             .profile
             .check(spec, shared.driver.identity().map_types)?;
+        if spec.map_type == MapType::RINGBUF {
+            return Ok(Arc::new(NicRingMap::create(shared, spec)?));
+        }
         let percpu = spec.map_type.is_percpu();
         let params = MapParams {
             map_type: spec.map_type.0,

@@ -82,6 +82,7 @@ impl Profile {
                 MapType::ARRAY,
                 MapType::PERCPU_HASH,
                 MapType::PERCPU_ARRAY,
+                MapType::RINGBUF,
             ]),
             flags: MapFlags::NO_PREALLOC
                 .union(MapFlags::NUMA_NODE)

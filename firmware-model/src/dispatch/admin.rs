@@ -5,6 +5,7 @@ use crate::maps::Map;
 use crate::table::Table;
 use crate::table::hash::ChainScan;
 use crate::table::layout::{Geometry, MapKind, MapSpec, ValueShape};
+use crate::table::ring::RingTable;
 use crate::{Firmware, HostMemory, Progress, Storage};
 use offmap_abi::admin::{
     IdentifyBody, IdentifyData, Limit, LimitDetail, MAP_ATTR_BYTES_MAX, MapAttr, MapCreateBody,
@@ -260,8 +261,15 @@ impl<S: Storage> Firmware<S> {
         let Some(base) = self.allocator.allocate(bytes) else {
             return Err(refused(bytes));
         };
+        let table = Table::new(base, &spec, &geometry);
+        if let Table::Ring(ring) = &table
+            && let Err(status) = ring.begin(host)
+        {
+            self.allocator.release(base, bytes);
+            return Err(status.into());
+        }
         let map = Map {
-            table: Table::new(base, &spec, &geometry),
+            table,
             spec,
             base,
             bytes,
@@ -293,13 +301,17 @@ impl<S: Storage> Firmware<S> {
                 0,
             ));
         };
-        // What none of the types here has a use for (abi §6.3).
-        if [attr.map_extra.get(), attr.host_memory.get()] != [0; 2]
-            || [attr.inner_map.get(), attr.vector.get()] != [0; 2]
-        {
+        // What the type has no use for (abi §6.3).
+        let memory =
+            !kind.is_ring() && (attr.host_memory.get() | u64::from(attr.vector.get())) != 0;
+        if memory || attr.map_extra.get() != 0 || attr.inner_map.get() != 0 {
             return Err(invalid());
         }
         let spec = MapSpec::new(kind, body, attr);
+        if kind.is_ring() {
+            RingTable::check(&spec, self.vectors)?;
+            return self.check_maps(spec);
+        }
         if spec.key_size == 0 || spec.value_size == 0 || spec.max_entries == 0 {
             return Err(invalid());
         }
@@ -329,10 +341,21 @@ impl<S: Storage> Firmware<S> {
                 used,
             ));
         }
-        let live = self.maps.live();
-        if live >= config.maps {
-            let (allowed, used) = (config.maps.into(), live.into());
-            return Err(Refusal::limit(exceeded, Limit::Maps, 1, allowed, used));
+        self.check_maps(spec)
+    }
+
+    /// Whether there may be one more map.
+    fn check_maps(&self, spec: MapSpec) -> Result<MapSpec, Refusal> {
+        let (live, most) = (self.maps.live(), self.config.maps);
+        if live >= most {
+            let (allowed, used) = (most.into(), live.into());
+            return Err(Refusal::limit(
+                Status::LimitExceeded,
+                Limit::Maps,
+                1,
+                allowed,
+                used,
+            ));
         }
         Ok(spec)
     }
@@ -430,7 +453,7 @@ impl<S: Storage> Firmware<S> {
     ) -> Result<Option<MapInfo>, Status> {
         let map = self.maps.get(handle)?;
         let longest_chain = match &map.table {
-            Table::Array(_) => 0,
+            Table::Array(_) | Table::Ring(_) => 0,
             Table::Hash(table) => match table.scan_step(&mut self.memory, scan)? {
                 Some(longest) => longest,
                 None => return Ok(None),

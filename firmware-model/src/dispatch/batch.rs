@@ -124,6 +124,9 @@ impl<A: Access, H: HostMemory> Io<'_, A, H> {
         }
         let map = self.maps.get(command.map())?;
         check_reserved(command, &body, opcode)?;
+        if map.spec.kind.is_ring() {
+            return Err(Status::Unsupported);
+        }
         let flags = update_flags(body.map_flags.get())?;
         if body.key_len.get() != map.spec.key_size {
             return Err(Status::InvalidLength);
@@ -158,6 +161,7 @@ impl<A: Access, H: HostMemory> Io<'_, A, H> {
                 _ => match &map.table {
                     Table::Hash(table) => self.dump_hash(table, &arrays, from.cursor, deletes),
                     Table::Array(table) => self.dump_array(table, &arrays, from.cursor),
+                    Table::Ring(_) => return Err(Status::Unsupported),
                 },
             }
         };

@@ -30,11 +30,19 @@ pub enum MapKind {
     PercpuHash,
     /// BPF_MAP_TYPE_PERCPU_ARRAY.
     PercpuArray,
+    /// BPF_MAP_TYPE_RINGBUF.
+    Ringbuf,
 }
 
 impl MapKind {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Hash, Self::Array, Self::PercpuHash, Self::PercpuArray];
+    pub const ALL: [Self; 5] = [
+        Self::Hash,
+        Self::Array,
+        Self::PercpuHash,
+        Self::PercpuArray,
+        Self::Ringbuf,
+    ];
 
     /// The UAPI `enum bpf_map_type` value.
     pub const fn uapi(self) -> u32 {
@@ -43,6 +51,7 @@ impl MapKind {
             Self::Array => MapType::Array.0,
             Self::PercpuHash => MapType::PercpuHash.0,
             Self::PercpuArray => MapType::PercpuArray.0,
+            Self::Ringbuf => MapType::Ringbuf.0,
         }
     }
 
@@ -61,6 +70,11 @@ impl MapKind {
     /// Whether an entry has a value for each CPU.
     pub const fn is_percpu(self) -> bool {
         matches!(self, Self::PercpuHash | Self::PercpuArray)
+    }
+
+    /// Whether the map is a ring buffer: it has host memory and no elements.
+    pub const fn is_ring(self) -> bool {
+        matches!(self, Self::Ringbuf)
     }
 
     /// Whether the map is an array.
@@ -88,6 +102,10 @@ pub struct MapSpec {
     pub name: [u8; 16],
     /// `map_extra`.
     pub map_extra: u64,
+    /// IOVA of host memory that belongs to the map; 0 for types that have none.
+    pub host_memory: u64,
+    /// MSI-X vector; 0 for types that have none.
+    pub vector: u32,
 }
 
 impl MapSpec {
@@ -102,6 +120,18 @@ impl MapSpec {
             seed: body.seed.get(),
             name: attr.name,
             map_extra: attr.map_extra.get(),
+            host_memory: attr.host_memory.get(),
+            vector: attr.vector.get(),
+        }
+    }
+
+    /// Entries that count against the limits: a ring buffer's `max_entries` are bytes of host
+    /// memory.
+    pub(crate) fn entries(&self) -> u32 {
+        if self.kind.is_ring() {
+            0
+        } else {
+            self.max_entries
         }
     }
 
@@ -185,7 +215,7 @@ impl Geometry {
     pub(crate) fn new(spec: &MapSpec) -> Option<Self> {
         let value = ValueShape::new(spec)?;
         let max = u64::from(spec.max_entries);
-        if spec.kind.is_array() {
+        if spec.kind.is_array() || spec.kind.is_ring() {
             let entry_bytes = u64::from(value.stored);
             let total_bytes = DESCRIPTION_BYTES.checked_add(entry_bytes.checked_mul(max)?)?;
             return Some(Self {

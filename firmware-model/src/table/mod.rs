@@ -10,6 +10,7 @@ pub mod bucket;
 pub mod hash;
 pub mod layout;
 pub(crate) mod occupancy;
+pub(crate) mod ring;
 
 use crate::access::Access;
 use array::ArrayTable;
@@ -18,6 +19,7 @@ use hash::HashTable;
 use layout::{Geometry, MapSpec, ValueShape};
 use offmap_abi::submission::UPDATE_NOEXIST;
 use offmap_abi::{DevAddr, Status};
+use ring::RingTable;
 
 /// Elements that a batch handles side by side, so that their cache misses overlap.
 pub(crate) const LANES: usize = 32;
@@ -115,12 +117,16 @@ pub(crate) enum Table {
     Hash(HashTable),
     /// ARRAY and PERCPU_ARRAY.
     Array(ArrayTable),
+    /// RINGBUF, which has no elements.
+    Ring(RingTable),
 }
 
 impl Table {
     /// The table of a map at `base`, whose memory is zero.
     pub(crate) fn new(base: DevAddr, spec: &MapSpec, geometry: &Geometry) -> Self {
-        if spec.kind.is_array() {
+        if spec.kind.is_ring() {
+            Self::Ring(RingTable::new(spec, geometry.value))
+        } else if spec.kind.is_array() {
             Self::Array(ArrayTable::new(base, spec, geometry))
         } else {
             Self::Hash(HashTable::new(base, spec, geometry))
@@ -133,6 +139,7 @@ impl Table {
         match self {
             Self::Hash(table) => &table.value,
             Self::Array(table) => &table.value,
+            Self::Ring(table) => &table.value,
         }
     }
 
@@ -147,6 +154,7 @@ impl Table {
         match self {
             Self::Hash(table) => table.with_value(access, key, f),
             Self::Array(table) => Ok(f(access, table.find(key)?)),
+            Self::Ring(_) => Err(Status::Unsupported),
         }
     }
 
@@ -169,6 +177,8 @@ impl Table {
                     }
                 }
             }
+            // Batches of such a map are refused before they come here.
+            Self::Ring(_) => {}
         }
     }
 
@@ -183,6 +193,7 @@ impl Table {
         match self {
             Self::Hash(table) => table.update(access, key, value, flags),
             Self::Array(table) => table.update(access, key, value, flags),
+            Self::Ring(_) => Err(Status::Unsupported),
         }
     }
 
@@ -190,7 +201,7 @@ impl Table {
     pub(crate) fn delete(&self, access: &mut impl Access, key: &[u8]) -> Result<(), Status> {
         match self {
             Self::Hash(table) => table.delete(access, key),
-            Self::Array(_) => Err(Status::Unsupported),
+            Self::Array(_) | Self::Ring(_) => Err(Status::Unsupported),
         }
     }
 
@@ -203,7 +214,7 @@ impl Table {
     ) -> Result<R, Status> {
         match self {
             Self::Hash(table) => table.take(access, key, f),
-            Self::Array(_) => Err(Status::Unsupported),
+            Self::Array(_) | Self::Ring(_) => Err(Status::Unsupported),
         }
     }
 
@@ -220,6 +231,7 @@ impl Table {
                 let index = table.next(key)?;
                 Ok(f(access, NextKey::Index(index)))
             }
+            Self::Ring(_) => Err(Status::Unsupported),
         }
     }
 
@@ -228,6 +240,7 @@ impl Table {
         match self {
             Self::Hash(table) => table.entries(access),
             Self::Array(table) => Ok(table.max_entries()),
+            Self::Ring(_) => Ok(0),
         }
     }
 }
