@@ -38,7 +38,7 @@ fn map_create_names_the_limit_that_was_hit() {
         assert_eq!(done.status(), Status::LimitExceeded, "{shape:?}");
         limit(&done)
     };
-    let types = 1 << 1 | 1 << 2 | 1 << 5 | 1 << 6;
+    let types = 1 << 1 | 1 << 2 | 1 << 5 | 1 << 6 | 1 << 27;
     for map_type in [0, 3, 4, 7, 9, 64, u32::MAX] {
         let hit = refused(&|shape| shape.map_type = map_type);
         assert_eq!(hit, (Limit::MapType, map_type.into(), types, 0));

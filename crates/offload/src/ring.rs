@@ -15,9 +15,8 @@ use std::time::Duration;
 
 const NO_ELEMENTS: Error = Error::new(Errno::ENOTSUPP, "maps of this type have no such operation");
 
-/// How often somebody who sleeps looks whether the device is still there.
-const HEALTH: Duration = Duration::from_millis(100);
-/// Turns of a waiter that polls, between two such looks.
+/// Turns of a waiter that polls, between two looks whether the device is still there. One who
+/// sleeps looks as often as a command that is not answered would end by its time.
 const HEALTH_TURNS: u32 = 1 << 12;
 /// Turns after which a waiter that polls gives the processor away.
 const SPINS: u32 = 256;
@@ -187,7 +186,7 @@ impl<F: Function> RingBuffer for NicRing<F> {
             match &self.bell {
                 Some(bell) => {
                     self.alive()?;
-                    self.sleep(bell, seen, left.min(HEALTH))?;
+                    self.sleep(bell, seen, left.min(self.driver.config().op_timeout))?;
                 }
                 None => {
                     function.progress();

@@ -9,6 +9,7 @@ pub mod host;
 pub mod lifecycle;
 pub mod maps;
 pub mod queues;
+pub mod rings;
 
 use host::{Host, Notify, Queue, QueueOptions};
 use offmap_abi::regs::NO_VECTOR;
@@ -81,6 +82,8 @@ macro_rules! conformance_suite {
                 stale_handles_are_refused, unreachable_memory_is_a_dma_fault,
                 ten_thousand_maps_leak_nothing, the_window_shows_what_is_stored,
                 unknown_io_opcodes_are_answered;
+            rings: a_ring_has_memory_and_no_elements, unusable_rings_are_refused,
+                freeing_a_ring_lets_go_of_its_memory;
         );
     };
     (@cases $module:ident, $function:ty, $make:expr, $notify:expr;

@@ -281,3 +281,27 @@ impl RingBuffer for HostRing {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A consumer position is in a page that user space writes: one that lies past records
+    /// that are reserved does not give their room away.
+    #[test]
+    fn a_consumer_that_runs_ahead_frees_no_reserved_record() {
+        let ring = HostRing::new(4096).unwrap();
+        let held = ring.reserve(100).unwrap();
+        ring.reserve(2000).unwrap();
+        ring.set_consumer_position(112 + 2008);
+        assert_eq!(ring.reserve(2000), Err(FULL));
+        ring.commit(held, 100, false, 0);
+        // The one behind it is reserved still.
+        let third = ring.reserve(2000).unwrap();
+        assert_eq!(third, 112 + 2008);
+        assert_eq!(ring.reserve(8), Err(FULL));
+        // And one that lies past everything leaves no room at all.
+        ring.set_consumer_position(1 << 40);
+        assert_eq!(ring.reserve(8), Err(FULL));
+    }
+}
