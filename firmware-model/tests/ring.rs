@@ -194,6 +194,19 @@ fn data_then_header_then_position() {
 }
 
 #[test]
+fn the_producer_stays_short_of_a_whole_ring() {
+    let (mut bench, map) = Bench::ring(NO_VECTOR);
+    let too_long = bench.output(map, &[1; 4081], 0);
+    assert_eq!(too_long, (Status::InvalidLength, None));
+    assert_eq!(bench.output(map, &[1; 4080], 0), OK);
+    assert_eq!(bench.output(map, &[], 0), (Status::NoSpace, None));
+    assert_eq!(bench.host.word(PRODUCER_POSITION), 4088);
+    assert_eq!(bench.host.word(DROPPED), 2);
+    bench.host.set_word(CONSUMER_POSITION, 4088);
+    assert_eq!(bench.output(map, &[], 0), OK);
+}
+
+#[test]
 fn interrupts_by_b3() {
     let (mut bench, map) = Bench::ring(3);
     let raised = (Status::Success, Some(3));
@@ -243,7 +256,7 @@ fn what_a_ring_is_created_with() {
     for (memory, vector) in [
         (0, 0),
         (RING + 8, 0),
-        (u64::MAX & !4095, 0),
+        (!4095, 0),
         (RING, 4),
         (RING, NO_VECTOR - 1),
     ] {

@@ -3,8 +3,6 @@
 //! It is what the kernel shows a consumer that maps its ring buffer: a page with the consumer
 //! position, a page with the producer position, the data.
 
-use crate::map_type::MapType;
-
 /// Bytes of a page of the ring.
 pub const PAGE_BYTES: u64 = 4096;
 /// Offset of the consumer position, which the host writes.
@@ -45,6 +43,3 @@ pub const fn header_word(position: u64, data_bytes: u64, len: u32) -> u64 {
     let page = FIRST_PAGE + (position & (data_bytes - 1)) / PAGE_BYTES;
     len as u64 | page << 32
 }
-
-/// The type of the maps that have such memory.
-pub const MAP_TYPE: MapType = MapType::Ringbuf;

@@ -212,11 +212,8 @@ pub trait RingBuffer: Send + Sync {
     /// The producer position, loaded with acquire.
     fn producer_position(&self) -> u64;
 
-    /// The consumer position. The core asks once, when the first consumer comes, and keeps
-    /// count itself.
-    fn consumer_position(&self) -> u64;
-
-    /// Stores the consumer position, with release: the producer may use what lies before it.
+    /// Stores the consumer position, with release: the producer may use what lies before it. It
+    /// begins at 0, and the core keeps count itself.
     fn set_consumer_position(&self, position: u64);
 
     /// The header at `offset` of the data area, a multiple of 8 below

@@ -404,9 +404,11 @@ fn stress(producers: u64, consumers: usize, records: u64) {
     let produce = |id: u64| {
         let mut rng = Rng(0x5eed + id);
         let mut n = 0;
+        let since = Instant::now();
         while n < records {
             let extra = rng.below(200) as usize;
             let Ok(mut record) = producer.reserve(16 + extra, 0) else {
+                assert!(since.elapsed() < 2 * PATIENCE, "nobody consumes");
                 thread::yield_now();
                 continue;
             };

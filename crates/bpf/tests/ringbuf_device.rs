@@ -42,10 +42,6 @@ impl RingBuffer for Memory {
         self.state.lock().unwrap().producer
     }
 
-    fn consumer_position(&self) -> u64 {
-        self.state.lock().unwrap().consumer
-    }
-
     fn set_consumer_position(&self, position: u64) {
         self.state.lock().unwrap().consumer = position;
     }

@@ -128,11 +128,6 @@ impl<F: Function> RingBuffer for NicRing<F> {
         self.load(PRODUCER_POSITION)
     }
 
-    fn consumer_position(&self) -> u64 {
-        // The core keeps count: a ring begins at 0, whatever the device wrote there since.
-        0
-    }
-
     fn set_consumer_position(&self, position: u64) {
         self.memory.buffer().store_u64(
             CONSUMER_POSITION as usize,

@@ -45,7 +45,8 @@ enum Head {
 impl Consumers {
     pub(crate) fn new(ring: Arc<dyn RingBuffer>) -> Self {
         Self {
-            position: Mutex::new(ring.consumer_position()),
+            // Of a new map.
+            position: Mutex::new(0),
             ring,
             gone: AtomicBool::new(false),
         }
