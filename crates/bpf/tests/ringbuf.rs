@@ -240,11 +240,16 @@ fn flags() {
 
 /// How long a wait of `reader` on another thread took, with what it said, while `act` runs.
 fn waiting(reader: &RingBufferReader, timeout: Duration, act: impl FnOnce()) -> (bool, Duration) {
+    let started = AtomicU64::new(0);
     thread::scope(|scope| {
         let waiter = scope.spawn(|| {
             let since = Instant::now();
+            started.store(1, SeqCst);
             (reader.wait(timeout).unwrap(), since.elapsed())
         });
+        while started.load(SeqCst) == 0 {
+            thread::yield_now();
+        }
         thread::sleep(GRACE);
         assert!(!waiter.is_finished(), "nothing is there yet");
         act();
