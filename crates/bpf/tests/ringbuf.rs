@@ -316,6 +316,17 @@ fn wake_up_flags() {
 }
 
 #[test]
+fn a_consumer_that_leaves_records_wakes_the_others() {
+    let (producer, reader) = ring(4096);
+    let (ready, took) = waiting(&reader, PATIENCE, || {
+        producer.output(&[1], BPF_RB_NO_WAKEUP).unwrap();
+        producer.output(&[2], BPF_RB_NO_WAKEUP).unwrap();
+        assert_eq!(reader.consume_up_to(1, |_| {}).unwrap(), 1);
+    });
+    assert!(ready && took < PATIENCE / 2, "{took:?}");
+}
+
+#[test]
 fn every_waiter_is_woken() {
     let (producer, reader) = ring(4096);
     thread::scope(|scope| {
