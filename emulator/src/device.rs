@@ -16,7 +16,7 @@ use crate::queue::{Queue, QueueSpec, Stop};
 use crate::regs::RegisterFile;
 use offmap_abi::regs::{self, Control, DeviceStatus, FatalCause, Features};
 use offmap_abi::ring::RingDepth;
-use offmap_abi::{Completion, IoOpcode, QueueId, Status, Submission};
+use offmap_abi::{Completion, IoOpcode, MapHandle, QueueId, Status, Submission};
 use offmap_device_io::{BarInfo, BarMapping, BarOffset, DmaBuffer, DmaPlacement, Interrupt};
 use offmap_device_io::{IoError, Iova};
 use offmap_firmware_model::{Firmware, Progress};
@@ -81,7 +81,8 @@ impl Device {
     /// [`EmulatorError`], when the configuration or the system does not allow it.
     pub fn new(config: &DeviceConfig) -> Result<Self, EmulatorError> {
         config.validate()?;
-        let firmware = Firmware::new(config.firmware.clone(), config.reserve_memory()?)?;
+        let mut firmware = Firmware::new(config.firmware.clone(), config.reserve_memory()?)?;
+        firmware.set_vectors(config.vectors.into());
         let mut features = Features::NOTIFY_BLOCK | Features::MEMORY_WINDOW;
         features.set(Features::BATCH, config.firmware.batch > 0);
         let mut registers = RegisterFile::new();
@@ -279,6 +280,29 @@ impl Device {
     /// Whether there are queues to look at: if not, only an access of the host brings work.
     pub fn is_running(&self) -> bool {
         self.running
+    }
+
+    /// A record that data-path engine `engine` writes to a RINGBUF map, as
+    /// [`Firmware::engine_ringbuf_output`], with its interrupt. A device that does not run
+    /// writes none: `InvalidMap`.
+    pub fn engine_ringbuf_output(
+        &mut self,
+        engine: u32,
+        map: MapHandle,
+        data: &[u8],
+        flags: u64,
+    ) -> Status {
+        if !self.running {
+            return Status::InvalidMap;
+        }
+        let host = &mut Host(&mut self.dma);
+        let done = self
+            .firmware
+            .engine_ringbuf_output(engine, map, data, flags, host);
+        if let Some(vector) = done.interrupt {
+            self.msix.raise(vector);
+        }
+        done.status
     }
 
     /// The firmware, for tests and benches that call it without the bus in between.

@@ -550,4 +550,15 @@ impl HostMemory for Host<'_> {
     fn write(&mut self, iova: u64, from: &[u8]) -> Result<(), HostFault> {
         self.0.write(iova, from).map_err(|DmaFault(_)| HostFault)
     }
+
+    fn load_word(&mut self, iova: u64) -> Result<u64, HostFault> {
+        let word = Span::new(iova, 8).load(self.0, 0);
+        word.map(u64::from_le).map_err(|DmaFault(_)| HostFault)
+    }
+
+    fn store_word(&mut self, iova: u64, word: u64) -> Result<(), HostFault> {
+        Span::new(iova, 8)
+            .store(self.0, 0, word.to_le())
+            .map_err(|DmaFault(_)| HostFault)
+    }
 }

@@ -4,6 +4,7 @@
 use crate::device::{Device, bar_info};
 use crate::dma::IOVA_RANGES;
 use crate::regs::Width;
+use offmap_abi::{MapHandle, Status};
 use offmap_device_io::{
     BarInfo, BarMapping, BarOffset, DmaBuffer, Function, Interrupt, IoError, Iova, IovaRange,
 };
@@ -35,6 +36,23 @@ pub struct Emulated<E> {
 }
 
 impl<E: FrontEnd> Emulated<E> {
+    /// What a data-path engine does on its own, past the bus: a record that it writes to a
+    /// RINGBUF map, as [`Device::engine_ringbuf_output`].
+    ///
+    /// # Errors
+    ///
+    /// [`IoError::Gone`] when the device has died.
+    pub fn engine_ringbuf_output(
+        &self,
+        engine: u32,
+        map: MapHandle,
+        data: &[u8],
+        flags: u64,
+    ) -> Result<Status, IoError> {
+        self.front_end
+            .with_device(|d| d.engine_ringbuf_output(engine, map, data, flags))
+    }
+
     /// An access that may bring work for the device.
     fn poke<R>(&self, f: impl FnOnce(&mut Device) -> Result<R, IoError>) -> Result<R, IoError> {
         let result = self.front_end.with_device(f)?;

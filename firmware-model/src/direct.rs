@@ -9,7 +9,7 @@ use crate::maps::{Map, Maps};
 use crate::memory::DeviceMemory;
 use crate::table::hash::ChainScan;
 use crate::table::{NextKey, ValueWrite, copy_out};
-use crate::{Firmware, HostMemory, Progress, Storage};
+use crate::{Firmware, HostMemory, Progress, RingOutput, RingStats, Storage};
 use offmap_abi::admin::MapInfo;
 use offmap_abi::submission::UPDATE_EXIST;
 use offmap_abi::{IoOpcode, MapHandle, Status, Submission};
@@ -296,6 +296,38 @@ impl<S: Storage> Firmware<S> {
                 },
             })
         }))
+    }
+
+    /// A record written by data-path engine `engine` to a RINGBUF map, which is what the helper
+    /// `bpf_ringbuf_output` does: `flags` are 0, `NO_WAKEUP` or `FORCE_WAKEUP`
+    /// ([`offmap_abi::ringbuf`]). One that cannot be written is dropped and counted.
+    pub fn engine_ringbuf_output(
+        &mut self,
+        engine: u32,
+        map: MapHandle,
+        data: &[u8],
+        flags: u64,
+        host: &mut impl HostMemory,
+    ) -> RingOutput {
+        let ring = self
+            .check_engine(engine)
+            .and_then(|()| self.maps.ring_mut(map));
+        match ring {
+            Ok(ring) => ring.output(data, flags, host),
+            Err(status) => RingOutput {
+                status,
+                interrupt: None,
+            },
+        }
+    }
+
+    /// How the ring of a RINGBUF map stands.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidMap`; `Unsupported` for a map of another type.
+    pub fn ring_stats(&mut self, map: MapHandle) -> Result<RingStats, Status> {
+        self.maps.ring_mut(map).map(|ring| ring.stats())
     }
 
     fn check_engine(&self, engine: u32) -> Result<(), Status> {

@@ -30,6 +30,7 @@ pub mod table;
 
 pub use config::{Config, ConfigError};
 pub use direct::MemoryStats;
+pub use table::ring::{RingOutput, RingStats};
 
 use allocator::Allocator;
 use dispatch::admin::Pending;
@@ -57,6 +58,28 @@ pub trait HostMemory {
     ///
     /// [`HostFault`] when any byte cannot be written.
     fn write(&mut self, iova: u64, from: &[u8]) -> Result<(), HostFault>;
+
+    /// Loads the aligned 8-byte word at `iova`. Where the host runs beside the device this is
+    /// one load, with acquire.
+    ///
+    /// # Errors
+    ///
+    /// [`HostFault`] when it cannot be read.
+    fn load_word(&mut self, iova: u64) -> Result<u64, HostFault> {
+        let mut bytes = [0; 8];
+        self.read(iova, &mut bytes)?;
+        Ok(u64::from_le_bytes(bytes))
+    }
+
+    /// Stores the aligned 8-byte word at `iova`. Where the host runs beside the device this is
+    /// one store, with release.
+    ///
+    /// # Errors
+    ///
+    /// [`HostFault`] when it cannot be written.
+    fn store_word(&mut self, iova: u64, word: u64) -> Result<(), HostFault> {
+        self.write(iova, &word.to_le_bytes())
+    }
 }
 
 /// Host memory could not be reached; the command ends with `Status::DmaFault`.
@@ -89,6 +112,8 @@ pub struct Firmware<S> {
     scratch: Scratch,
     pending: Option<Pending>,
     under_way: UnderWay,
+    /// MSI-X vectors of the function.
+    vectors: u32,
 }
 
 impl<S: Storage> Firmware<S> {
@@ -107,8 +132,15 @@ impl<S: Storage> Firmware<S> {
             scratch: Scratch::new(&config),
             pending: None,
             under_way: UnderWay::default(),
+            vectors: 0,
             config,
         })
+    }
+
+    /// Says how many MSI-X vectors the function has: none, until this is called. A map may
+    /// name one of them.
+    pub fn set_vectors(&mut self, vectors: u32) {
+        self.vectors = vectors;
     }
 
     /// What the device was built with.

@@ -11,6 +11,7 @@
 use crate::config::Config;
 use crate::table::Table;
 use crate::table::layout::MapSpec;
+use crate::table::ring::RingTable;
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 use offmap_abi::{DevAddr, MapHandle, Status};
@@ -102,6 +103,19 @@ impl Maps {
         }
     }
 
+    /// The ring of a RINGBUF map.
+    pub(crate) fn ring_mut(&mut self, handle: MapHandle) -> Result<&mut RingTable, Status> {
+        self.get(handle)?;
+        let slot = self.slots.get_mut(usize::from(handle.slot()));
+        match slot.and_then(|slot| slot.map.as_mut()) {
+            Some(Map {
+                table: Table::Ring(ring),
+                ..
+            }) => Ok(ring),
+            _ => Err(Status::Unsupported),
+        }
+    }
+
     /// Puts a map into a free slot; `None` when there are as many maps as there may be.
     pub(crate) fn insert(&mut self, map: Map) -> Option<MapHandle> {
         if self.live >= self.limit {
@@ -118,7 +132,7 @@ impl Maps {
             self.free.pop_front()?
         };
         let slot = self.slots.get_mut(usize::from(index))?;
-        self.entries_total += u64::from(map.spec.max_entries);
+        self.entries_total += u64::from(map.spec.entries());
         self.live += 1;
         slot.map = Some(map);
         Some(MapHandle::new(index, slot.generation))
@@ -148,7 +162,7 @@ impl Maps {
     pub(crate) fn reuse(&mut self, handle: MapHandle, map: &Map) {
         self.free.push_back(handle.slot());
         self.live -= 1;
-        self.entries_total -= u64::from(map.spec.max_entries);
+        self.entries_total -= u64::from(map.spec.entries());
     }
 
     /// Takes all maps out. Generations go on, so that no handle from before names a map.
@@ -179,6 +193,8 @@ mod tests {
             seed: 0,
             name: [0; 16],
             map_extra: 0,
+            host_memory: 0,
+            vector: 0,
         };
         let geometry = Geometry::new(&spec).unwrap();
         let base = DevAddr(0);

@@ -38,8 +38,8 @@ fn map_create_names_the_limit_that_was_hit() {
         assert_eq!(done.status(), Status::LimitExceeded, "{shape:?}");
         limit(&done)
     };
-    // Bits of `enum bpf_map_type`: hashes, arrays, LRU, trie, maps of maps, queue, stack, bloom.
-    let types = [1, 2, 5, 6, 9, 10, 11, 12, 13, 22, 23, 30]
+    // Bits of `enum bpf_map_type`: hashes, arrays, LRU, trie, maps of maps, queue, stack, ring, bloom.
+    let types = [1, 2, 5, 6, 9, 10, 11, 12, 13, 22, 23, 27, 30]
         .iter()
         .fold(0, |bits, n| bits | 1_u64 << n);
     for map_type in [0, 3, 4, 7, 8, 64, u32::MAX] {

@@ -566,3 +566,267 @@ fn done(count: u32, asked: u32, result: Answered) -> u32 {
         _ => count,
     }
 }
+
+/// Something that a program does with a ring buffer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum RingOp {
+    /// `bpf_ringbuf_output` of so many bytes, each of them `fill`, with flags.
+    Output {
+        /// Bytes of the record, at most [`RingOp::OUTPUT_MAX`].
+        bytes: u32,
+        /// What they hold.
+        fill: u8,
+        /// Flags.
+        flags: u64,
+    },
+    /// `bpf_ringbuf_reserve`; its first 8 bytes, if it has them, become `fill`; then
+    /// `bpf_ringbuf_submit`, or `bpf_ringbuf_discard`.
+    Reserve {
+        /// Bytes of the record.
+        bytes: u32,
+        /// What its first 8 bytes hold.
+        fill: u8,
+        /// Whether it is discarded.
+        discard: bool,
+        /// Flags of the reservation.
+        flags: u64,
+    },
+    /// `bpf_ringbuf_query`.
+    Query {
+        /// Which figure.
+        flag: u64,
+    },
+}
+
+impl RingOp {
+    /// Bytes that an output takes from the program's stack at most.
+    pub const OUTPUT_MAX: u32 = 480;
+
+    /// The instructions of a program that does it on the map behind `fd`. It returns what the
+    /// helper did, and for a reservation 0, or 1 when there was none.
+    fn program(self, fd: i32) -> Vec<u64> {
+        let insn = |code: u8, dst: u8, src: u8, off: i16, imm: i32| {
+            let regs = u64::from(dst | src << 4);
+            u64::from(code) | regs << 8 | u64::from(off as u16) << 16 | u64::from(imm as u32) << 32
+        };
+        let load64 = |dst, src, value: u64| {
+            [
+                insn(0x18, dst, src, 0, value as u32 as i32),
+                insn(0, 0, 0, 0, (value >> 32) as i32),
+            ]
+        };
+        let (map, call, exit) = (
+            load64(1, 1, u64::from(fd as u32)),
+            |helper| insn(0x85, 0, 0, 0, helper),
+            insn(0x95, 0, 0, 0, 0),
+        );
+        let eight = |fill: u8| load64(6, 0, u64::from_ne_bytes([fill; 8]));
+        let mut program = Vec::new();
+        match self {
+            Self::Output { bytes, fill, flags } => {
+                assert!(bytes <= Self::OUTPUT_MAX);
+                let words = bytes.div_ceil(8).max(1) as i16;
+                program.extend(eight(fill));
+                for word in 1..=words {
+                    // *(u64 *)(r10 - 8 * word) = r6
+                    program.push(insn(0x7b, 10, 6, -8 * word, 0));
+                }
+                program.extend(map);
+                program.push(insn(0xbf, 2, 10, 0, 0));
+                program.push(insn(0x07, 2, 0, 0, i32::from(-8 * words)));
+                program.push(insn(0xb7, 3, 0, 0, bytes as i32));
+                program.extend(load64(4, 0, flags));
+                program.extend([call(130), exit]);
+            }
+            Self::Reserve {
+                bytes,
+                fill,
+                discard,
+                flags,
+            } => {
+                program.extend(map);
+                program.push(insn(0xb7, 2, 0, 0, bytes as i32));
+                program.extend(load64(3, 0, flags));
+                program.push(call(131));
+                // if r0 != 0 go on; otherwise return 1
+                program.extend([insn(0x55, 0, 0, 2, 0), insn(0xb7, 0, 0, 0, 1), exit]);
+                if bytes >= 8 {
+                    program.extend(eight(fill));
+                    program.push(insn(0x7b, 0, 6, 0, 0));
+                }
+                program.push(insn(0xbf, 1, 0, 0, 0));
+                program.push(insn(0xb7, 2, 0, 0, 0));
+                program.push(call(if discard { 133 } else { 132 }));
+                program.extend([insn(0xb7, 0, 0, 0, 0), exit]);
+            }
+            Self::Query { flag } => {
+                program.extend(map);
+                program.extend(load64(2, 0, flag));
+                program.extend([call(134), exit]);
+            }
+        }
+        program
+    }
+}
+
+/// The part of `union bpf_attr` for BPF_PROG_LOAD.
+#[repr(C)]
+#[derive(Default)]
+struct LoadAttr {
+    prog_type: u32,
+    insn_cnt: u32,
+    insns: u64,
+    license: u64,
+    log_level: u32,
+    log_size: u32,
+    log_buf: u64,
+    kern_version: u32,
+    prog_flags: u32,
+}
+
+/// The part of `union bpf_attr` for BPF_PROG_TEST_RUN.
+#[repr(C)]
+#[derive(Default)]
+struct RunAttr {
+    prog_fd: u32,
+    retval: u32,
+    data_size_in: u32,
+    data_size_out: u32,
+    data_in: u64,
+    data_out: u64,
+    repeat: u32,
+    duration: u32,
+}
+
+/// A ring buffer of the running kernel, which programs fill and whose memory is mapped.
+#[derive(Debug)]
+pub struct KernelRing {
+    map: KernelMap,
+    data_bytes: usize,
+    /// The consumer's page, writable.
+    consumer: *mut u64,
+    /// The producer's page, and the data twice, read only.
+    producer: *const u64,
+}
+
+const PAGE: usize = 4096;
+
+impl KernelRing {
+    /// A ring with a data area of `data_bytes`. The error number of BPF_MAP_CREATE or of a
+    /// mapping.
+    pub fn create(data_bytes: u32) -> Result<Self, i32> {
+        let map = KernelMap::create(&MapCreateAttr {
+            map_type: offmap_bpf::MapType::RINGBUF.0,
+            max_entries: data_bytes,
+            ..MapCreateAttr::default()
+        })?;
+        let data_bytes = data_bytes as usize;
+        let consumer = map.mmap(PAGE, libc::PROT_READ | libc::PROT_WRITE, 0)?;
+        let producer = match map.mmap(PAGE + 2 * data_bytes, libc::PROT_READ, PAGE) {
+            Ok(producer) => producer,
+            Err(errno) => {
+                // SAFETY: mapped above with this length, and used by nobody yet.
+                unsafe { libc::munmap(consumer, PAGE) };
+                return Err(errno);
+            }
+        };
+        Ok(Self {
+            map,
+            data_bytes,
+            consumer: consumer.cast(),
+            producer: producer.cast_const().cast(),
+        })
+    }
+
+    /// The map, for the commands on it.
+    pub fn map(&mut self) -> &mut KernelMap {
+        &mut self.map
+    }
+
+    /// Has a program do `op`; what it returned.
+    pub fn run(&mut self, op: RingOp) -> Result<i32, i32> {
+        const BPF_PROG_LOAD: libc::c_long = 5;
+        const BPF_PROG_TEST_RUN: libc::c_long = 10;
+        const SOCKET_FILTER: u32 = 1;
+        let program = op.program(self.map.fd.as_raw_fd());
+        let mut load = LoadAttr {
+            prog_type: SOCKET_FILTER,
+            insn_cnt: program.len() as u32,
+            insns: program.as_ptr().expose_provenance() as u64,
+            license: c"GPL".as_ptr().expose_provenance() as u64,
+            ..LoadAttr::default()
+        };
+        // SAFETY: the kernel reads the instructions, of which there are as many as it is told,
+        // and the string.
+        let fd = unsafe { bpf(BPF_PROG_LOAD, &raw mut load) }?;
+        // SAFETY: the kernel has just opened this descriptor for us and nobody else has it.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        let packet = [0u8; 64];
+        let mut run = RunAttr {
+            prog_fd: fd.as_raw_fd() as u32,
+            data_size_in: packet.len() as u32,
+            data_in: packet.as_ptr().expose_provenance() as u64,
+            repeat: 1,
+            ..RunAttr::default()
+        };
+        // SAFETY: the kernel reads the packet, and writes only the attribute.
+        unsafe { bpf(BPF_PROG_TEST_RUN, &raw mut run) }?;
+        Ok(run.retval as i32)
+    }
+
+    /// The producer position.
+    pub fn producer_position(&self) -> u64 {
+        // SAFETY: the start of the mapped page, aligned; the kernel changes the word only while
+        // a program of ours runs.
+        unsafe { self.producer.read_volatile() }
+    }
+
+    /// Stores the consumer position.
+    pub fn set_consumer_position(&mut self, position: u64) {
+        // SAFETY: the start of the mapped page, aligned and writable.
+        unsafe { self.consumer.write_volatile(position) }
+    }
+
+    /// The data area.
+    pub fn data(&self) -> Vec<u8> {
+        let mut out = vec![0; self.data_bytes];
+        let from: *const u8 = self.producer.cast();
+        // SAFETY: the producer's page is followed by the data area in the mapping.
+        let from = unsafe { from.add(PAGE) };
+        // SAFETY: the area has as many bytes as `out`, which is ours; no program runs meanwhile.
+        unsafe { std::ptr::copy_nonoverlapping(from, out.as_mut_ptr(), out.len()) }
+        out
+    }
+}
+
+impl Drop for KernelRing {
+    fn drop(&mut self) {
+        // SAFETY: mapped with this length, and used by nobody any more.
+        unsafe { libc::munmap(self.consumer.cast(), PAGE) };
+        let producer = self.producer.cast_mut().cast();
+        // SAFETY: as above.
+        unsafe { libc::munmap(producer, PAGE + 2 * self.data_bytes) };
+    }
+}
+
+impl KernelMap {
+    /// `mmap(2)` of the map, shared. The error number.
+    fn mmap(&self, len: usize, protection: i32, offset: usize) -> Result<*mut libc::c_void, i32> {
+        let fd = self.fd.as_raw_fd();
+        // SAFETY: a new mapping, at an address that the kernel chooses.
+        let at = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                len,
+                protection,
+                libc::MAP_SHARED,
+                fd,
+                offset as libc::off_t,
+            )
+        };
+        if at == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error().raw_os_error().unwrap_or(0));
+        }
+        Ok(at)
+    }
+}

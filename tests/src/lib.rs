@@ -17,6 +17,7 @@ pub mod report;
 pub mod speed;
 pub mod stack;
 pub mod subject;
+pub mod tap;
 pub mod tidy;
 
 /// The program in the README, so that it keeps compiling and running.

@@ -155,7 +155,7 @@ impl Subject for SystemMap {
 
     fn walk_batch(
         &mut self,
-        cursor: Option<u32>,
+        cursor: Option<&[u8]>,
         keys: &mut [u8],
         values: &mut [u8],
         count: u32,
@@ -163,9 +163,8 @@ impl Subject for SystemMap {
         delete: bool,
     ) -> Walked {
         let (fd, system) = (self.fd, &self.system);
-        let from = cursor.map(u32::to_ne_bytes);
-        let from = from.as_ref().map(<[u8; 4]>::as_slice);
-        let mut to = cursor.unwrap_or(0).to_ne_bytes();
+        let from = cursor;
+        let mut to = cursor.map_or_else(|| vec![0; 4], <[u8]>::to_vec);
         let outcome = if delete {
             system.lookup_and_delete_batch(fd, from, &mut to, keys, values, count, flags, 0)
         } else {
@@ -173,7 +172,7 @@ impl Subject for SystemMap {
         };
         Walked {
             count: outcome.count,
-            cursor: u32::from_ne_bytes(to),
+            cursor: to,
             result: answered(outcome.result),
         }
     }
@@ -326,20 +325,21 @@ impl Player {
             let mut keys = vec![0; 4 * count as usize];
             let mut values = vec![0; 4 * count as usize];
             let outer = self.side.subject();
-            let w = outer.walk_batch(cursor, &mut keys, &mut values, count, 0, delete);
+            let w = outer.walk_batch(cursor.as_deref(), &mut keys, &mut values, count, 0, delete);
             for i in 0..w.count as usize {
                 let word =
                     |bytes: &[u8]| u32::from_ne_bytes(bytes[4 * i..][..4].try_into().unwrap());
                 let before = found.insert(word(&keys), self.name(word(&values)));
                 assert!(before.is_none(), "a key came twice");
             }
+            let (next, result) = (w.cursor.clone(), w.result);
             if array {
                 calls.push(w);
             }
-            match w.result {
-                Ok(()) => cursor = Some(w.cursor),
+            match result {
+                Ok(()) => cursor = Some(next),
                 Err(ENOSPC) => {
-                    cursor = Some(w.cursor);
+                    cursor = Some(next);
                     count *= 2;
                 }
                 Err(errno) => return Answer::Elements(found, errno, calls),

@@ -1,6 +1,6 @@
-//! The ordering rules S1, C1, C2, C3, N1, N2 and N4 of `docs/abi.md` §10, and those of the
+//! The ordering rules S1, C1, C2, C3, N1, N2, N4 and B1 to B3 of `docs/abi.md` §10, and those of the
 //! host's hash map, under loom: each holds in every interleaving and with every value that a
-//! load may see. All but C3 (whose weak form needs a store to pass an earlier load, which loom
+//! load may see. All but C3 and B2 (whose weak form needs a store to pass an earlier load, which loom
 //! does not model) have weakened forms that loom catches, so that no fence or ordering in them
 //! is there for show.
 //!
@@ -310,4 +310,89 @@ fn host_hash_an_element_that_moves_is_found() {
 fn host_hash_needs_both_fences_around_a_move() {
     assert!(breaks(|| shift(false, true)));
     assert!(breaks(|| shift(true, false)));
+}
+
+/// B1, in its full form: the header shows BUSY, the position covers it, the data follow, then
+/// the header without BUSY. A device leaves the first header out.
+fn record(position_store: Ordering, commit: Ordering, loads: [Ordering; 2]) {
+    const BUSY: u64 = 2;
+    const COMMITTED: u64 = 1;
+    let words = Arc::new([AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0)]);
+    let producer = {
+        let words = Arc::clone(&words);
+        thread::spawn(move || {
+            let [position, header, data] = &*words;
+            header.store(BUSY, Relaxed);
+            position.store(1, position_store);
+            data.store(5, Relaxed);
+            header.store(COMMITTED, commit);
+        })
+    };
+    let [position, header, data] = &*words;
+    if position.load(loads[0]) == 1 {
+        let header = header.load(loads[1]);
+        assert_ne!(header, 0, "a header of an earlier lap");
+        if header == COMMITTED {
+            assert_eq!(data.load(Relaxed), 5);
+        }
+    }
+    producer.join().unwrap();
+}
+
+#[test]
+fn b1_a_record_is_seen_whole() {
+    loom::model(|| record(Release, Release, [Acquire, Acquire]));
+}
+
+#[test]
+fn b1_needs_both_releases_and_both_acquires() {
+    assert!(breaks(|| record(Relaxed, Release, [Acquire, Acquire])));
+    assert!(breaks(|| record(Release, Relaxed, [Acquire, Acquire])));
+    assert!(breaks(|| record(Release, Release, [Relaxed, Acquire])));
+    assert!(breaks(|| record(Release, Release, [Acquire, Relaxed])));
+}
+
+#[test]
+fn b2_a_record_is_copied_before_it_is_overwritten() {
+    loom::model(|| reuse(Release, Acquire));
+}
+
+/// B3: the consumer has taken the record before position 1, and sleeps unless there is a further
+/// one; the device produces that one.
+fn caught_up(host: Fence, device: Fence, looks_again: bool) {
+    let producer = Arc::new(AtomicU64::new(1));
+    let consumer = Arc::new(AtomicU64::new(0));
+    let interrupted = {
+        let (producer, consumer) = (Arc::clone(&producer), Arc::clone(&consumer));
+        thread::spawn(move || {
+            producer.store(2, Release);
+            device.issue();
+            consumer.load(Acquire) == 1
+        })
+    };
+    let seen = producer.load(Acquire);
+    consumer.store(1, Release);
+    host.issue();
+    let asleep = if looks_again {
+        producer.load(Acquire) == 1
+    } else {
+        seen == 1
+    };
+    let interrupted = interrupted.join().unwrap();
+    assert!(
+        !asleep || interrupted,
+        "asleep with a record and no interrupt"
+    );
+}
+
+#[test]
+fn b3_no_interrupt_is_lost() {
+    loom::model(|| caught_up(Fence::Full, Fence::Full, true));
+}
+
+#[test]
+fn b3_needs_both_fences_and_the_second_look() {
+    assert!(breaks(|| caught_up(Fence::None, Fence::Full, true)));
+    assert!(breaks(|| caught_up(Fence::Full, Fence::None, true)));
+    assert!(breaks(|| caught_up(Fence::Full, Fence::Full, false)));
 }

@@ -47,8 +47,9 @@ fn batches(
         keys.truncate(sizes.0 * done.count as usize);
         values.truncate(sizes.1 * done.count as usize);
         cursor = Some(done.cursor.clone());
+        let ended = done.result.is_err();
         calls.push((done, keys, values));
-        if done.result.is_err() {
+        if ended {
             return calls;
         }
     }

@@ -28,6 +28,7 @@ pub mod notify;
 pub mod opcode;
 pub mod regs;
 pub mod ring;
+pub mod ringbuf;
 pub mod status;
 pub mod submission;
 

@@ -322,3 +322,19 @@ fn golden_hashes() {
         assert_eq!(got, *hash, "seed {seed}, {} bytes: {got:#018x}", key.len());
     }
 }
+
+/// The header of a record as a 6.18 kernel left it in a ring of one page, after 13 bytes of
+/// output, and headers further on.
+#[test]
+fn ring_headers() {
+    use offmap_abi::ringbuf::{BUSY, DATA, DISCARD, header_word, memory_bytes};
+    assert_eq!(
+        header_word(0, 4096, 13).to_le_bytes(),
+        [13, 0, 0, 0, 3, 0, 0, 0]
+    );
+    let far = header_word(3 * 8192 + 4096 + 8, 8192, 0x1234 | BUSY);
+    assert_eq!(far.to_le_bytes(), [0x34, 0x12, 0, 0x80, 4, 0, 0, 0]);
+    let passed = header_word(8, 4096, DISCARD);
+    assert_eq!(passed.to_le_bytes(), [0, 0, 0, 0x40, 3, 0, 0, 0]);
+    assert_eq!((DATA, memory_bytes(4096)), (0x2000, 0x3000));
+}

@@ -6,9 +6,11 @@
 
 use crate::errno::Errno;
 use crate::error::{Error, Result};
+pub use crate::map::ringbuf::RingHeader;
 use crate::uapi::{BPF_OBJ_NAME_LEN, MapFlags, MapType};
 use bitflags::bitflags;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// A map that a device is asked to hold.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -215,9 +217,55 @@ pub trait OffloadedMap: Send + Sync {
         ))
     }
 
+    /// The ring of a RINGBUF map that the device fills; `None` for maps of other types. The
+    /// same one with every call.
+    fn ring_buffer(&self) -> Option<Arc<dyn RingBuffer>> {
+        None
+    }
+
     /// Device memory that the map occupies, in bytes.
     fn device_bytes(&self) -> u64;
 
     /// `BPF_OFFLOAD_MAP_FREE`: called once, from the core's worker, after the last operation.
     fn free(&self);
+}
+
+/// The memory of a ring buffer as its consumer reaches it, in the kernel's format: each record
+/// is a [`RingHeader`] and the bytes after it, padded to 8; positions count bytes since the map
+/// was made.
+///
+/// Nothing of what these functions return is believed: the core checks positions and headers
+/// before it goes by them. It calls from many threads at once, with one of them at a time
+/// moving the consumer position.
+pub trait RingBuffer: Send + Sync {
+    /// Bytes of the data area: the map's `max_entries`.
+    fn data_bytes(&self) -> u64;
+
+    /// The producer position, loaded with acquire.
+    fn producer_position(&self) -> u64;
+
+    /// Stores the consumer position, with release: the producer may use what lies before it. It
+    /// begins at 0, and the core keeps count itself.
+    fn set_consumer_position(&self, position: u64);
+
+    /// The header at `offset` of the data area, a multiple of 8 below
+    /// [`RingBuffer::data_bytes`], as one load with acquire.
+    fn header(&self, offset: u64) -> RingHeader;
+
+    /// Copies bytes of the data area from `offset`, a multiple of 8 below
+    /// [`RingBuffer::data_bytes`]; past the end of the area it goes on at its start. `out` is
+    /// no longer than the area.
+    fn copy(&self, offset: u64, out: &mut [u8]);
+
+    /// Sees to it that those who wait call their `ready` again.
+    fn wake(&self);
+
+    /// Waits until `ready` says so or fails, and returns what it said; `false` when `timeout`
+    /// passed first.
+    ///
+    /// `ready` is called at once, and after whatever may have changed its answer, in each case
+    /// after a full fence that follows the request for a wake-up: no record that comes after
+    /// such a call is missed. Its argument tells whether a wake-up was forced since the wait began
+    /// (`BPF_RB_FORCE_WAKEUP`).
+    fn wait(&self, timeout: Duration, ready: &mut dyn FnMut(bool) -> Result<bool>) -> Result<bool>;
 }

@@ -6,6 +6,7 @@ use crate::device::{BatchOutcome, OffloadCommands};
 use crate::errno::Errno;
 use crate::error::{Error, Result};
 use crate::map::ops::{MapOps, NO_SUCH_OPERATION, Token, each, nth};
+use crate::map::ringbuf::{RingBufferProducer, RingBufferReader};
 use crate::map::{Map, WriteActive, inner};
 use crate::security::MapAccess;
 use crate::uapi::{BPF_EXIST, BPF_F_LOCK, BPF_OBJ_NAME_LEN, MapFlags, MapType};
@@ -47,6 +48,10 @@ impl FileMode {
 
 const NOT_READABLE: Error = Error::new(Errno::EPERM, "the file was opened write-only");
 const NOT_WRITABLE: Error = Error::new(Errno::EPERM, "the file was opened read-only");
+const NOT_CONSUMABLE: Error = Error::new(
+    Errno::EACCES,
+    "a ring buffer is consumed through a file that is open for reading and writing",
+);
 const BAD_LOOKUP_FLAGS: Error = Error::new(
     Errno::EINVAL,
     "flags: a lookup takes no flag but BPF_F_LOCK",
@@ -304,7 +309,7 @@ impl MapFile {
         self.writable()?;
         let _active = self.map.begin_write()?;
         self.check_lock(flags)?;
-        if flags & !BPF_F_LOCK > BPF_EXIST {
+        if flags & !BPF_F_LOCK > BPF_EXIST && self.ops().checks_update_flags() {
             return Err(BAD_UPDATE_FLAGS);
         }
         self.ops().update(key, &self.stored(value), flags)
@@ -617,6 +622,34 @@ impl MapFile {
             };
         }
         operation(self.ops())
+    }
+
+    /// The consumer's side of a RINGBUF map.
+    ///
+    /// Errors in order: EINVAL for a map of another type; EACCES unless the file is open for
+    /// reading and writing, and EPERM for a frozen map: a consumer stores its position in the
+    /// map, where the kernel's maps a page writable (`bpf_map_mmap`); ENODEV when the map's
+    /// device is gone.
+    pub fn ringbuf(&self) -> Result<RingBufferReader> {
+        let consumers = self.ops().ring_consumers()?;
+        if self.mode != FileMode::all() {
+            return Err(NOT_CONSUMABLE);
+        }
+        self.map.begin_long_write()?;
+        Ok(RingBufferReader::new(consumers, self.clone()))
+    }
+
+    /// A consumer has ended.
+    pub(crate) fn end_consumer(&self) {
+        self.map.end_write();
+    }
+
+    /// The programs' side of a RINGBUF map in host memory. Neither the file's mode nor FREEZE
+    /// concerns programs. EINVAL for a map of another type, and for one on a device, which
+    /// programs there fill.
+    pub fn ringbuf_producer(&self) -> Result<RingBufferProducer> {
+        let ring = self.ops().ring_producer()?;
+        Ok(RingBufferProducer::new(ring, self.clone()))
     }
 
     /// BPF_MAP_FREEZE: no more writes from user space, ever.

@@ -31,6 +31,7 @@ pub use caller::{Caller, Capabilities, NetNs};
 pub use errno::Errno;
 pub use error::{Error, Result};
 pub use file::{BtfInfo, MapBtfIds, MapFile, MapInfo, OffloadInfo};
+pub use map::ringbuf::{Reservation, RingBufferProducer, RingBufferReader};
 pub use map::{Mapping, ProgramTraits};
 pub use memory::{MemoryOwner, MemoryUsage};
 pub use security::{MapAccess, SecurityHook, SecurityMap};

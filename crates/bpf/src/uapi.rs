@@ -222,3 +222,24 @@ impl MapCreateAttr {
 
 /// `NUMA_NO_NODE`, as an unsigned attribute holds it.
 pub const NUMA_NO_NODE: u32 = u32::MAX;
+
+/// `BPF_RB_NO_WAKEUP`: a record is committed and no waiting consumer is told.
+pub const BPF_RB_NO_WAKEUP: u64 = 1;
+/// `BPF_RB_FORCE_WAKEUP`: waiting consumers are told, whether they had caught up or not.
+pub const BPF_RB_FORCE_WAKEUP: u64 = 2;
+
+/// `BPF_RB_AVAIL_DATA`: bytes that are reserved or committed, and not consumed.
+pub const BPF_RB_AVAIL_DATA: u64 = 0;
+/// `BPF_RB_RING_SIZE`: bytes of the data area.
+pub const BPF_RB_RING_SIZE: u64 = 1;
+/// `BPF_RB_CONS_POS`: the consumer position.
+pub const BPF_RB_CONS_POS: u64 = 2;
+/// `BPF_RB_PROD_POS`: the producer position.
+pub const BPF_RB_PROD_POS: u64 = 3;
+
+/// `BPF_RINGBUF_BUSY_BIT` of a record's length: it is reserved and not committed yet.
+pub const BPF_RINGBUF_BUSY_BIT: u32 = 1 << 31;
+/// `BPF_RINGBUF_DISCARD_BIT` of a record's length: consumers pass over it.
+pub const BPF_RINGBUF_DISCARD_BIT: u32 = 1 << 30;
+/// `BPF_RINGBUF_HDR_SZ`: bytes of a record's header.
+pub const BPF_RINGBUF_HDR_SZ: usize = 8;

@@ -208,6 +208,94 @@ impl<F: Function> Driver<F> {
             });
         };
         let mut admin = self.turn()?;
+        self.create_on(&mut admin, params, value_stride)
+    }
+
+    /// Creates a map with `bytes` of zeroed host memory that belongs to it, to which the
+    /// device writes until [`Driver::free_map_with_memory`] has been confirmed.
+    ///
+    /// # Errors
+    ///
+    /// [`DriverError::Io`] when there is no memory; otherwise as [`Driver::create_map`]. Memory
+    /// that the device may have learnt of is set aside.
+    pub fn create_map_with_memory(
+        &self,
+        params: &MapParams,
+        bytes: usize,
+        numa_node: Option<u32>,
+    ) -> Result<(DeviceMap, Arc<DmaRegion<F>>), DriverError> {
+        let placement = DmaPlacement {
+            numa_node: numa_node.or(self.config.numa_node),
+        };
+        let memory = DmaRegion::new(&self.function, &self.iovas, bytes, placement)
+            .map_err(DriverError::io("allocate the map's host memory"))?;
+        let params = MapParams {
+            host_memory: memory.iova(0).0,
+            ..*params
+        };
+        let mut admin = self.turn()?;
+        match self.create_on(&mut admin, &params, 0) {
+            Ok(map) => Ok((map, Arc::new(memory))),
+            Err(e) => {
+                // Refused, or never sent: the device knows nothing of it.
+                let unknown = matches!(
+                    e,
+                    DriverError::Command { .. } | DriverError::Refused { .. } | DriverError::Down
+                );
+                if !unknown {
+                    admin.quarantine.push(Arc::new(memory));
+                }
+                Err(e)
+            }
+        }
+    }
+
+    /// Frees a map that has host memory. Until the device has confirmed that, or a reset, the
+    /// memory is set aside (rule R4).
+    ///
+    /// # Errors
+    ///
+    /// As [`Driver::free_map`].
+    pub fn free_map_with_memory(
+        &self,
+        map: &DeviceMap,
+        memory: Arc<DmaRegion<F>>,
+    ) -> Result<(), DriverError> {
+        let mut admin = self.lock();
+        let freed = self.same_epoch(map).and_then(|()| {
+            let handle = Some(map.handle);
+            admin.command(self, AdminOpcode::MapFree, handle, &EmptyBody::ZERO)
+        });
+        match freed {
+            Ok(_) => Ok(()),
+            Err(e) => {
+                // A reset that succeeded has ended the map.
+                let reset = matches!(e, DriverError::DeviceReset) && admin.queue.is_some();
+                if !reset {
+                    admin.quarantine.push(memory);
+                }
+                Err(e)
+            }
+        }
+    }
+
+    /// Whether a map still exists, as far as shows without a command: the device runs and was
+    /// not reset since.
+    ///
+    /// # Errors
+    ///
+    /// As [`Driver::check_health`].
+    pub fn check_map(&self, map: &DeviceMap) -> Result<(), DriverError> {
+        self.same_epoch(map)?;
+        self.peek_health()
+    }
+
+    fn create_on(
+        &self,
+        admin: &mut Admin<F>,
+        params: &MapParams,
+        value_stride: u32,
+    ) -> Result<DeviceMap, DriverError> {
         let epoch = self.epoch();
         let attr = MapAttr {
             name: params.name,

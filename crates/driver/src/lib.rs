@@ -28,5 +28,5 @@ pub use error::{CompletionFault, DriverError, SubmitError};
 pub use map::{DeviceMap, MapParams};
 pub use offmap_abi::admin::{Limit, MapInfo};
 pub use offmap_abi::{MapHandle, QueueId, RequestId, Status};
-pub use offmap_device_io::{Function, IoError};
+pub use offmap_device_io::{DmaRegion, Function, Interrupt, IoError};
 pub use queue::{BatchDone, Counters, Dumped, Finished, Op, QueuePair, Token};

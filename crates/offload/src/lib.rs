@@ -14,6 +14,7 @@ mod nic;
 mod pool;
 mod profile;
 mod reply_cache;
+mod ring;
 mod slot_order;
 
 pub use nic::{Clock, OffloadNic, RandomSeeds, SeedSource};

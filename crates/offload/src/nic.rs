@@ -3,6 +3,7 @@
 use crate::behaved::BehavedMap;
 use crate::map::NicMap;
 use crate::pool::Pool;
+use crate::ring::{NicRingMap, Vectors};
 use crate::{Profile, Situation, Usage, errno};
 use offmap_bpf::Error;
 use offmap_bpf::device::{MapSpec, OffloadCommands, OffloadDevice, OffloadRules, OffloadedMap};
@@ -25,6 +26,7 @@ pub(crate) struct Shared<F: Function> {
     pub(crate) pool: Pool<F>,
     pub(crate) profile: Profile,
     pub(crate) commands: OffloadCommands,
+    pub(crate) vectors: Vectors,
     seeds: Box<dyn SeedSource>,
     clock: Option<Box<dyn Clock>>,
     /// netdevsim's `bpf_map_accept`.
@@ -191,6 +193,7 @@ impl<F: Function> OffloadNic<F> {
         Ok(Arc::new(Self {
             shared: Arc::new(Shared {
                 commands: rules.commands,
+                vectors: Vectors::new(driver.function().vectors()),
                 driver,
                 pool,
                 profile,
@@ -271,6 +274,10 @@ impl<F: Function> OffloadNic<F> {
     fn alloc(&self, spec: &MapSpec, template: u32) -> Result<Arc<dyn OffloadedMap>> {
         let shared = &self.shared;
         let reservation = shared.admit(spec)?;
+        if spec.map_type == MapType::RINGBUF {
+            let ring = NicRingMap::create(shared, spec)?.counting(reservation);
+            return Ok(Arc::new(ring));
+        }
         let behaves = shared.profile.behaviours.act()
             && matches!(spec.map_type, MapType::HASH | MapType::ARRAY);
         if behaves {

@@ -8,6 +8,7 @@ use crate::table::bloom;
 use crate::table::hash::ChainScan;
 use crate::table::layout::{Geometry, MapKind, MapSpec, ValueShape};
 use crate::table::lpm;
+use crate::table::ring::RingTable;
 use crate::{Firmware, HostMemory, Progress, Storage};
 use offmap_abi::admin::{
     IdentifyBody, IdentifyData, Limit, LimitDetail, MAP_ATTR_BYTES_MAX, MapAttr, MapCreateBody,
@@ -265,8 +266,15 @@ impl<S: Storage> Firmware<S> {
         let Some(base) = self.allocator.allocate(bytes) else {
             return Err(refused(bytes));
         };
+        let table = Table::new(base, &spec, &geometry);
+        if let Table::Ring(ring) = &table
+            && let Err(status) = ring.begin(host)
+        {
+            self.allocator.release(base, bytes);
+            return Err(status.into());
+        }
         let map = Map {
-            table: Table::new(base, &spec, &geometry),
+            table,
             spec,
             base,
             bytes,
@@ -303,13 +311,19 @@ impl<S: Storage> Firmware<S> {
             _ => 0,
         };
         // What the type, or none of the types here, has a use for (abi §6.3).
-        if [attr.map_extra.get() & !extra, attr.host_memory.get()] != [0; 2]
-            || attr.vector.get() != 0
+        let memory =
+            !kind.is_ring() && (attr.host_memory.get() | u64::from(attr.vector.get())) != 0;
+        if memory
+            || attr.map_extra.get() & !extra != 0
             || (attr.inner_map.get() != 0 && !kind.is_map_of_maps())
         {
             return Err(invalid());
         }
         let spec = MapSpec::new(kind, body, attr);
+        if kind.is_ring() {
+            RingTable::check(&spec, self.vectors)?;
+            return self.check_maps(spec);
+        }
         if kind.is_map_of_maps() {
             let template = self.maps.get(MapHandle(attr.inner_map.get()))?;
             if template.spec.kind.is_map_of_maps() || spec.value_size != INNER_VALUE_BYTES {
@@ -354,10 +368,21 @@ impl<S: Storage> Firmware<S> {
                 used,
             ));
         }
-        let live = self.maps.live();
-        if live >= config.maps {
-            let (allowed, used) = (config.maps.into(), live.into());
-            return Err(Refusal::limit(exceeded, Limit::Maps, 1, allowed, used));
+        self.check_maps(spec)
+    }
+
+    /// Whether there may be one more map.
+    fn check_maps(&self, spec: MapSpec) -> Result<MapSpec, Refusal> {
+        let (live, most) = (self.maps.live(), self.config.maps);
+        if live >= most {
+            let (allowed, used) = (most.into(), live.into());
+            return Err(Refusal::limit(
+                Status::LimitExceeded,
+                Limit::Maps,
+                1,
+                allowed,
+                used,
+            ));
         }
         Ok(spec)
     }
@@ -472,7 +497,8 @@ impl<S: Storage> Firmware<S> {
             | Table::ArrayOfMaps(_)
             | Table::Queue(_)
             | Table::Lpm(_)
-            | Table::Bloom(_) => 0,
+            | Table::Bloom(_)
+            | Table::Ring(_) => 0,
             Table::Hash(table) => match table.scan_step(&mut self.memory, scan)? {
                 Some(longest) => longest,
                 None => return Ok(None),

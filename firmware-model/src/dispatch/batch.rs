@@ -125,6 +125,9 @@ impl<A: Access, H: HostMemory> Io<'_, A, H> {
         }
         let map = self.maps.get(command.map())?;
         check_reserved(command, &body, opcode)?;
+        if map.spec.kind.is_ring() {
+            return Err(Status::Unsupported);
+        }
         let flags = update_flags(body.map_flags.get())?;
         if map.spec.kind.is_queue() {
             return Err(Status::Unsupported);
@@ -175,6 +178,7 @@ impl<A: Access, H: HostMemory> Io<'_, A, H> {
                     Table::ArrayOfMaps(table) => self.dump_array(table, &arrays, from.cursor, true),
                     Table::Lpm(table) => self.dump_trie(table, &arrays, from.cursor),
                     Table::Queue(_) | Table::Bloom(_) => Outcome::new(Status::Unsupported, 0),
+                    Table::Ring(_) => return Err(Status::Unsupported),
                 },
             }
         };

@@ -331,6 +331,8 @@ mod tests {
                 seed: 1,
                 name: [0; 16],
                 map_extra: 0,
+                host_memory: 0,
+                vector: 0,
             };
             let geometry = Geometry::new(&spec).unwrap();
             let base = DevAddr(0);

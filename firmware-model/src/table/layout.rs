@@ -53,11 +53,13 @@ pub enum MapKind {
     ArrayOfMaps,
     /// BPF_MAP_TYPE_HASH_OF_MAPS.
     HashOfMaps,
+    /// BPF_MAP_TYPE_RINGBUF.
+    Ringbuf,
 }
 
 impl MapKind {
     /// All of them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Hash,
         Self::Array,
         Self::PercpuHash,
@@ -70,6 +72,7 @@ impl MapKind {
         Self::Stack,
         Self::ArrayOfMaps,
         Self::HashOfMaps,
+        Self::Ringbuf,
     ];
 
     /// The UAPI `enum bpf_map_type` value.
@@ -87,6 +90,7 @@ impl MapKind {
             Self::Stack => MapType::Stack.0,
             Self::ArrayOfMaps => MapType::ArrayOfMaps.0,
             Self::HashOfMaps => MapType::HashOfMaps.0,
+            Self::Ringbuf => MapType::Ringbuf.0,
         }
     }
 
@@ -118,6 +122,11 @@ impl MapKind {
     /// Whether the map is a ring of values without keys.
     pub const fn is_queue(self) -> bool {
         matches!(self, Self::Queue | Self::Stack)
+    }
+
+    /// Whether the map is a ring buffer: it has host memory and no elements.
+    pub const fn is_ring(self) -> bool {
+        matches!(self, Self::Ringbuf)
     }
 
     /// Whether the map is an array.
@@ -160,6 +169,10 @@ pub struct MapSpec {
     pub name: [u8; 16],
     /// `map_extra`.
     pub map_extra: u64,
+    /// IOVA of host memory that belongs to the map; 0 for types that have none.
+    pub host_memory: u64,
+    /// MSI-X vector; 0 for types that have none.
+    pub vector: u32,
 }
 
 impl MapSpec {
@@ -174,6 +187,18 @@ impl MapSpec {
             seed: body.seed.get(),
             name: attr.name,
             map_extra: attr.map_extra.get(),
+            host_memory: attr.host_memory.get(),
+            vector: attr.vector.get(),
+        }
+    }
+
+    /// Entries that count against the limits: a ring buffer's `max_entries` are bytes of host
+    /// memory.
+    pub(crate) fn entries(&self) -> u32 {
+        if self.kind.is_ring() {
+            0
+        } else {
+            self.max_entries
         }
     }
 
@@ -284,6 +309,9 @@ impl Geometry {
         if spec.kind == MapKind::BloomFilter {
             let total = DESCRIPTION_BYTES + bloom::bitset_bytes(spec);
             return Some(flat(0, 0, DESCRIPTION_BYTES, total));
+        }
+        if spec.kind.is_ring() {
+            return Some(flat(0, 0, DESCRIPTION_BYTES, DESCRIPTION_BYTES));
         }
         if spec.kind.is_array() || spec.kind.is_queue() {
             let entry_bytes = u64::from(value.stored);

@@ -13,6 +13,7 @@ pub mod layout;
 pub(crate) mod lpm;
 pub(crate) mod occupancy;
 pub(crate) mod queue;
+pub(crate) mod ring;
 
 use crate::access::Access;
 use array::ArrayTable;
@@ -24,6 +25,7 @@ use lpm::LpmTable;
 use offmap_abi::submission::UPDATE_NOEXIST;
 use offmap_abi::{DevAddr, Status};
 use queue::QueueTable;
+use ring::RingTable;
 
 /// Elements that a batch handles side by side, so that their cache misses overlap.
 pub(crate) const LANES: usize = 32;
@@ -129,6 +131,8 @@ pub(crate) enum Table {
     Queue(QueueTable),
     /// ARRAY_OF_MAPS: an entry exists when its handle is not 0.
     ArrayOfMaps(ArrayTable),
+    /// RINGBUF, which has no elements.
+    Ring(RingTable),
 }
 
 impl Table {
@@ -147,6 +151,7 @@ impl Table {
             MapKind::LpmTrie => Self::Lpm(LpmTable::new(base, spec, geometry)),
             MapKind::BloomFilter => Self::Bloom(BloomTable::new(base, spec, geometry)),
             MapKind::Queue | MapKind::Stack => Self::Queue(QueueTable::new(base, spec, geometry)),
+            MapKind::Ringbuf => Self::Ring(RingTable::new(spec, geometry.value)),
         }
     }
 
@@ -159,6 +164,7 @@ impl Table {
             Self::Lpm(table) => &table.value,
             Self::Bloom(table) => &table.value,
             Self::Queue(table) => &table.value,
+            Self::Ring(table) => &table.value,
         }
     }
 
@@ -178,6 +184,7 @@ impl Table {
                 let at = table.find_held(access, key)?;
                 Ok(f(access, at))
             }
+            Self::Ring(_) => Err(Status::Unsupported),
             Self::Lpm(table) => table.with_value(access, key, f),
             Self::Bloom(table) => {
                 let at = table.find(access, key)?;
@@ -196,7 +203,8 @@ impl Table {
             | Self::ArrayOfMaps(_)
             | Self::Queue(_)
             | Self::Lpm(_)
-            | Self::Bloom(_) => Ok(()),
+            | Self::Bloom(_)
+            | Self::Ring(_) => Ok(()),
         }
     }
 
@@ -232,8 +240,8 @@ impl Table {
                     }
                 }
             }
-            // Without keys there is no lane.
-            Self::Queue(_) => {}
+            // Without keys there is no lane, and batches of rings are refused before.
+            Self::Queue(_) | Self::Ring(_) => {}
         }
     }
 
@@ -253,6 +261,7 @@ impl Table {
             Self::Lpm(table) => table.update(access, key, value, flags),
             Self::Bloom(table) => table.update(access, key, flags),
             Self::Queue(table) => table.push(access, value, flags),
+            Self::Ring(_) => Err(Status::Unsupported),
         }
     }
 
@@ -261,7 +270,9 @@ impl Table {
         match self {
             Self::Hash(table) => table.delete(access, key),
             Self::Lpm(table) => table.delete(access, key),
-            Self::Array(_) | Self::Queue(_) | Self::Bloom(_) => Err(Status::Unsupported),
+            Self::Array(_) | Self::Queue(_) | Self::Bloom(_) | Self::Ring(_) => {
+                Err(Status::Unsupported)
+            }
             Self::ArrayOfMaps(table) => table.clear(access, key),
         }
     }
@@ -276,9 +287,11 @@ impl Table {
         match self {
             Self::Hash(table) => table.take(access, key, f),
             Self::Queue(table) => table.pop(access, f),
-            Self::Array(_) | Self::ArrayOfMaps(_) | Self::Lpm(_) | Self::Bloom(_) => {
-                Err(Status::Unsupported)
-            }
+            Self::Array(_)
+            | Self::ArrayOfMaps(_)
+            | Self::Lpm(_)
+            | Self::Bloom(_)
+            | Self::Ring(_) => Err(Status::Unsupported),
         }
     }
 
@@ -296,7 +309,7 @@ impl Table {
                 Ok(f(access, NextKey::Index(index)))
             }
             Self::Lpm(table) => table.with_next(access, key, |a, at| f(a, NextKey::At(at))),
-            Self::Queue(_) | Self::Bloom(_) => Err(Status::Unsupported),
+            Self::Queue(_) | Self::Bloom(_) | Self::Ring(_) => Err(Status::Unsupported),
         }
     }
 
@@ -306,7 +319,7 @@ impl Table {
             Self::Hash(table) => table.entries(access),
             Self::Array(table) | Self::ArrayOfMaps(table) => Ok(table.max_entries()),
             Self::Lpm(table) => table.entries(access),
-            Self::Bloom(_) => Ok(0),
+            Self::Bloom(_) | Self::Ring(_) => Ok(0),
             Self::Queue(table) => table.entries(access),
         }
     }

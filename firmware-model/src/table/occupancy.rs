@@ -318,6 +318,8 @@ mod tests {
             seed: 3,
             name: [0; 16],
             map_extra: 0,
+            host_memory: 0,
+            vector: 0,
         };
         let geometry = Geometry::new(&spec).unwrap();
         assert_eq!(geometry.home_count, 1 << 26);

@@ -11,6 +11,7 @@ pub mod lifecycle;
 pub mod lru_queue;
 pub mod maps;
 pub mod queues;
+pub mod rings;
 pub mod tries;
 
 use host::{Host, Notify, Queue, QueueOptions};
@@ -90,6 +91,8 @@ macro_rules! conformance_suite {
                 queues_and_stacks_have_no_keys;
             inner: maps_of_maps_take_maps_like_the_template,
                 a_held_map_goes_with_its_last_holder;
+            rings: a_ring_has_memory_and_no_elements, unusable_rings_are_refused,
+                freeing_a_ring_lets_go_of_its_memory;
         );
     };
     (@cases $module:ident, $function:ty, $make:expr, $notify:expr;

@@ -1,7 +1,8 @@
 //! Maps on a device (`kernel/bpf/offload.c`): `bpf_map_offload_ops`.
 
 use super::Map;
-use super::ops::{MapOps, nth, nth_mut};
+use super::ops::{MapOps, NO_RING, nth, nth_mut};
+use super::ringbuf::{Consumers, HostRing};
 use crate::caller::NetNs;
 use crate::device::{BatchOutcome, OffloadCommands, OffloadDevice, OffloadRules, OffloadedMap};
 use crate::errno::Errno;
@@ -13,6 +14,11 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, Weak};
 
 const GONE: Error = Error::new(Errno::ENODEV, "the map's device was removed");
+
+const FILLED_THERE: Error = Error::new(
+    Errno::EINVAL,
+    "the map is on a device: programs of this host put nothing into it",
+);
 
 /// The network device through which a map reaches its offload device.
 #[derive(Clone, Copy)]
@@ -49,6 +55,8 @@ pub(crate) struct OffloadMap {
     /// The offload device, whose ports share their maps.
     offload_device: Weak<dyn OffloadDevice>,
     map: OnceLock<Weak<Map>>,
+    /// Of a ring buffer, once somebody consumed from it.
+    consumers: OnceLock<Arc<Consumers>>,
 }
 
 impl OffloadMap {
@@ -66,6 +74,7 @@ impl OffloadMap {
             rules,
             offload_device,
             map: OnceLock::new(),
+            consumers: OnceLock::new(),
         }
     }
 
@@ -102,6 +111,10 @@ impl OffloadMap {
         for shard in &self.device {
             let mut shard = shard.write().unwrap_or_else(PoisonError::into_inner);
             on_device = shard.take();
+        }
+        // Those who wait for a record hold no part of the lock.
+        if let Some(consumers) = self.consumers.get() {
+            consumers.close();
         }
         on_device
     }
@@ -262,6 +275,20 @@ impl MapOps for OffloadMap {
             *result = looked_up.map_err(|error| error.errno());
         }
         Ok(())
+    }
+
+    fn ring_consumers(&self) -> Result<Arc<Consumers>> {
+        let device = self.device();
+        let on_device = device.as_ref().ok_or(GONE)?;
+        let ring = on_device.ring_buffer().ok_or(NO_RING)?;
+        let consumers = self
+            .consumers
+            .get_or_init(|| Arc::new(Consumers::new(ring)));
+        Ok(Arc::clone(consumers))
+    }
+
+    fn ring_producer(&self) -> Result<Arc<HostRing>> {
+        Err(FILLED_THERE)
     }
 
     /// The kernel's offload ops account for the map structure alone: its elements are on the

@@ -5,6 +5,7 @@ use crate::device::{BatchOutcome, OffloadCommands};
 use crate::errno::Errno;
 use crate::error::{Error, Result};
 use crate::map::inner::{InnerMaps, MapMeta};
+use crate::map::ringbuf::{Consumers, HostRing};
 use crate::uapi::MapCreateAttr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -31,6 +32,8 @@ impl Token {
 pub(crate) const NO_SUCH_OPERATION: Error =
     Error::new(Errno::ENOTSUPP, "maps of this type have no such operation");
 
+pub(crate) const NO_RING: Error = Error::new(Errno::EINVAL, "the map is no ring buffer");
+
 /// What stores a map's elements: the part of `struct bpf_map_ops` that commands reach.
 ///
 /// The callers have checked buffer lengths, the file's mode, frozen, and that update flags are
@@ -54,6 +57,21 @@ pub(crate) trait MapOps: Send + Sync {
     /// Whether lookup batches refuse `batch.flags`, which the generic ones ignore.
     fn checks_batch_flags(&self) -> bool {
         false
+    }
+
+    /// Whether an update with flags above `BPF_EXIST` is refused before it comes here.
+    fn checks_update_flags(&self) -> bool {
+        true
+    }
+
+    /// The consumers of a ring buffer's records. EINVAL for maps of other types.
+    fn ring_consumers(&self) -> Result<Arc<Consumers>> {
+        Err(NO_RING)
+    }
+
+    /// The ring that programs of this host fill. EINVAL for maps of other types.
+    fn ring_producer(&self) -> Result<Arc<HostRing>> {
+        Err(NO_RING)
     }
 
     /// As [`crate::device::OffloadedMap::walk_batch`].

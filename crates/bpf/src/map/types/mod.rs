@@ -10,6 +10,7 @@ mod inner;
 mod lpm;
 mod lru;
 mod queue;
+mod ringbuf;
 
 use super::ops::MapTypeOps;
 use crate::errno::Errno;
@@ -27,6 +28,7 @@ pub(crate) fn map_type_ops(map_type: MapType) -> Option<&'static MapTypeOps> {
         MapType::QUEUE | MapType::STACK => Some(&queue::QUEUE),
         MapType::ARRAY_OF_MAPS => Some(&inner::ARRAY_OF_MAPS),
         MapType::HASH_OF_MAPS => Some(&inner::HASH_OF_MAPS),
+        MapType::RINGBUF => Some(&ringbuf::RINGBUF),
         _ => None,
     }
 }
