@@ -145,15 +145,13 @@ impl<A: Access, H: HostMemory> Io<'_, A, H> {
         let deletes = opcode == IoOpcode::BatchDumpDelete;
         let kind = map.spec.kind;
         let supported = match opcode {
-            IoOpcode::BatchDelete => !kind.is_array(),
+            // Entries of maps of maps change one by one.
+            IoOpcode::BatchUpdate => !kind.is_map_of_maps(),
+            IoOpcode::BatchDelete => !kind.is_array() && !kind.is_map_of_maps(),
             IoOpcode::BatchDumpDelete => kind.takes(),
             _ => true,
         };
         if !supported || !kind.has_values() {
-            return Err(Status::Unsupported);
-        }
-        // Entries of maps of maps change one by one.
-        if (deletes || opcode == IoOpcode::BatchUpdate) && map.spec.kind.is_map_of_maps() {
             return Err(Status::Unsupported);
         }
         let arrays = Arrays {

@@ -225,7 +225,7 @@ impl<A: Access, H: HostMemory> Io<'_, A, H> {
         let map = self.maps.get(command.map())?;
         check_reserved(command, &body, body.map_flags.get(), RETURNS)?;
         check_key(command, &body, map)?;
-        if !map.spec.kind.takes() || map.spec.kind.is_map_of_maps() {
+        if !map.spec.kind.takes() {
             return Err(Status::Unsupported);
         }
         let len = map.value_bytes();

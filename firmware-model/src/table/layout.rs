@@ -146,7 +146,15 @@ impl MapKind {
 
     /// Whether the map lets an entry be taken out together with its value.
     pub(crate) const fn takes(self) -> bool {
-        matches!(self, Self::Hash | Self::PercpuHash)
+        matches!(
+            self,
+            Self::Hash
+                | Self::PercpuHash
+                | Self::LruHash
+                | Self::LruPercpuHash
+                | Self::Queue
+                | Self::Stack
+        )
     }
 }
 
