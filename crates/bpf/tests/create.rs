@@ -169,7 +169,8 @@ fn flags_by_type() {
                 ..attr(map_type, 4)
             };
             let expected = match bit {
-                16 => Some(Errno::EBADF),
+                // Descriptor 0 is open, and no token.
+                16 => Some(Errno::EINVAL),
                 _ if mask >> bit & 1 == 1 => None,
                 _ => Some(Errno::EINVAL),
             };
@@ -182,6 +183,12 @@ fn flags_by_type() {
             };
             assert_eq!(create(with), Some(Errno::EINVAL));
         }
+        let token = MapCreateAttr {
+            map_flags: MapFlags::TOKEN_FD.bits(),
+            map_token_fd: 77,
+            ..attr(map_type, 4)
+        };
+        assert_eq!(create(token), Some(Errno::EBADF), "descriptor 77 is closed");
         // A node without the flag is ignored; NUMA_NO_NODE with it is no node.
         let flag = MapFlags::NUMA_NODE.bits();
         for (map_flags, numa_node, ok) in [(0, 77, true), (flag, u32::MAX, true), (flag, 1, false)]
