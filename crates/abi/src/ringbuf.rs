@@ -1,4 +1,4 @@
-//! The memory of a RINGBUF map, which belongs to the host (abi §7.3).
+//! The memory of a RINGBUF map, which belongs to the host (abi §7.6).
 //!
 //! It is what the kernel shows a consumer that maps its ring buffer: a page with the consumer
 //! position, a page with the producer position, the data.

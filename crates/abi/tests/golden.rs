@@ -1,6 +1,6 @@
 //! Golden bytes: the wire images that a device in another language has to produce and accept.
 
-use offmap_abi::admin::{IdentifyBody, MapCreateBody, QueueCreateBody};
+use offmap_abi::admin::{IdentifyBody, MapAttr, MapCreateBody, QueueCreateBody};
 use offmap_abi::completion::BatchResult;
 use offmap_abi::hash::KeyHash;
 use offmap_abi::notify::{EventWord, cq_doorbell, sq_doorbell};
@@ -88,14 +88,28 @@ fn admin_bodies() {
         flags: U32::ZERO,
         seed: U64::new(0x0807_0605_0403_0201),
         attr: U64::new(0x5000),
-        attr_len: U32::new(16),
+        attr_len: U32::new(40),
         reserved: U32::ZERO,
     };
     assert_eq!(
         create.as_bytes(),
         hex(
             "01000000 08000000 40000000 00000100 00000000 00000000 0102030405060708
-             0050000000000000 10000000 00000000"
+             0050000000000000 28000000 00000000"
+        )
+    );
+    let attr = MapAttr {
+        name: *b"flows\0\0\0\0\0\0\0\0\0\0\0",
+        map_extra: U64::new(5),
+        host_memory: U64::new(0x1234_5678_9000),
+        inner_map: U32::new(MapHandle::new(5, 1).0),
+        vector: U32::new(3),
+    };
+    assert_eq!(
+        attr.as_bytes(),
+        hex(
+            "666c6f7773000000 0000000000000000 0500000000000000 0090785634120000
+             05000100 03000000"
         )
     );
     let queue = QueueCreateBody {
@@ -327,7 +341,10 @@ fn golden_hashes() {
 /// output, and headers further on.
 #[test]
 fn ring_headers() {
-    use offmap_abi::ringbuf::{BUSY, DATA, DISCARD, header_word, memory_bytes};
+    use offmap_abi::ringbuf::{
+        BUSY, CONSUMER_POSITION, DATA, DISCARD, DROPPED, PRODUCER_POSITION, RECORD_BYTES_MAX,
+        header_word, memory_bytes,
+    };
     assert_eq!(
         header_word(0, 4096, 13).to_le_bytes(),
         [13, 0, 0, 0, 3, 0, 0, 0]
@@ -336,5 +353,10 @@ fn ring_headers() {
     assert_eq!(far.to_le_bytes(), [0x34, 0x12, 0, 0x80, 4, 0, 0, 0]);
     let passed = header_word(8, 4096, DISCARD);
     assert_eq!(passed.to_le_bytes(), [0, 0, 0, 0x40, 3, 0, 0, 0]);
-    assert_eq!((DATA, memory_bytes(4096)), (0x2000, 0x3000));
+    assert_eq!((CONSUMER_POSITION, PRODUCER_POSITION), (0, 0x1000));
+    assert_eq!(
+        (DROPPED, DATA, memory_bytes(4096)),
+        (0x1008, 0x2000, 0x3000)
+    );
+    assert_eq!(RECORD_BYTES_MAX, 0x3fff_ffff);
 }

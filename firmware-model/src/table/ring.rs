@@ -1,4 +1,4 @@
-//! RINGBUF: records that engines write to host memory by DMA (abi §7.3, §10 B1–B4).
+//! RINGBUF: records that engines write to host memory by DMA (abi §7.6, §10 B1–B3 and R4).
 //!
 //! The ring lies in host memory; the firmware keeps the producer position itself, and believes
 //! nothing that it reads there.

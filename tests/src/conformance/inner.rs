@@ -1,4 +1,4 @@
-//! Maps of maps (abi §7.3).
+//! Maps of maps (abi §7.5).
 
 use super::Bench;
 use super::elements::Table;
