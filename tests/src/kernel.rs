@@ -13,6 +13,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::subject::{Answered, Subject, Walked};
+use offmap_bpf::SystemConfig;
 use offmap_bpf::uapi::MapCreateAttr;
 
 const BPF_MAP_CREATE: libc::c_long = 0;
@@ -65,24 +66,9 @@ pub fn availability() -> Availability {
     }
 }
 
-/// The kernel's possible CPUs: the number of values in an element of a per-CPU map. 1 when
-/// the kernel does not say.
+/// The kernel's possible CPUs: the number of values in an element of a per-CPU map.
 pub fn possible_cpus() -> u32 {
-    // A list such as `0-3,8-11`; the kernel sizes its per-CPU values by the highest of them
-    // plus one only where the mask has no holes, so the CPUs are counted one by one.
-    let Ok(list) = fs::read_to_string("/sys/devices/system/cpu/possible") else {
-        return 1;
-    };
-    list.trim()
-        .split(',')
-        .filter_map(|range| {
-            let (first, last) = range.split_once('-').unwrap_or((range, range));
-            let first: u32 = first.parse().ok()?;
-            let last: u32 = last.parse().ok()?;
-            Some(last.checked_sub(first)? + 1)
-        })
-        .sum::<u32>()
-        .max(1)
+    SystemConfig::default().possible_cpus
 }
 
 /// The part of `union bpf_attr` for BPF_OBJ_PIN and BPF_OBJ_GET.

@@ -6,6 +6,7 @@ use crate::device::{BatchOutcome, OffloadCommands};
 use crate::errno::Errno;
 use crate::error::{Error, Result};
 use crate::map::ops::{MapOps, NO_SUCH_OPERATION, Token, each, nth};
+use crate::map::refusals::BAD_UPDATE_FLAGS;
 use crate::map::ringbuf::{RingBufferProducer, RingBufferReader};
 use crate::map::{Map, WriteActive, inner};
 use crate::security::MapAccess;
@@ -52,13 +53,9 @@ const NOT_CONSUMABLE: Error = Error::new(
     Errno::EACCES,
     "a ring buffer is consumed through a file that is open for reading and writing",
 );
-const BAD_LOOKUP_FLAGS: Error = Error::new(
+pub(crate) const BAD_LOOKUP_FLAGS: Error = Error::new(
     Errno::EINVAL,
     "flags: a lookup takes no flag but BPF_F_LOCK",
-);
-const BAD_UPDATE_FLAGS: Error = Error::new(
-    Errno::EINVAL,
-    "flags: an update takes BPF_ANY, BPF_NOEXIST or BPF_EXIST",
 );
 const NO_LOCK: Error = Error::new(
     Errno::EINVAL,
@@ -235,7 +232,7 @@ impl MapFile {
 
     /// The special fields of the map's values.
     #[inline]
-    fn record(&self) -> Option<&FieldRecord> {
+    pub(crate) fn record(&self) -> Option<&FieldRecord> {
         self.map.read_mostly.btf.as_ref()?.record.as_ref()
     }
 
@@ -642,6 +639,11 @@ impl MapFile {
     /// A consumer has ended.
     pub(crate) fn end_consumer(&self) {
         self.map.end_write();
+    }
+
+    /// Bytes of a RINGBUF map that were reserved or committed and are not consumed.
+    pub(crate) fn unconsumed_bytes(&self) -> Result<u64> {
+        self.ops().ring_consumers()?.unconsumed_bytes()
     }
 
     /// The programs' side of a RINGBUF map in host memory. Neither the file's mode nor FREEZE

@@ -5,7 +5,8 @@ mod common;
 use common::{Rng, attr, errno, system};
 use offmap_bpf::uapi::*;
 use offmap_bpf::{
-    Caller, Errno, MapCreateAttr, MapFile, MapType, RingBufferProducer, RingBufferReader, System,
+    Caller, Errno, MapCreateAttr, MapFile, MapType, PollEvents, RingBufferProducer,
+    RingBufferReader, System,
 };
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
@@ -44,6 +45,24 @@ fn consumed(reader: &RingBufferReader) -> Vec<Vec<u8>> {
         .unwrap();
     assert_eq!(count, records.len() as u64);
     records
+}
+
+#[test]
+fn poll_of_the_descriptor_shows_what_is_not_consumed() {
+    let system = system();
+    let fd = system
+        .map_create(&Caller::root(), &ring_attr(4096))
+        .unwrap();
+    let file = system.map_file(fd).unwrap();
+    let poll = || system.poll(fd).unwrap();
+    assert_eq!(poll(), PollEvents::empty());
+    let producer = file.ringbuf_producer().unwrap();
+    let reserved = producer.reserve(8, 0).unwrap();
+    assert_eq!(poll(), PollEvents::IN | PollEvents::RDNORM, "reserved");
+    reserved.submit(0);
+    assert_eq!(poll(), PollEvents::IN | PollEvents::RDNORM, "committed");
+    assert_eq!(file.ringbuf().unwrap().consume(|_| {}).unwrap(), 1);
+    assert_eq!(poll(), PollEvents::empty());
 }
 
 #[test]

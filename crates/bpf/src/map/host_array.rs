@@ -4,10 +4,10 @@
 //! stores; a reader that saw it odd or changed reads again. The kernel's array lets a reader
 //! see half of an update; here it is whole.
 
-use super::host_hash::BATCH_END;
 use super::lazy::LazyTable;
 use super::mapping::{PAGE_BYTES, store_part};
 use super::ops::{MapOps, NO_SUCH_OPERATION};
+use super::refusals::{BATCH_END, LAST_INDEX, PAST_END};
 use super::words::{Backoff, copy_in, copy_out, words_for};
 use crate::device::BatchOutcome;
 use crate::errno::Errno;
@@ -20,15 +20,12 @@ use std::sync::atomic::{
     fence,
 };
 
-const PAST_END: Error = Error::new(Errno::ENOENT, "the array index is at or past max_entries");
-const PAST_END_UPDATE: Error =
-    Error::new(Errno::E2BIG, "the array index is at or past max_entries");
+const NO_INDEX: Error = Error::new(Errno::ENOENT, "the array index is at or past max_entries");
 const PRESENT: Error = Error::new(
     Errno::EEXIST,
     "every element of an array exists, and BPF_NOEXIST was asked for",
 );
 const NO_DELETE: Error = Error::new(Errno::EINVAL, "an array's elements cannot be deleted");
-const END: Error = Error::new(Errno::ENOENT, "the index is the array's last");
 
 pub(crate) struct HostArray {
     max_entries: u32,
@@ -155,10 +152,10 @@ impl MapOps for HostArray {
     fn lookup(&self, key: &[u8], value: &mut [u8], _flags: u64) -> Result<()> {
         let index = Self::index(key);
         if index >= self.max_entries {
-            return Err(PAST_END);
+            return Err(NO_INDEX);
         }
         let Some((cell, stored)) = self.element(index) else {
-            return Err(PAST_END);
+            return Err(NO_INDEX);
         };
         let version = cell.load(Acquire);
         if version & 1 == 0 {
@@ -174,13 +171,13 @@ impl MapOps for HostArray {
     fn update(&self, key: &[u8], value: &[u8], flags: u64) -> Result<()> {
         let index = Self::index(key);
         if index >= self.max_entries {
-            return Err(PAST_END_UPDATE);
+            return Err(PAST_END);
         }
         if flags & !BPF_F_LOCK == BPF_NOEXIST {
             return Err(PRESENT);
         }
         let Some((cell, stored)) = self.element(index) else {
-            return Err(PAST_END_UPDATE);
+            return Err(PAST_END);
         };
         let mut guard = Element::lock(cell);
         guard.changed = true;
@@ -237,7 +234,7 @@ impl MapOps for HostArray {
         let following = if index >= self.max_entries {
             0
         } else if index == self.max_entries - 1 {
-            return Err(END);
+            return Err(LAST_INDEX);
         } else {
             index + 1
         };

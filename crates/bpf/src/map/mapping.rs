@@ -104,13 +104,19 @@ impl MmapRequest {
 impl MapFile {
     /// `mmap(2)`. EINVAL for an offset that is no multiple of 4096 bytes; EINVAL, ENOMEM and
     /// EOVERFLOW for a length or an end that cannot be; EACCES for access that the file does
-    /// not give; EPERM for PROT_EXEC; 524 for maps that cannot be mapped; EINVAL for a private
+    /// not give; EPERM for PROT_EXEC; 524 for maps that cannot be mapped, and for those whose values have special fields; EINVAL for a private
     /// mapping; EPERM for a writable one of a frozen map, and EACCES of a `RDONLY_PROG` map;
     /// EINVAL for an array without `MMAPABLE`, and for an end past the elements' last page.
     pub fn mmap(&self, request: &MmapRequest) -> Result<Mapping> {
         request.check_offset()?;
         let length = request.check(self.mode())?;
         let map = self.map();
+        if self.record().is_some() {
+            return Err(Error::new(
+                Errno::ENOTSUPP,
+                "a map whose values have special fields cannot be mapped",
+            ));
+        }
         let room = map.read_mostly.ops.mmap_bytes();
         if let Err(error) = &room
             && error.errno() == Errno::ENOTSUPP

@@ -14,6 +14,7 @@ mod offload;
 pub(crate) mod ops;
 mod owner;
 mod queue;
+pub(crate) mod refusals;
 pub(crate) mod ringbuf;
 pub(crate) mod types;
 mod words;

@@ -2,6 +2,7 @@
 
 use super::Map;
 use super::ops::{MapOps, NO_RING, nth, nth_mut};
+use super::refusals::GONE;
 use super::ringbuf::{Consumers, HostRing};
 use crate::caller::NetNs;
 use crate::device::{BatchOutcome, OffloadCommands, OffloadDevice, OffloadRules, OffloadedMap};
@@ -12,8 +13,6 @@ use crossbeam_utils::CachePadded;
 use std::cell::Cell;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, Weak};
-
-const GONE: Error = Error::new(Errno::ENODEV, "the map's device was removed");
 
 const FILLED_THERE: Error = Error::new(
     Errno::EINVAL,

@@ -6,7 +6,7 @@ use crate::caller::Caller;
 use crate::device::BatchOutcome;
 use crate::errno::Errno;
 use crate::error::{Error, Result};
-use crate::file::{FileMode, MapFile, MapInfo};
+use crate::file::{BAD_LOOKUP_FLAGS, FileMode, MapFile, MapInfo};
 use crate::map::Map;
 use crate::uapi::{BPF_F_LOCK, MapFlags};
 use std::sync::Arc;
@@ -300,10 +300,7 @@ pub(super) fn check_sys_admin(caller: &Caller, what: &str) -> Result<()> {
 
 pub(super) fn check_lookup_flags(flags: u64) -> Result<()> {
     if flags & !BPF_F_LOCK != 0 {
-        return Err(Error::new(
-            Errno::EINVAL,
-            "flags: a lookup takes no flag but BPF_F_LOCK",
-        ));
+        return Err(BAD_LOOKUP_FLAGS);
     }
     Ok(())
 }

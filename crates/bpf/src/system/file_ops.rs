@@ -110,10 +110,17 @@ impl System {
         Err(Error::new(Errno::ESPIPE, "the file has no position"))
     }
 
-    /// `poll(2)`: what is ready. A map that nobody can wait for says POLLERR. EBADF.
+    /// `poll(2)`: what is ready. Of maps only ring buffers can be waited for: POLLIN and
+    /// POLLRDNORM when something in one was reserved or committed that is not consumed. Other
+    /// maps say POLLERR, and so does a ring whose device is gone or whose memory contradicts
+    /// itself. EBADF.
     pub fn poll(&self, fd: Fd) -> Result<PollEvents> {
         Ok(match &*self.file(fd).ok_or_else(|| bad_fd(fd))? {
-            File::Map(_) => PollEvents::ERR,
+            File::Map(map) => match map.unconsumed_bytes() {
+                Ok(0) => PollEvents::empty(),
+                Ok(_) => PollEvents::IN | PollEvents::RDNORM,
+                Err(_) => PollEvents::ERR,
+            },
             // `DEFAULT_POLLMASK`: what has no `poll` is always ready.
             File::Btf(_) | File::Directory(_) => {
                 PollEvents::IN | PollEvents::OUT | PollEvents::RDNORM | PollEvents::WRNORM

@@ -32,6 +32,7 @@ use self::line::{BUCKET_BITS, Entry, Guard, Line, PLACES};
 use super::jhash::htab_hash;
 use super::lazy::LazyTable;
 use super::ops::MapOps;
+use super::refusals::{BATCH_END, BUCKET_TOO_BIG, END, FULL, MISSING, PRESENT, token_bucket};
 use super::words::{Backoff, copy_in, copy_out, equal, words_for};
 use crate::device::BatchOutcome;
 use crate::errno::Errno;
@@ -39,27 +40,6 @@ use crate::error::{Error, Result};
 use crate::uapi::{BPF_EXIST, BPF_F_LOCK, BPF_NOEXIST};
 use rapidhash::v3::{RapidSecrets, rapidhash_v3_inline};
 use std::sync::atomic::AtomicU64;
-
-pub(crate) const MISSING: Error = Error::new(Errno::ENOENT, "the map has no such key");
-const PRESENT: Error = Error::new(
-    Errno::EEXIST,
-    "the key is in the map already, and BPF_NOEXIST was asked for",
-);
-const FULL: Error = Error::new(
-    Errno::E2BIG,
-    "the map holds max_entries entries and the key is new",
-);
-const END: Error = Error::new(Errno::ENOENT, "there is no further key in the map");
-pub(crate) const BATCH_END: Error =
-    Error::new(Errno::ENOENT, "the batch has reached the end of the map");
-const BUCKET_TOO_BIG: Error = Error::new(
-    Errno::ENOSPC,
-    "the next bucket holds more elements than the batch has room for",
-);
-const BAD_TOKEN: Error = Error::new(
-    Errno::ENOENT,
-    "the batch token is at or past the number of buckets",
-);
 
 const NO_SPARE_LINE: Error = Error::new(
     Errno::ENOMEM,
@@ -612,14 +592,10 @@ impl MapOps for HostHash {
         count: u32,
         delete: bool,
     ) -> BatchOutcome {
-        let mut bucket = in_batch.map_or(0, |token| {
-            let mut raw = [0; 4];
-            raw.copy_from_slice(&token[..4]);
-            u32::from_ne_bytes(raw) as usize
-        });
-        if bucket > self.mask {
-            return BatchOutcome::failed(BAD_TOKEN);
-        }
+        let mut bucket = match token_bucket(in_batch, self.mask) {
+            Ok(bucket) => bucket,
+            Err(error) => return BatchOutcome::failed(error),
+        };
         let mut keys = keys.chunks_exact_mut(self.key_size);
         let mut values = values.chunks_exact_mut(self.value_bytes);
         let mut total = 0;

@@ -7,6 +7,7 @@ use crate::errno::Errno;
 use crate::error::{Error, Result};
 use crate::map::Map;
 use crate::map::ops::MapOps;
+use crate::map::refusals::{LAST_INDEX, PAST_END};
 use crate::uapi::BPF_ANY;
 use arc_swap::ArcSwapOption;
 use std::sync::Arc;
@@ -21,13 +22,10 @@ const EMPTY: Error = Error::new(
     "the entry holds no map, or the index is at or past max_entries",
 );
 const NOTHING_THERE: Error = Error::new(Errno::ENOENT, "the entry holds no map");
-pub(super) const PAST_END: Error =
-    Error::new(Errno::E2BIG, "the array index is at or past max_entries");
 const ANY_ONLY: Error = Error::new(
     Errno::EINVAL,
     "flags: an update of an array of maps takes BPF_ANY alone",
 );
-const END: Error = Error::new(Errno::ENOENT, "the index is the array's last");
 
 /// The index that a key is.
 pub(super) fn index(key: &[u8]) -> u32 {
@@ -50,7 +48,7 @@ pub(super) fn check_update(key: &[u8], max_entries: u32, flags: u64) -> Result<(
 /// `bpf_array_get_next_key`.
 pub(super) fn next_index(key: Option<&[u8]>, max_entries: u32) -> Result<u32> {
     match key.map(index) {
-        Some(index) if index == max_entries - 1 => Err(END),
+        Some(index) if index == max_entries - 1 => Err(LAST_INDEX),
         Some(index) if index < max_entries => Ok(index + 1),
         _ => Ok(0),
     }
@@ -91,7 +89,7 @@ pub(super) fn walk(
             Ok(None) => {
                 // The token is the last key looked at, which here is the array's last.
                 visited = Some(max_entries - 1);
-                break Err(END);
+                break Err(LAST_INDEX);
             }
             Err(error) => break Err(error),
         }

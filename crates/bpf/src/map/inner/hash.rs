@@ -6,11 +6,13 @@
 use super::cells::LazyCells;
 use super::{InnerMaps, MapMeta, NEEDS_DESCRIPTORS, put_id};
 use crate::device::BatchOutcome;
-use crate::errno::Errno;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::map::Map;
 use crate::map::jhash::htab_hash;
 use crate::map::ops::MapOps;
+use crate::map::refusals::{
+    BAD_UPDATE_FLAGS, BATCH_END, BUCKET_TOO_BIG, END, FULL, MISSING, PRESENT, token_bucket,
+};
 use crate::uapi::{BPF_EXIST, BPF_NOEXIST};
 use rapidhash::v3::{RapidSecrets, rapidhash_v3_inline};
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
@@ -27,34 +29,10 @@ const LLIST_NODE_BYTES: u64 = 8;
 /// `sizeof(struct htab_elem *)`, one for each CPU with elements allocated in advance.
 const EXTRA_POINTER_BYTES: u64 = 8;
 
-const MISSING: Error = Error::new(Errno::ENOENT, "the map has no such key");
-const PRESENT: Error = Error::new(
-    Errno::EEXIST,
-    "the key is in the map already, and BPF_NOEXIST was asked for",
-);
-const FULL: Error = Error::new(
-    Errno::E2BIG,
-    "the map holds max_entries entries and the key is new",
-);
-const BAD_FLAGS: Error = Error::new(
-    Errno::EINVAL,
-    "flags: an update takes BPF_ANY, BPF_NOEXIST or BPF_EXIST",
-);
-const END: Error = Error::new(Errno::ENOENT, "there is no further key in the map");
-const BATCH_END: Error = Error::new(Errno::ENOENT, "the batch has reached the end of the map");
-const BUCKET_TOO_BIG: Error = Error::new(
-    Errno::ENOSPC,
-    "the next bucket holds more elements than the batch has room for",
-);
-const BAD_TOKEN: Error = Error::new(
-    Errno::ENOENT,
-    "the batch token is at or past the number of buckets",
-);
-
 /// What `htab_map_update_elem_in_place` says of flags, after the descriptor was looked at.
 pub(super) fn check_flags(flags: u64) -> Result<()> {
     if flags > BPF_EXIST {
-        return Err(BAD_FLAGS);
+        return Err(BAD_UPDATE_FLAGS);
     }
     Ok(())
 }
@@ -265,10 +243,10 @@ impl MapOps for HashOfMaps {
         count: u32,
         delete: bool,
     ) -> BatchOutcome {
-        let mut index = in_batch.map_or(0, |token| super::array::index(token) as usize);
-        if index > self.mask {
-            return BatchOutcome::failed(BAD_TOKEN);
-        }
+        let mut index = match token_bucket(in_batch, self.mask) {
+            Ok(index) => index,
+            Err(error) => return BatchOutcome::failed(error),
+        };
         let (mut total, room) = (0, count as usize);
         let mut removed = Vec::new();
         let result = loop {

@@ -4,13 +4,14 @@
 //! stand for. User space alone writes such a map, and every write passes here, under one lock
 //! for each map: the two sides change together.
 
-use super::array::{PAST_END, check_update, index, walk};
+use super::array::{check_update, index, walk};
 use super::hash::check_flags;
 use super::{InnerMaps, MapMeta, NEEDS_DESCRIPTORS, VALUE_BYTES, put_id};
 use crate::device::{BatchOutcome, OffloadDevice};
 use crate::errno::Errno;
 use crate::error::{Error, Result};
 use crate::map::ops::{MapOps, nth};
+use crate::map::refusals::PAST_END;
 use crate::map::{Map, OffloadMap};
 use crate::uapi::MapType;
 use std::collections::BTreeMap;

@@ -16,6 +16,7 @@
 mod arena;
 
 use super::ops::{MapOps, NO_SUCH_OPERATION};
+use super::refusals::{BATCH_END, END};
 use super::words::{Backoff, copy_in, copy_out, words_for};
 use crate::device::BatchOutcome;
 use crate::errno::Errno;
@@ -59,8 +60,6 @@ const PREFIX_TOO_LONG: Error = Error::new(
     Errno::EINVAL,
     "prefixlen: exceeds the bits that the map's keys have",
 );
-const END: Error = Error::new(Errno::ENOENT, "there is no further key in the map");
-const BATCH_END: Error = Error::new(Errno::ENOENT, "the batch has reached the end of the map");
 
 type Node = [AtomicU64];
 

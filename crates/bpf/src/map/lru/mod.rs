@@ -13,10 +13,10 @@ mod links;
 mod list;
 mod node;
 
-use super::host_hash::{BATCH_END, MISSING};
 use super::jhash::htab_hash;
 use super::lazy::LazyTable;
 use super::ops::MapOps;
+use super::refusals::{BATCH_END, BUCKET_TOO_BIG, END, MISSING, PRESENT, token_bucket};
 use super::words::{copy_in, copy_out, equal};
 use crate::device::BatchOutcome;
 use crate::errno::Errno;
@@ -37,22 +37,9 @@ const MAX_LOCKS: usize = 1024;
 /// them, before it says ENOMEM. The kernel looks once; its threads are not preempted there.
 const POP_TRIES: u32 = 64;
 
-const PRESENT: Error = Error::new(
-    Errno::EEXIST,
-    "the key is in the map already, and BPF_NOEXIST was asked for",
-);
 const NONE_FREE: Error = Error::new(
     Errno::ENOMEM,
     "no element is free, and none could be evicted",
-);
-const END: Error = Error::new(Errno::ENOENT, "there is no further key in the map");
-const BUCKET_TOO_BIG: Error = Error::new(
-    Errno::ENOSPC,
-    "the next bucket holds more elements than the batch has room for",
-);
-const BAD_TOKEN: Error = Error::new(
-    Errno::ENOENT,
-    "the batch token is at or past the number of buckets",
 );
 
 /// What an [`LruHash`] is made from.
@@ -402,14 +389,10 @@ impl MapOps for LruHash {
         count: u32,
         delete: bool,
     ) -> BatchOutcome {
-        let mut bucket = in_batch.map_or(0, |token| {
-            let mut raw = [0; 4];
-            raw.copy_from_slice(&token[..4]);
-            u32::from_ne_bytes(raw) as usize
-        });
-        if bucket > self.mask {
-            return BatchOutcome::failed(BAD_TOKEN);
-        }
+        let mut bucket = match token_bucket(in_batch, self.mask) {
+            Ok(bucket) => bucket,
+            Err(error) => return BatchOutcome::failed(error),
+        };
         let mut keys = keys.chunks_exact_mut(self.key_size);
         let mut values = values.chunks_exact_mut(self.value_bytes);
         let mut total = 0;

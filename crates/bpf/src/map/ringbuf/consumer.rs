@@ -9,6 +9,7 @@ use crate::device::RingBuffer;
 use crate::errno::Errno;
 use crate::error::{Error, Result};
 use crate::file::MapFile;
+use crate::map::refusals::GONE;
 use std::fmt;
 use std::sync::atomic::{
     AtomicBool,
@@ -18,7 +19,6 @@ use std::sync::atomic::{
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-const GONE: Error = Error::new(Errno::ENODEV, "the map's device was removed");
 const NO_MEMORY: Error = Error::new(
     Errno::ENOMEM,
     "the allocator has no memory for a copy of the next record",
@@ -81,6 +81,12 @@ impl Consumers {
             ));
         }
         Ok(available)
+    }
+
+    /// Bytes that were reserved or committed and are not consumed.
+    pub(crate) fn unconsumed_bytes(&self) -> Result<u64> {
+        let position = self.position();
+        self.available(*position)
     }
 
     /// What lies at `position`, of which `available` bytes were produced.
@@ -248,8 +254,7 @@ impl RingBufferReader {
 
     /// Bytes that were reserved or committed and are not consumed (`BPF_RB_AVAIL_DATA`).
     pub fn available(&self) -> Result<u64> {
-        let position = *self.consumers.position();
-        self.consumers.available(position)
+        self.consumers.unconsumed_bytes()
     }
 
     /// Bytes of the data area: the map's `max_entries`.

@@ -1,6 +1,6 @@
 //! QUEUE and STACK: what may be created (`kernel/bpf/queue_stack_maps.c`).
 
-use super::{ACCESS_FLAGS, check_flags, invalid, too_big};
+use super::{ACCESS_FLAGS, KMALLOC_MAX_SIZE, check_flags, invalid, too_big};
 use crate::caller::Caller;
 use crate::device::OffloadCommands;
 use crate::error::Result;
@@ -17,9 +17,6 @@ pub(super) static QUEUE: MapTypeOps = MapTypeOps {
     commands: OffloadCommands::LOOKUP_AND_DELETE,
     token: Token::LastKey,
 };
-
-/// `KMALLOC_MAX_SIZE` with 4 KiB pages: 4 MiB.
-const KMALLOC_MAX_SIZE: u32 = 4 << 20;
 
 /// `queue_stack_map_alloc_check`.
 fn queue_alloc_check(attr: &MapCreateAttr, _caller: &Caller) -> Result<()> {
@@ -41,7 +38,7 @@ fn queue_alloc_check(attr: &MapCreateAttr, _caller: &Caller) -> Result<()> {
         )));
     }
     check_flags(attr, MapFlags::NUMA_NODE | ACCESS_FLAGS)?;
-    if attr.value_size > KMALLOC_MAX_SIZE {
+    if u64::from(attr.value_size) > KMALLOC_MAX_SIZE {
         return Err(too_big(format!(
             "value_size {}: a value has at most {KMALLOC_MAX_SIZE} bytes",
             attr.value_size
