@@ -24,3 +24,8 @@ pub mod tidy;
 #[cfg(doctest)]
 #[doc = include_str!("../../README.md")]
 pub struct Readme;
+
+/// The programs in the bpf layer's introduction, likewise.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/bpf.md")]
+pub struct BpfLayer;

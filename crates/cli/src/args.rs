@@ -33,7 +33,8 @@ buffer is compared, and then lookups are timed on both in turns.",
         after_long_help = "Exit status:
   0  every map agreed on every result and errno
   1  some did not, or the NIC did not come up
-  2  the command line, the object or the profile is bad; one sentence on stderr says what is wrong
+  2  the command line, the object or the profile is bad; one sentence on
+     stderr says what is wrong
 
 Limits: an object may have 64 MiB and 1,024 maps. The NIC has 4 GiB of device memory, and a map that does not fit is listed with the reason. A map is filled with at most 1,048,576 \
 entries or 128 MiB of keys and values; where that is short of max_entries, the output says so. \
@@ -56,7 +57,8 @@ Calls are drawn from a seed: maps of all types that offmap has on the host, righ
 attributes, flags, pointers, sizes and orders. Needs root and a kernel that has bpf(2); offmap \
 follows Linux 6.18, and other versions differ where the kernel changed.",
         after_long_help = "Exit status:
-  0  no difference, or only such as are explained; each of those is printed with the kernel file
+  0  no difference, or only such as are explained; each of those is printed
+     with the kernel file
   1  a difference that nothing accounts for
   2  the command line is bad, or the kernel takes no maps from this process
 
@@ -75,7 +77,8 @@ elements) and how it behaves where that differs from a host map. The built-in on
 default), netdevsim and nfp; docs/profiles.md describes the files, which need no code.",
         after_long_help = "Exit status:
   0  the profile is good
-  2  the command line or the profile is bad; one sentence on stderr says what is wrong and where
+  2  the command line or the profile is bad; one sentence on stderr says
+     what is wrong and where
 
 Examples:
   offmap profile list
