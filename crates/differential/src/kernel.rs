@@ -59,7 +59,9 @@ impl Arena {
     /// this arena, or one that faults; the generator makes no others.
     pub(crate) fn call(&mut self, command: u32, attr: u64, size: u32) -> Result<i32, i32> {
         assert!(
-            attr < PAGE as u64 || attr >= self.base() && attr <= self.base() + self.len as u64,
+            attr < PAGE as u64
+                || attr >> 47 != 0
+                || attr >= self.base() && attr <= self.base() + self.len as u64,
             "the attribute is outside the arena"
         );
         // SAFETY: `&mut self` keeps every Rust reference to the mapping away during the call.
