@@ -5,6 +5,7 @@
 
 pub mod btf;
 pub mod conformance;
+pub mod contract;
 pub mod counting;
 pub mod cpu;
 pub mod differential;

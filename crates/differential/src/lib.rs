@@ -15,5 +15,6 @@ mod report;
 mod run;
 mod sides;
 
+pub use kernel::KernelCalls;
 pub use report::{Difference, Matrix, Report};
 pub use run::{Config, RunError, run};

@@ -1,0 +1,473 @@
+//! §A, rows 13 and 14: the types of keys and values, and special fields in values. On the host
+//! beside the running kernel, on the strict profiles, and on a device of profile `offmap`.
+
+use super::*;
+use offmap_bpf::btf::{BtfBuilder, Kind};
+use offmap_bpf::command as c;
+use offmap_bpf::uapi::{BPF_F_LOCK, MapFlags};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// BTF of a 4-byte key and an 8-byte value: the blob, and their ids.
+pub(super) fn plain() -> (Vec<u8>, u32, u32) {
+    let mut btf = BtfBuilder::new();
+    let key = btf.int("int", 4);
+    let value = btf.int("long", 8);
+    (btf.finish(), key, value)
+}
+
+/// What a value is made of, in order, at multiples of 8.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Lock,
+    Timer,
+    Kptr,
+    /// A number of longs.
+    Longs(u32),
+}
+
+use Part::{Kptr, Lock, Longs, Timer};
+
+impl Part {
+    const fn bytes(self) -> u32 {
+        match self {
+            Lock | Kptr => 8,
+            Timer => 16,
+            Longs(n) => 8 * n,
+        }
+    }
+
+    const fn special_bytes(self) -> usize {
+        match self {
+            Lock => 4,
+            Kptr => 8,
+            Timer => 16,
+            Longs(_) => 0,
+        }
+    }
+}
+
+/// Attributes of a map whose key is an int and whose value is a struct of `parts`.
+fn typed(m: &mut dyn Machine, map_type: MapType, parts: &[Part]) -> MapCreateAttr {
+    try_typed(m, map_type, parts).expect("sound BTF")
+}
+
+/// As `typed`, or the error number of BTF_LOAD.
+fn try_typed(m: &mut dyn Machine, map_type: MapType, parts: &[Part]) -> Result<MapCreateAttr, i32> {
+    let mut btf = BtfBuilder::new();
+    let key = btf.int("int", 4);
+    let long = btf.int("long", 8);
+    let lock = btf.structure("bpf_spin_lock", 4, &[("val", key, 0)]);
+    let opaque = btf.array(long, key, 2);
+    let timer = btf.structure("bpf_timer", 16, &[("__opaque", opaque, 0)]);
+    let task = btf.structure("task_struct", 4, &[("x", key, 0)]);
+    let tag = btf.named(Kind::TypeTag, "kptr_untrusted", task);
+    let kptr = btf.reference(Kind::Ptr, tag);
+    let (mut members, mut at) = (Vec::new(), 0);
+    for part in parts {
+        let id = match *part {
+            Lock => lock,
+            Timer => timer,
+            Kptr => kptr,
+            Longs(n) => btf.array(long, key, n),
+        };
+        members.push(("m", id, at));
+        at += part.bytes();
+    }
+    // Members of one name are no error, but compilers make none.
+    let names = ["a", "b", "c", "d", "e", "f"];
+    for (member, name) in members.iter_mut().zip(names) {
+        member.0 = name;
+    }
+    let value = btf.structure("value", at, &members);
+    let fd = m.btf(&btf.finish())?;
+    Ok(MapCreateAttr {
+        value_size: at,
+        btf_fd: fd as u32,
+        btf_key_type_id: key,
+        btf_value_type_id: value,
+        ..attr(map_type, 4)
+    })
+}
+
+/// Runs a row on our host, the kernel's, and a device that takes BTF.
+fn with_btf(row: impl Fn(&mut dyn Machine)) {
+    on_hosts(&row);
+    let (_stack, mut ours) = strict("offmap");
+    row(&mut ours);
+}
+
+#[test]
+fn a13_types_are_resolved_and_their_sizes_are_the_maps() {
+    with_btf(|m| {
+        let mut btf = BtfBuilder::new();
+        let int = btf.int("int", 4);
+        let constant = btf.reference(Kind::Const, int);
+        let key = btf.named(Kind::Typedef, "key_t", constant);
+        let long = btf.int("long", 8);
+        let fd = m.btf(&btf.finish()).unwrap();
+        let good = MapCreateAttr {
+            btf_fd: fd as u32,
+            btf_key_type_id: key,
+            btf_value_type_id: long,
+            ..attr(HASH, 4)
+        };
+        m.map(&good);
+        for (why, bad, errno) in [
+            (
+                "key size",
+                MapCreateAttr {
+                    key_size: 8,
+                    ..good
+                },
+                EINVAL,
+            ),
+            (
+                "value size",
+                MapCreateAttr {
+                    value_size: 4,
+                    ..good
+                },
+                EINVAL,
+            ),
+            (
+                "no key type",
+                MapCreateAttr {
+                    btf_key_type_id: 0,
+                    ..good
+                },
+                EINVAL,
+            ),
+            (
+                "no such type",
+                MapCreateAttr {
+                    btf_value_type_id: 99,
+                    ..good
+                },
+                EINVAL,
+            ),
+            (
+                "no such fd",
+                MapCreateAttr {
+                    btf_fd: 999,
+                    ..good
+                },
+                EBADF,
+            ),
+        ] {
+            assert_eq!(m.create(&bad), Err(errno), "{} {why}", m.name());
+        }
+        let map = m.map(&attr(HASH, 4));
+        let not_btf = MapCreateAttr {
+            btf_fd: map as u32,
+            ..good
+        };
+        assert_eq!(m.create(&not_btf), Err(EINVAL), "{}", m.name());
+        // An array has a check of its own: the key may be left out for a data section only.
+        let array = MapCreateAttr {
+            map_type: ARRAY.0,
+            ..good
+        };
+        m.map(&array);
+        let keyless = MapCreateAttr {
+            btf_key_type_id: 0,
+            ..array
+        };
+        assert_eq!(m.create(&keyless), Err(EINVAL), "{}", m.name());
+    });
+}
+
+#[test]
+fn a13_which_types_may_have_which_fields() {
+    on_hosts(|m| {
+        for (map_type, lock, timer, kptr) in [
+            (HASH, None, None, None),
+            (ARRAY, None, None, None),
+            (MapType::LRU_HASH, Some(EOPNOTSUPP), None, None),
+            (
+                MapType::PERCPU_HASH,
+                Some(EOPNOTSUPP),
+                Some(EOPNOTSUPP),
+                None,
+            ),
+            (
+                MapType::PERCPU_ARRAY,
+                Some(EOPNOTSUPP),
+                Some(EOPNOTSUPP),
+                None,
+            ),
+            (
+                MapType::LRU_PERCPU_HASH,
+                Some(EOPNOTSUPP),
+                Some(EOPNOTSUPP),
+                None,
+            ),
+        ] {
+            for (part, errno) in [(Lock, lock), (Timer, timer), (Kptr, kptr)] {
+                let a = typed(m, map_type, &[Longs(1), part]);
+                assert_eq!(m.create(&a).err(), errno, "{} {map_type}", m.name());
+            }
+        }
+    });
+}
+
+#[test]
+fn a13_not_with_rdonly_prog() {
+    on_hosts(|m| {
+        for part in [Lock, Timer, Kptr] {
+            for flags in [MapFlags::RDONLY_PROG, MapFlags::WRONLY_PROG] {
+                let a = MapCreateAttr {
+                    map_flags: flags.bits(),
+                    ..typed(m, HASH, &[part])
+                };
+                assert_eq!(m.create(&a), Err(EACCES), "{} {flags:?}", m.name());
+            }
+        }
+        let a = MapCreateAttr {
+            map_flags: MapFlags::RDONLY_PROG.bits(),
+            ..typed(m, HASH, &[Longs(2)])
+        };
+        m.map(&a);
+    });
+}
+
+#[test]
+fn a13_special_fields_need_cap_bpf() {
+    let config = offmap_bpf::SystemConfig {
+        unprivileged_bpf_disabled: false,
+        ..offmap_bpf::SystemConfig::default()
+    };
+    let mut ours = Ours::over("open", offmap_bpf::System::new(config), 0);
+    let (locked, unlocked) = (
+        typed(&mut ours, HASH, &[Lock]),
+        typed(&mut ours, HASH, &[Longs(1)]),
+    );
+    ours.caller = offmap_bpf::Caller::unprivileged();
+    assert_eq!(ours.create(&locked), Err(EPERM));
+    assert!(ours.reason.contains("CAP_BPF"), "{}", ours.reason);
+    ours.map(&unlocked);
+}
+
+#[test]
+fn a13_two_locks_or_two_timers_are_none() {
+    on_hosts(|m| {
+        // A struct with two locks is no BTF; one with two timers is, and the kernel makes a
+        // map of it whose values have no timer.
+        let two = try_typed(m, HASH, &[Lock, Lock]);
+        assert_eq!(two.err(), Some(E2BIG), "{}", m.name());
+        let a = typed(m, HASH, &[Timer, Timer]);
+        let fd = m.map(&a);
+        m.update(fd, &key(0), &[1; 32], 0).unwrap();
+        assert_eq!(
+            m.lookup(fd, &key(0), 32, 0),
+            Ok(vec![1; 32]),
+            "{}",
+            m.name()
+        );
+    });
+}
+
+#[test]
+fn a13_strict_offload_ops_refuse_every_type() {
+    on_strict(|stack, ours| {
+        for map_type in [HASH, ARRAY] {
+            for parts in [&[Longs(1)][..], &[Lock], &[Timer], &[Kptr]] {
+                let a = typed(ours, map_type, parts);
+                assert_eq!(
+                    ours.create(&MapCreateAttr {
+                        max_entries: 2,
+                        ..a
+                    }),
+                    Err(ENOTSUPP),
+                    "{} {}",
+                    ours.name(),
+                    ours.reason
+                );
+            }
+            // A type of the wrong size is EINVAL before that.
+            let a = typed(ours, map_type, &[Longs(1)]);
+            let wrong = MapCreateAttr {
+                value_size: 4,
+                max_entries: 2,
+                ..a
+            };
+            assert_eq!(ours.create(&wrong), Err(EINVAL), "{}", ours.name());
+            // libbpf then retries without BTF.
+            let again = MapCreateAttr {
+                btf_fd: 0,
+                btf_key_type_id: 0,
+                btf_value_type_id: 0,
+                max_entries: 2,
+                ..a
+            };
+            let fd = ours.map(&again);
+            ours.close(fd);
+        }
+        stack.system.flush_frees();
+        assert_eq!(
+            stack.nic.used().maps,
+            0,
+            "every ALLOC was followed by its FREE"
+        );
+    });
+}
+
+#[test]
+fn a14_special_fields_read_as_zero_wherever_they_are() {
+    let orders: [&[Part]; 4] = [
+        &[Lock, Longs(1), Timer, Kptr],
+        &[Kptr, Timer, Longs(2), Lock],
+        &[Longs(1), Kptr, Kptr, Lock, Timer],
+        &[Timer, Kptr, Longs(1), Kptr],
+    ];
+    with_btf(|m| {
+        for map_type in [HASH, ARRAY] {
+            for parts in orders {
+                let a = typed(m, map_type, parts);
+                let fd = m.map(&a);
+                let mut expected = vec![0xff; a.value_size as usize];
+                let mut at = 0;
+                for part in parts {
+                    expected[at..at + part.special_bytes()].fill(0);
+                    at += part.bytes() as usize;
+                }
+                let given = vec![0xff; a.value_size as usize];
+                for flags in [0, 2] {
+                    m.update(fd, &key(1), &given, flags).unwrap();
+                    let found = m.lookup(fd, &key(1), given.len(), 0);
+                    assert_eq!(found, Ok(expected.clone()), "{} {map_type}", m.name());
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn a14_f_lock_on_elements_and_batches() {
+    with_btf(|m| {
+        for map_type in [HASH, ARRAY] {
+            let a = typed(m, map_type, &[Lock, Longs(7)]);
+            let fd = m.map(&a);
+            let len = a.value_size as usize;
+            m.update(fd, &key(0), &vec![1; len], 0).unwrap();
+            m.update(fd, &key(0), &vec![2; len], BPF_F_LOCK).unwrap();
+            let found = m.lookup(fd, &key(0), len, BPF_F_LOCK).unwrap();
+            assert_eq!(
+                (&found[..4], &found[8..]),
+                (&[0; 4][..], &vec![2; len - 8][..]),
+                "{}",
+                m.name()
+            );
+            // Without a lock it is EINVAL (§E); with one, other flags still are.
+            assert_eq!(
+                m.update(fd, &key(0), &vec![3; len], BPF_F_LOCK | 3),
+                Err(EINVAL)
+            );
+            assert_eq!(m.lookup(fd, &key(0), len, BPF_F_LOCK | 1), Err(EINVAL));
+            let keys: Vec<u8> = (0..3).flat_map(key).collect();
+            let stored = m.store(fd, &keys, Some(&vec![5; len * 3]), 3, BPF_F_LOCK);
+            assert_eq!(
+                (stored.result, stored.count),
+                (Ok(()), 3),
+                "{} {map_type}",
+                m.name()
+            );
+            let base = m.base();
+            let at = [0, base + 0x1800, base + 0x2000, base + 0x4000];
+            let walked = m.batch_at(c::MAP_LOOKUP_BATCH, fd, at, 4, [BPF_F_LOCK, 0]);
+            let expected = if map_type == HASH {
+                (Err(ENOENT), 3)
+            } else {
+                (Ok(()), 4)
+            };
+            assert_eq!(
+                (walked.result, walked.count),
+                expected,
+                "{} {map_type}",
+                m.name()
+            );
+            let values = m.walked_values(len * 3);
+            for value in values.chunks(len) {
+                assert_eq!(
+                    (&value[..4], &value[8..]),
+                    (&[0; 4][..], &vec![5; len - 8][..]),
+                    "{}",
+                    m.name()
+                );
+            }
+        }
+    });
+}
+
+/// Writers write one byte all over the value; readers under F_LOCK never see two.
+fn whole(machines: Vec<Box<dyn Machine + Send>>, map_type: MapType) {
+    const LONGS: u32 = 31;
+    let mut machines = machines;
+    let a = typed(&mut *machines[0], map_type, &[Lock, Longs(LONGS)]);
+    let fd = machines[0].map(&a);
+    let len = a.value_size as usize;
+    machines[0].update(fd, &key(1), &vec![1; len], 0).unwrap();
+    let stop = AtomicBool::new(false);
+    // The first keeps the map open.
+    let (_keeper, users) = machines.split_first_mut().unwrap();
+    std::thread::scope(|scope| {
+        let (writers, readers) = users.split_at_mut(2);
+        for (seed, m) in writers.iter_mut().enumerate() {
+            let stop = &stop;
+            scope.spawn(move || {
+                let mut byte = seed as u8;
+                while !stop.load(Ordering::Relaxed) {
+                    byte = byte.wrapping_add(2);
+                    m.update(fd, &key(1), &vec![byte; len], BPF_F_LOCK).unwrap();
+                }
+            });
+        }
+        let readers: Vec<_> = readers
+            .iter_mut()
+            .map(|m| {
+                scope.spawn(move || {
+                    let mut torn = 0;
+                    let mut values = std::collections::BTreeSet::new();
+                    for _ in 0..20_000 {
+                        let found = m.lookup(fd, &key(1), len, BPF_F_LOCK).unwrap();
+                        torn += u32::from(found[8..].iter().any(|&b| b != found[8]));
+                        values.insert(found[8]);
+                    }
+                    (torn, values.len(), m.name().to_owned())
+                })
+            })
+            .collect();
+        let found: Vec<_> = readers
+            .into_iter()
+            .map(std::thread::ScopedJoinHandle::join)
+            .collect();
+        stop.store(true, Ordering::Relaxed);
+        for found in found {
+            let (torn, values, name) = found.unwrap();
+            assert_eq!(torn, 0, "{name} {map_type}");
+            assert!(values > 1, "{name} {map_type}: nobody wrote");
+        }
+    });
+}
+
+#[test]
+fn a14_f_lock_is_atomic_for_the_whole_value() {
+    for map_type in [HASH, ARRAY] {
+        let system = Ours::host().system;
+        let ours = |_| -> Box<dyn Machine + Send> {
+            Box::new(Ours::over(
+                "offmap, host",
+                std::sync::Arc::clone(&system),
+                0,
+            ))
+        };
+        whole((0..4).map(ours).collect(), map_type);
+        let (stack, _) = strict("offmap");
+        let device =
+            |_| -> Box<dyn Machine + Send> { Box::new(Ours::on("offmap, device", &stack)) };
+        whole((0..4).map(device).collect(), map_type);
+        if Theirs::new().is_ok() {
+            let kernel = |_| -> Box<dyn Machine + Send> { Box::new(Theirs::new().unwrap()) };
+            whole((0..4).map(kernel).collect(), map_type);
+        }
+    }
+}
