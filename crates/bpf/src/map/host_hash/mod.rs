@@ -41,22 +41,22 @@ use rapidhash::v3::{RapidSecrets, rapidhash_v3_inline};
 use std::sync::atomic::AtomicU64;
 
 pub(crate) const MISSING: Error = Error::new(Errno::ENOENT, "the map has no such key");
-const PRESENT: Error = Error::new(
+pub(crate) const PRESENT: Error = Error::new(
     Errno::EEXIST,
     "the key is in the map already, and BPF_NOEXIST was asked for",
 );
-const FULL: Error = Error::new(
+pub(crate) const FULL: Error = Error::new(
     Errno::E2BIG,
     "the map holds max_entries entries and the key is new",
 );
-const END: Error = Error::new(Errno::ENOENT, "there is no further key in the map");
+pub(crate) const END: Error = Error::new(Errno::ENOENT, "there is no further key in the map");
 pub(crate) const BATCH_END: Error =
     Error::new(Errno::ENOENT, "the batch has reached the end of the map");
-const BUCKET_TOO_BIG: Error = Error::new(
+pub(crate) const BUCKET_TOO_BIG: Error = Error::new(
     Errno::ENOSPC,
     "the next bucket holds more elements than the batch has room for",
 );
-const BAD_TOKEN: Error = Error::new(
+pub(crate) const BAD_TOKEN: Error = Error::new(
     Errno::ENOENT,
     "the batch token is at or past the number of buckets",
 );
@@ -65,6 +65,16 @@ const NO_SPARE_LINE: Error = Error::new(
     Errno::ENOMEM,
     "the map has no line left for more elements of a bucket",
 );
+
+/// `htab_map_mem_usage` of a map whose elements are allocated in advance.
+pub(crate) fn htab_mem_usage(max_entries: u32, key_size: usize, value_bytes: usize) -> u64 {
+    const BUCKET_BYTES: u64 = 16;
+    const ELEMENT_BYTES: u64 = 48;
+    let buckets = u64::from(max_entries).next_power_of_two() * BUCKET_BYTES;
+    let key = (key_size as u64).next_multiple_of(8);
+    let value = (value_bytes as u64).next_multiple_of(8);
+    buckets + u64::from(max_entries) * (ELEMENT_BYTES + key + value)
+}
 
 /// How a map picks buckets, and what an update does to the order within one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -549,14 +559,8 @@ impl MapOps for HostHash {
         self.remove(key, None)
     }
 
-    /// `htab_map_mem_usage` of a map whose elements are allocated in advance.
     fn mem_usage(&self) -> u64 {
-        const BUCKET_BYTES: u64 = 16;
-        const ELEMENT_BYTES: u64 = 48;
-        let buckets = (self.mask as u64 + 1) * BUCKET_BYTES;
-        let key = (self.key_size as u64).next_multiple_of(8);
-        let value = (self.value_bytes as u64).next_multiple_of(8);
-        buckets + u64::from(self.max_entries) * (ELEMENT_BYTES + key + value)
+        htab_mem_usage(self.max_entries, self.key_size, self.value_bytes)
     }
 
     fn get_next_key(&self, key: Option<&[u8]>, next: &mut [u8]) -> Result<()> {
