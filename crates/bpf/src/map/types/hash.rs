@@ -9,7 +9,7 @@ use crate::device::OffloadCommands;
 use crate::errno::Errno;
 use crate::error::{Error, Result};
 use crate::map::group_hash::GroupHash;
-use crate::map::host_hash::{HashOrder, HostHash};
+use crate::map::host_hash::HostHash;
 use crate::map::ops::{AllocContext, MapOps, MapTypeOps, Token};
 use crate::uapi::{MapCreateAttr, MapFlags, MapType};
 use std::hash::{BuildHasher, Hasher};
@@ -88,9 +88,7 @@ fn hash_alloc(attr: &MapCreateAttr, context: &AllocContext) -> Result<Arc<dyn Ma
             key_size,
             value_bytes,
             max_entries,
-            HashOrder::Kernel {
-                replaces: !MapType(attr.map_type).is_percpu(),
-            },
+            !MapType(attr.map_type).is_percpu(),
         )?),
     })
 }
