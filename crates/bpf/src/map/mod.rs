@@ -1,6 +1,7 @@
 //! One map: `struct bpf_map`, its ops by type, and what stores its elements.
 
 mod bloom;
+mod group_hash;
 mod host_array;
 mod host_hash;
 pub(crate) mod inner;

@@ -1,4 +1,4 @@
-//! HASH and PERCPU_HASH in host memory (`kernel/bpf/hashtab.c`).
+//! HASH and PERCPU_HASH with BPF_F_ZERO_SEED in host memory (`kernel/bpf/hashtab.c`).
 //!
 //! A power of two of buckets, at least `max_entries`. Four neighbouring ones share a cache line
 //! ([`line::Line`]) that holds a lock bit and version, eight tags (bytes of the hashes) and
@@ -20,9 +20,8 @@
 //!
 //! The kernel puts a new element at the head of its bucket's chain, and an update too, unless
 //! the value is per-CPU: it replaces the element by a new one. Keys are walked in that order.
-//! With BPF_F_ZERO_SEED a program can rely on it, and gets the kernel's buckets and order;
-//! otherwise the hash is rapidhash with a random seed, and an update stays in its place, which
-//! no program can tell from a chance of the seed.
+//! With BPF_F_ZERO_SEED a program can rely on it, so that these maps have the kernel's hash, its
+//! buckets and its order. Maps with a seed that nobody knows are [`super::group_hash`]'s.
 
 mod free;
 mod line;
@@ -38,7 +37,6 @@ use crate::device::BatchOutcome;
 use crate::errno::Errno;
 use crate::error::{Error, Result};
 use crate::uapi::{BPF_EXIST, BPF_F_LOCK, BPF_NOEXIST};
-use rapidhash::v3::{RapidSecrets, rapidhash_v3_inline};
 use std::sync::atomic::AtomicU64;
 
 const NO_SPARE_LINE: Error = Error::new(
@@ -46,23 +44,17 @@ const NO_SPARE_LINE: Error = Error::new(
     "the map has no line left for more elements of a bucket",
 );
 
-/// How a map picks buckets, and what an update does to the order within one.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum HashOrder {
-    /// rapidhash with this seed.
-    Seeded(u64),
-    /// As the kernel's maps with BPF_F_ZERO_SEED. `replaces`: an update puts a new element at
-    /// the head of the chain, as it does unless values are per-CPU.
-    Kernel { replaces: bool },
-}
-
-enum Hash {
-    Rapid(RapidSecrets),
-    Jenkins,
+/// `htab_map_mem_usage` of a map whose elements are allocated in advance.
+pub(crate) fn htab_mem_usage(max_entries: u32, key_size: usize, value_bytes: usize) -> u64 {
+    const BUCKET_BYTES: u64 = 16;
+    const ELEMENT_BYTES: u64 = 48;
+    let buckets = u64::from(max_entries).next_power_of_two() * BUCKET_BYTES;
+    let key = (key_size as u64).next_multiple_of(8);
+    let value = (value_bytes as u64).next_multiple_of(8);
+    buckets + u64::from(max_entries) * (ELEMENT_BYTES + key + value)
 }
 
 pub(crate) struct HostHash {
-    hash: Hash,
     /// An update goes to the head of its chain.
     replaces: bool,
     mask: usize,
@@ -102,31 +94,22 @@ const fn tag_of(hash: u64) -> u8 {
     tag | (tag == 0) as u8
 }
 
-#[inline]
-fn rapid(key: &[u8], secrets: &RapidSecrets) -> u64 {
-    rapidhash_v3_inline::<true, false, false>(key, secrets)
-}
-
 impl HostHash {
-    /// An empty table. `value_bytes` is the size of a value as user space passes it.
+    /// An empty table. `value_bytes` is the size of a value as user space passes it; `replaces`:
+    /// an update puts a new element at the head of the chain.
     pub(crate) fn new(
         key_size: u32,
         value_bytes: usize,
         max_entries: u32,
-        order: HashOrder,
+        replaces: bool,
     ) -> Result<Self> {
         let n_buckets = (max_entries as usize).next_power_of_two();
         let key_words = words_for(key_size as usize);
-        let (hash, replaces) = match order {
-            HashOrder::Seeded(seed) => (Hash::Rapid(RapidSecrets::seed(seed)), false),
-            HashOrder::Kernel { replaces } => (Hash::Jenkins, replaces),
-        };
         // A line is full before it goes on in a spare one, and no spare one is empty: n spare
         // lines mean more than 8 n elements. Slots are taken before spare lines and given back
         // after them, so that this many are enough at every moment.
         let spare_lines = max_entries.saturating_sub(1) / PLACES as u32;
         Ok(Self {
-            hash,
             replaces,
             mask: n_buckets - 1,
             key_size: key_size as usize,
@@ -149,15 +132,11 @@ impl HostHash {
         })
     }
 
+    /// The kernel's hash, from whose low bits the bucket comes and from whose high ones the tag.
     #[inline]
-    fn hash(&self, key: &[u8]) -> u64 {
-        match &self.hash {
-            Hash::Rapid(secrets) => rapid(key, secrets),
-            Hash::Jenkins => {
-                let hash = u64::from(htab_hash(key));
-                hash << 32 | hash
-            }
-        }
+    fn hash(key: &[u8]) -> u64 {
+        let hash = u64::from(htab_hash(key));
+        hash << 32 | hash
     }
 
     /// The line of a bucket; there is one for every bucket.
@@ -294,23 +273,6 @@ impl HostHash {
         }
     }
 
-    /// A lookup in full: tags that more than one element has, further lines, writers. It takes
-    /// no more than the lookup got, so that nothing else has to be kept for it.
-    #[inline(never)]
-    fn lookup_carefully(&self, key: &[u8], value: &mut [u8]) -> Result<()> {
-        let hash = self.hash(key);
-        let home = self.line(hash as usize & self.mask).ok_or(MISSING)?;
-        let found = self.read(home, |word| match self.find(home, word, hash, key) {
-            Walk::Found(_, slot) => {
-                copy_out(self.value_of(slot), value);
-                Some(true)
-            }
-            Walk::Missing => Some(false),
-            Walk::Changed => None,
-        });
-        if found { Ok(()) } else { Err(MISSING) }
-    }
-
     /// A slot for a new element, or E2BIG when all are in use.
     fn take_slot(&self) -> Result<u32> {
         let taken = self.free_slots.take(|link| self.slot(link)?.first());
@@ -404,7 +366,7 @@ impl HostHash {
     }
 
     fn remove(&self, key: &[u8], value: Option<&mut [u8]>) -> Result<()> {
-        let hash = self.hash(key);
+        let hash = Self::hash(key);
         let home = self.line(hash as usize & self.mask).ok_or(MISSING)?;
         let mut guard = Guard::lock(home);
         let Walk::Found(at, slot) = self.find(home, guard.word, hash, key) else {
@@ -459,41 +421,25 @@ impl HostHash {
 }
 
 impl MapOps for HostHash {
-    /// The common case in as few instructions and stores as can be: a processor overlaps the
-    /// cache misses of as many lookups as it can hold the instructions and stores of.
-    #[inline]
     fn lookup(&self, key: &[u8], value: &mut [u8], _flags: u64) -> Result<()> {
-        let Hash::Rapid(secrets) = &self.hash else {
-            return self.lookup_carefully(key, value);
-        };
-        let hash = rapid(key, secrets);
-        let Some(home) = self.line(hash as usize & self.mask) else {
-            return Err(MISSING);
-        };
-        if let Ok(word) = home.begin_read() {
-            let matches = home.matches(tag_of(hash));
-            if matches == 0 && home.next() == NIL && home.end_read(word) {
-                return Err(MISSING);
+        let hash = Self::hash(key);
+        let home = self.line(hash as usize & self.mask).ok_or(MISSING)?;
+        let found = self.read(home, |word| match self.find(home, word, hash, key) {
+            Walk::Found(_, slot) => {
+                copy_out(self.value_of(slot), value);
+                Some(true)
             }
-            let place = matches.trailing_zeros() as usize / 8;
-            if let Some(slot) = self.slot(home.entry(place).link())
-                && let Some((stored_key, stored)) = slot.split_at_checked(self.key_words)
-                && equal(stored_key, key)
-            {
-                copy_out(stored, value);
-                if home.end_read(word) {
-                    return Ok(());
-                }
-            }
-        }
-        self.lookup_carefully(key, value)
+            Walk::Missing => Some(false),
+            Walk::Changed => None,
+        });
+        if found { Ok(()) } else { Err(MISSING) }
     }
 
     fn update(&self, key: &[u8], value: &[u8], flags: u64) -> Result<()> {
         // Under the value's lock the kernel changes the element where it is.
         let in_place = flags & BPF_F_LOCK != 0;
         let flags = flags & !BPF_F_LOCK;
-        let hash = self.hash(key);
+        let hash = Self::hash(key);
         let bucket = hash as usize & self.mask;
         let home = self.line(bucket).ok_or(MISSING)?;
         let mut guard = Guard::lock(home);
@@ -529,21 +475,15 @@ impl MapOps for HostHash {
         self.remove(key, None)
     }
 
-    /// `htab_map_mem_usage` of a map whose elements are allocated in advance.
     fn mem_usage(&self) -> u64 {
-        const BUCKET_BYTES: u64 = 16;
-        const ELEMENT_BYTES: u64 = 48;
-        let buckets = (self.mask as u64 + 1) * BUCKET_BYTES;
-        let key = (self.key_size as u64).next_multiple_of(8);
-        let value = (self.value_bytes as u64).next_multiple_of(8);
-        buckets + u64::from(self.max_entries) * (ELEMENT_BYTES + key + value)
+        htab_mem_usage(self.max_entries, self.key_size, self.value_bytes)
     }
 
     fn get_next_key(&self, key: Option<&[u8]>, next: &mut [u8]) -> Result<()> {
         let Some(key) = key else {
             return self.first_key_from(0, next);
         };
-        let hash = self.hash(key);
+        let hash = Self::hash(key);
         let bucket = hash as usize & self.mask;
         let Some(home) = self.line(bucket) else {
             return self.first_key_from(0, next);
@@ -647,8 +587,7 @@ mod tests {
     #[test]
     fn colliding_keys_fill_the_map_to_the_brim_again_and_again() {
         const MAX: u32 = 41;
-        let order = HashOrder::Kernel { replaces: true };
-        let map = HostHash::new(4, 8, MAX, order).unwrap();
+        let map = HostHash::new(4, 8, MAX, true).unwrap();
         let keys: Vec<[u8; 4]> = (0u32..)
             .map(u32::to_ne_bytes)
             .filter(|key| (htab_hash(key) as usize & map.mask) >> BUCKET_BITS == 3)

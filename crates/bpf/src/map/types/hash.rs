@@ -8,7 +8,8 @@ use crate::caller::Caller;
 use crate::device::OffloadCommands;
 use crate::errno::Errno;
 use crate::error::{Error, Result};
-use crate::map::host_hash::{HashOrder, HostHash};
+use crate::map::group_hash::GroupHash;
+use crate::map::host_hash::HostHash;
 use crate::map::ops::{AllocContext, MapOps, MapTypeOps, Token};
 use crate::uapi::{MapCreateAttr, MapFlags, MapType};
 use std::hash::{BuildHasher, Hasher};
@@ -79,18 +80,17 @@ pub(super) fn check_sizes(attr: &MapCreateAttr) -> Result<()> {
 /// `htab_map_alloc`.
 fn hash_alloc(attr: &MapCreateAttr, context: &AllocContext) -> Result<Arc<dyn MapOps>> {
     check_buckets(attr.max_entries)?;
-    let order = match seed(attr) {
-        Some(seed) => HashOrder::Seeded(seed),
-        None => HashOrder::Kernel {
-            replaces: !MapType(attr.map_type).is_percpu(),
-        },
-    };
-    Ok(Arc::new(HostHash::new(
-        attr.key_size,
-        attr.user_value_bytes(context.possible_cpus),
-        attr.max_entries,
-        order,
-    )?))
+    let value_bytes = attr.user_value_bytes(context.possible_cpus);
+    let (key_size, max_entries) = (attr.key_size, attr.max_entries);
+    Ok(match seed(attr) {
+        Some(seed) => Arc::new(GroupHash::new(key_size, value_bytes, max_entries, seed)?),
+        None => Arc::new(HostHash::new(
+            key_size,
+            value_bytes,
+            max_entries,
+            !MapType(attr.map_type).is_percpu(),
+        )?),
+    })
 }
 
 /// Refuses more buckets than `htab_map_alloc` can count the bytes of.
