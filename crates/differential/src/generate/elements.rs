@@ -109,9 +109,9 @@ impl Generator {
         let flags = self.lookup_flags(&map);
         self.set64(24, flags);
         let mut call = self.finish(sides, command::MAP_LOOKUP_ELEM, 32, "lookup");
-        if map.holds_maps() && pointer == self.address(VALUE) {
+        if let Some(at) = self.place(pointer, 4).filter(|_| map.holds_maps()) {
             call.ids_out.push(IdAt {
-                at: VALUE,
+                at,
                 kind: IdKind::Map,
             });
         }
@@ -165,9 +165,9 @@ impl Generator {
         let pointer = self.pointer(VALUE, map.key_size);
         self.set64(16, pointer);
         let mut call = self.finish(sides, command::MAP_GET_NEXT_KEY, 24, "get_next_key");
-        if !map.ordered {
+        if let Some(at) = self.place(pointer, map.key_size).filter(|_| !map.ordered) {
             call.unspecified.push(Region {
-                at: VALUE,
+                at,
                 len: map.key_size,
             });
         }
@@ -297,11 +297,13 @@ impl Generator {
             at: VALUES,
             len: count as usize * map.value_bytes,
         };
-        let pointer = self.pointer(keys.at, keys.len);
-        self.set64(16, pointer);
-        let pointer = self.pointer(values.at, values.len);
-        self.set64(24, pointer);
         let delete = self.one_in(4);
+        // What is deleted before a fault depends on the order, and so does what is left.
+        let sure = whole && delete;
+        let keys_at = self.pointer_or_fault(keys.at, keys.len, !sure);
+        self.set64(16, keys_at);
+        let values_at = self.pointer_or_fault(values.at, values.len, !sure);
+        self.set64(24, values_at);
         let (number, what) = match delete {
             true => (
                 command::MAP_LOOKUP_AND_DELETE_BATCH,
@@ -311,13 +313,23 @@ impl Generator {
         };
         let mut call = self.finish(sides, number, 56, what);
         if whole {
-            call.unspecified.extend([keys, values]);
+            for (pointer, len) in [(keys_at, keys.len), (values_at, values.len)] {
+                // Or as much of it as there is.
+                if let Some(at) = self.place(pointer, 0) {
+                    let len = len.min(self.len - at);
+                    call.unspecified.push(Region { at, len });
+                }
+            }
         }
         if map.holds_maps() {
-            call.ids_out.extend((0..count as usize).map(|i| IdAt {
-                at: VALUES + 4 * i,
-                kind: IdKind::Map,
-            }));
+            for i in 0..u64::from(count) {
+                if let Some(at) = self.place(values_at.wrapping_add(4 * i), 4) {
+                    call.ids_out.push(IdAt {
+                        at,
+                        kind: IdKind::Map,
+                    });
+                }
+            }
         }
         (Action::Call(call), Expect::Walk(index))
     }

@@ -195,7 +195,9 @@ impl Call<'_> {
                 "values",
             )?;
             total += got as u32;
-            if got != 0 {
+            // Past the last element it has returned, a generic walk goes on over what an
+            // array of maps has empty.
+            if total != 0 {
                 last = Some(out.clone());
             }
             match outcome.result {
