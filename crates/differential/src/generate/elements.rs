@@ -129,6 +129,10 @@ impl Generator {
         let value = self.value(&map);
         sides.put(VALUE, &value);
         let pointer = self.pointer(VALUE, map.value_bytes);
+        if let Some(at) = self.place(pointer, 4).filter(|_| map.holds_maps()) {
+            // What lies there otherwise may be a descriptor that only one side has.
+            sides.put(at, &value);
+        }
         self.set64(16, pointer);
         let flags = self.update_flags(&map);
         self.set64(24, flags);
@@ -243,7 +247,9 @@ impl Generator {
         self.set_batch(index, &map, most);
         let keys = self.pointer(KEYS, most as usize * map.key_size);
         self.set64(16, keys);
-        let values = self.pointer(VALUES, most as usize * map.value_bytes);
+        // Across the end of the arena lie other bytes, which must be no descriptors.
+        let len = most as usize * map.value_bytes;
+        let values = self.pointer_or_fault(VALUES, len, !map.holds_maps());
         self.set64(24, values);
         let (number, what) = match updates {
             true => (command::MAP_UPDATE_BATCH, "update_batch"),

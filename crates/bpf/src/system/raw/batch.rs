@@ -201,10 +201,15 @@ impl Call<'_> {
                 last = Some(out.clone());
             }
             match outcome.result {
-                // A bucket that does not fit this piece may fit a larger one.
+                // A bucket that does not fit this piece may fit a larger one. Towards a fault
+                // the piece is to hold that bucket and no other: the kernel has taken out no
+                // more than the bucket that it could not copy.
                 Err(error) if error.errno() == Errno::ENOSPC && in_buckets => {
                     if count < batch.count - total {
-                        piece = piece.saturating_mul(2);
+                        piece = match reachable {
+                            true => piece.saturating_mul(2),
+                            false => piece.saturating_add(1),
+                        };
                         continue;
                     }
                     break if total == 0 { Err(error) } else { Ok(()) };
