@@ -76,6 +76,50 @@ pub(crate) enum HashOrder {
     Kernel { replaces: bool },
 }
 
+/// What of a hash map only its memory figure depends on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct HashFootprint {
+    /// `BPF_F_NO_PREALLOC` was not given.
+    pub(crate) preallocated: bool,
+    /// Whether each possible CPU has a value of its own.
+    pub(crate) percpu: bool,
+    pub(crate) possible_cpus: u32,
+}
+
+impl HashFootprint {
+    /// `htab_map_mem_usage` of 6.18 on x86-64, in bytes. `value_bytes` is the size of a value as
+    /// user space passes it, of all CPUs.
+    fn bytes(self, map: &HostHash, elements: u64) -> u64 {
+        /// `sizeof(struct bpf_htab)`.
+        const HTAB_BYTES: u64 = 896;
+        /// `sizeof(struct bucket)`.
+        const BUCKET_BYTES: u64 = 16;
+        /// `sizeof(struct htab_elem)`.
+        const ELEMENT_BYTES: u64 = 48;
+        const POINTER_BYTES: u64 = 8;
+        /// `sizeof(struct llist_node)`, in front of what the BPF allocator gives out.
+        const LLIST_NODE_BYTES: u64 = 8;
+        let cpus = u64::from(self.possible_cpus);
+        let value = (map.value_bytes as u64).next_multiple_of(8);
+        // A per-CPU element holds a pointer to its values.
+        let in_element = if self.percpu { POINTER_BYTES } else { value };
+        let element = ELEMENT_BYTES + (map.key_size as u64).next_multiple_of(8) + in_element;
+        let percpu_values = if self.percpu { value } else { 0 };
+        let elements = match (self.preallocated, self.percpu) {
+            (true, true) => u64::from(map.max_entries) * (element + percpu_values),
+            // One spare element for each CPU, so that an update needs none of the others, and
+            // a pointer to it.
+            (true, false) => (u64::from(map.max_entries) + cpus) * element + cpus * POINTER_BYTES,
+            (false, true) => {
+                let apart = LLIST_NODE_BYTES + POINTER_BYTES + percpu_values;
+                elements * (element + LLIST_NODE_BYTES + apart)
+            }
+            (false, false) => elements * (element + LLIST_NODE_BYTES),
+        };
+        HTAB_BYTES + (map.mask as u64 + 1) * BUCKET_BYTES + elements
+    }
+}
+
 enum Hash {
     Rapid(RapidSecrets),
     Jenkins,
@@ -90,6 +134,7 @@ pub(crate) struct HostHash {
     key_words: usize,
     value_bytes: usize,
     max_entries: u32,
+    footprint: HashFootprint,
     /// The buckets, four to a line.
     lines: LazyTable,
     /// Where buckets go on that have more elements than their line has places.
@@ -134,6 +179,7 @@ impl HostHash {
         value_bytes: usize,
         max_entries: u32,
         order: HashOrder,
+        footprint: HashFootprint,
     ) -> Result<Self> {
         let n_buckets = (max_entries as usize).next_power_of_two();
         let key_words = words_for(key_size as usize);
@@ -153,6 +199,7 @@ impl HostHash {
             key_words,
             value_bytes,
             max_entries,
+            footprint,
             lines: LazyTable::new(
                 n_buckets.div_ceil(line::BUCKETS),
                 line::WORDS,
@@ -549,14 +596,9 @@ impl MapOps for HostHash {
         self.remove(key, None)
     }
 
-    /// `htab_map_mem_usage` of a map whose elements are allocated in advance.
+    /// `htab_map_mem_usage`.
     fn mem_usage(&self) -> u64 {
-        const BUCKET_BYTES: u64 = 16;
-        const ELEMENT_BYTES: u64 = 48;
-        let buckets = (self.mask as u64 + 1) * BUCKET_BYTES;
-        let key = (self.key_size as u64).next_multiple_of(8);
-        let value = (self.value_bytes as u64).next_multiple_of(8);
-        buckets + u64::from(self.max_entries) * (ELEMENT_BYTES + key + value)
+        self.footprint.bytes(self, self.free_slots.taken())
     }
 
     fn get_next_key(&self, key: Option<&[u8]>, next: &mut [u8]) -> Result<()> {
@@ -672,7 +714,12 @@ mod tests {
     fn colliding_keys_fill_the_map_to_the_brim_again_and_again() {
         const MAX: u32 = 41;
         let order = HashOrder::Kernel { replaces: true };
-        let map = HostHash::new(4, 8, MAX, order).unwrap();
+        let footprint = HashFootprint {
+            preallocated: true,
+            percpu: false,
+            possible_cpus: 1,
+        };
+        let map = HostHash::new(4, 8, MAX, order, footprint).unwrap();
         let keys: Vec<[u8; 4]> = (0u32..)
             .map(u32::to_ne_bytes)
             .filter(|key| (htab_hash(key) as usize & map.mask) >> BUCKET_BITS == 3)

@@ -8,7 +8,7 @@ use crate::caller::Caller;
 use crate::device::OffloadCommands;
 use crate::errno::Errno;
 use crate::error::{Error, Result};
-use crate::map::host_hash::{HashOrder, HostHash};
+use crate::map::host_hash::{HashFootprint, HashOrder, HostHash};
 use crate::map::ops::{AllocContext, MapOps, MapTypeOps, Token};
 use crate::uapi::{MapCreateAttr, MapFlags, MapType};
 use std::hash::{BuildHasher, Hasher};
@@ -90,6 +90,11 @@ fn hash_alloc(attr: &MapCreateAttr, context: &AllocContext) -> Result<Arc<dyn Ma
         attr.user_value_bytes(context.possible_cpus),
         attr.max_entries,
         order,
+        HashFootprint {
+            preallocated: !attr.flags().contains(MapFlags::NO_PREALLOC),
+            percpu: MapType(attr.map_type).is_percpu(),
+            possible_cpus: context.possible_cpus,
+        },
     )?))
 }
 
