@@ -15,5 +15,5 @@ mod report;
 mod run;
 mod sides;
 
-pub use report::{Difference, Matrix, Report};
+pub use report::{Difference, Matrix, Report, SUCCESS_PERCENT};
 pub use run::{Config, RunError, run};
