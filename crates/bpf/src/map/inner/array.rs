@@ -96,8 +96,7 @@ pub(super) fn walk(
             Err(error) => break Err(error),
         }
     };
-    // Also when it has returned nothing: what goes on in pieces needs the last one's token.
-    if let Some(last) = visited {
+    if let (Some(last), true) = (visited, count != 0) {
         out_batch.copy_from_slice(&last.to_ne_bytes());
     }
     BatchOutcome { count, result }

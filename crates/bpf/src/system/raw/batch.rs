@@ -14,6 +14,7 @@ use crate::error::Result;
 use crate::file::MapFile;
 use crate::map::ops::Token;
 use crate::system::Fd;
+use crate::uapi::MapType;
 
 /// Offsets in the attribute of the batch commands.
 const IN_BATCH: usize = 0;
@@ -195,10 +196,12 @@ impl Call<'_> {
                 "values",
             )?;
             total += got as u32;
-            // Past the last element it has returned, a generic walk goes on over what an
-            // array of maps has empty.
-            if total != 0 {
+            if got != 0 {
                 last = Some(out.clone());
+            } else if total != 0 && map.map_type() == MapType::ARRAY_OF_MAPS {
+                // The kernel's walk has gone on over the empty entries to the array's last.
+                let end = map.max_entries().saturating_sub(1);
+                last = Some(end.to_ne_bytes().to_vec());
             }
             match outcome.result {
                 // A bucket that does not fit this piece may fit a larger one. Towards a fault
