@@ -4,7 +4,7 @@ use crate::args::DiffArgs;
 use comfy_table::presets::NOTHING;
 use comfy_table::{ContentArrangement, Table};
 use offmap_differential::explain::TABLE;
-use offmap_differential::{Config, Report, RunError, run};
+use offmap_differential::{Config, Report, RunError, SUCCESS_PERCENT, run};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -74,6 +74,7 @@ pub fn compare(args: &DiffArgs, progress: &mut dyn FnMut(u64)) -> Result<Documen
         seed: args.seed,
         shard: (args.shard.0 - 1, args.shard.1),
         sequence: args.sequence,
+        possible_cpus: None,
     };
     let report = run(&config, progress)?;
     Ok(Document::new(report, args))
@@ -154,6 +155,13 @@ impl Document {
              successful; seed {}, shard {}/{}",
             self.calls, self.kernel, self.sequences, self.seed, self.shard[0], self.shard[1]
         );
+        if percent < SUCCESS_PERCENT && self.sequences > 1 {
+            let _ = writeln!(
+                text,
+                "warning: fewer than {SUCCESS_PERCENT} % of the calls succeeded, too few for the \
+                 comparison to say much"
+            );
+        }
         let _ = match self.differences {
             0 => writeln!(
                 text,

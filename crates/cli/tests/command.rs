@@ -221,3 +221,33 @@ fn a_reader_that_goes_away_is_no_failure() {
         assert!(said.is_empty(), "{said:?}");
     }
 }
+
+#[test]
+fn diff_says_what_it_compared() {
+    let bad = offmap(&["diff", "--shard", "3/2"]);
+    assert_eq!(bad.status.code(), Some(2));
+    assert!(text(&bad.stderr).contains("3/2"));
+    let help = offmap(&["diff", "--help"]);
+    for option in [
+        "--calls",
+        "--seed",
+        "--shard",
+        "--sequence",
+        "--json",
+        "--matrix",
+    ] {
+        assert!(text(&help.stdout).contains(option), "{option}");
+    }
+    let out = offmap(&["diff", "--calls", "1000", "--seed", "9", "--json"]);
+    if out.status.code() == Some(2) && std::env::var_os("OFFMAP_REQUIRE_KERNEL").is_none() {
+        // The kernel takes no maps of this process, and the command says so.
+        assert!(text(&out.stderr).contains("BPF_MAP_CREATE"));
+        return;
+    }
+    let document: Value = serde_json::from_slice(&out.stdout).expect("JSON");
+    assert!(document["calls"].as_u64() >= Some(1000));
+    assert_eq!(document["seed"], 9);
+    assert!(document["explained"].is_u64());
+    assert_eq!(document["differences"], 0);
+    assert_eq!(out.status.code(), Some(0));
+}

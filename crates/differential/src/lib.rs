@@ -16,5 +16,5 @@ mod run;
 mod sides;
 
 pub use kernel::KernelCalls;
-pub use report::{Difference, Matrix, Report};
+pub use report::{Difference, Matrix, Report, SUCCESS_PERCENT};
 pub use run::{Config, RunError, run};

@@ -36,12 +36,24 @@ pub struct Report {
     pub matrix: Matrix,
     /// The seed of the run.
     pub seed: u64,
+    /// A sum over the sequences, each of its calls and the kernel's answers: the same calls
+    /// give the same sum, in whatever parts they are made.
+    pub digest: u64,
 }
+
+/// The share of calls, in percent, that have to succeed: a comparison of refusals alone says
+/// little.
+pub const SUCCESS_PERCENT: u64 = 30;
 
 impl Report {
     /// Differences that are accounted for.
     pub fn explained_calls(&self) -> u64 {
         self.explained.values().sum()
+    }
+
+    /// Of the calls, those that the kernel answered with success, in whole percent.
+    pub fn success_percent(&self) -> u64 {
+        100 * self.succeeded / self.calls.max(1)
     }
 
     /// Adds another part of the same campaign.
@@ -50,6 +62,7 @@ impl Report {
         self.succeeded += other.succeeded;
         self.sequences += other.sequences;
         self.differences += other.differences;
+        self.digest = self.digest.wrapping_add(other.digest);
         self.first.extend(other.first);
         for (name, count) in other.explained {
             *self.explained.entry(name).or_default() += count;

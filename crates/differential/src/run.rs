@@ -6,6 +6,7 @@ use crate::report::{Difference, Report};
 use crate::sides::{Answer, Call, FIRST_FD, IdKind, Region, Sides};
 use offmap_bpf::{Errno, MapType, SystemConfig, command};
 use std::fmt;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::time::{Duration, Instant};
 
@@ -29,6 +30,9 @@ pub struct Config {
     pub shard: (u64, u64),
     /// Runs this sequence alone.
     pub sequence: Option<u64>,
+    /// Possible CPUs of our side, where not this machine's: per-CPU values then have another
+    /// size than the kernel's, a difference that a comparison has to see.
+    pub possible_cpus: Option<u32>,
 }
 
 /// Why nothing can be compared.
@@ -73,6 +77,10 @@ pub fn run(config: &Config, progress: &mut dyn FnMut(u64)) -> Result<Report, Run
         first_fd: FIRST_FD as u32,
         max_fds: FIRST_FD as u32 + 400,
         ..SystemConfig::default()
+    };
+    let system = SystemConfig {
+        possible_cpus: config.possible_cpus.unwrap_or(system.possible_cpus),
+        ..system
     };
     let mut sides = Sides::new(&system)?;
     probe(&mut sides)?;
@@ -125,6 +133,7 @@ fn sequence(seed: u64, index: u64, sides: &mut Sides, report: &mut Report) {
         .wrapping_add(index.wrapping_mul(0xd134_2543_de82_ef95));
     let mut generator = Generator::new(own, sides);
     report.sequences += 1;
+    let mut digest = DefaultHasher::new();
     for number in 0..SEQUENCE_CALLS {
         let (action, expect) = generator.next(sides);
         let call = match action {
@@ -145,6 +154,7 @@ fn sequence(seed: u64, index: u64, sides: &mut Sides, report: &mut Report) {
         let map_type = type_of(&call, &generator, sides);
         let answer = sides.call(&call);
         count(report, &call, map_type, &answer);
+        (call.command, call.size, map_type.0, answer.kernel).hash(&mut digest);
         let stray = match report.calls % WHOLE_EVERY {
             0 => sides.all_equal(),
             _ => None,
@@ -170,6 +180,7 @@ fn sequence(seed: u64, index: u64, sides: &mut Sides, report: &mut Report) {
         }
         settle(expect, &answer, &mut generator, sides);
     }
+    report.digest = report.digest.wrapping_add(digest.finish());
 }
 
 /// Takes what a call has made into the generator's picture.

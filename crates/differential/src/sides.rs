@@ -44,11 +44,11 @@ pub(crate) struct Call {
     pub(crate) regions: Vec<Region>,
     /// Ids that the call takes: where, the kernel's number and ours.
     pub(crate) ids_in: Vec<(usize, u32, u32)>,
-    /// Ids that it returns when it succeeds.
+    /// Ids that it returns when it succeeds, or comes to the end of the map.
     pub(crate) ids_out: Vec<IdAt>,
     /// Outputs that no rule fixes: not compared, and taken over from the kernel.
     pub(crate) unspecified: Vec<Region>,
-    /// Who calls.
+    /// The command's name in reports.
     pub(crate) what: &'static str,
 }
 
@@ -282,8 +282,16 @@ impl Sides {
             for &(at, kernel, _) in &call.ids_in {
                 self.copy.bytes()[at..at + 4].copy_from_slice(&kernel.to_ne_bytes());
             }
-            if kernel.is_ok() && ours.is_ok() {
-                self.translate(&call.ids_out);
+            // A walk that comes to the end says ENOENT, and has returned elements.
+            let returned = |errno| matches!(errno, libc::ENOENT | libc::ENOSPC);
+            match (&kernel, &ours) {
+                (Ok(_), Ok(_)) => self.translate(&call.ids_out),
+                (Err(theirs), Err(error))
+                    if returned(*theirs) && error.errno() == Errno(*theirs) =>
+                {
+                    self.translate(&call.ids_out);
+                }
+                _ => {}
             }
         }
         let bytes = self.compare(call, fault);

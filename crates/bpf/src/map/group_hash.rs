@@ -25,7 +25,7 @@
 //! A batch token is a bucket, as the kernel's: there are as many buckets as the kernel's map has,
 //! and each stands for its share of the places: one or two, and a few more in the smallest maps.
 
-use super::host_hash::htab_mem_usage;
+use super::htab_footprint::HtabFootprint;
 use super::lazy::LazyTable;
 use super::ops::MapOps;
 use super::refusals::{BATCH_END, BUCKET_TOO_BIG, END, FULL, MISSING, PRESENT, token_bucket};
@@ -65,6 +65,7 @@ pub(crate) struct GroupHash {
     key_words: usize,
     value_bytes: usize,
     max_entries: u32,
+    footprint: HtabFootprint,
     /// Two words a group: [`Group`].
     states: LazyTable,
     /// Key and value.
@@ -211,6 +212,7 @@ impl GroupHash {
         value_bytes: usize,
         max_entries: u32,
         seed: u64,
+        footprint: HtabFootprint,
     ) -> Result<Self> {
         // Four places in five are used when the map is full: one group in four has then been
         // passed by.
@@ -224,6 +226,7 @@ impl GroupHash {
             key_words,
             value_bytes,
             max_entries,
+            footprint,
             states: LazyTable::new(groups as usize, 2, "groups")?,
             slots: LazyTable::new(
                 groups as usize * PLACES,
@@ -489,7 +492,8 @@ impl MapOps for GroupHash {
     }
 
     fn mem_usage(&self) -> u64 {
-        htab_mem_usage(self.max_entries, self.key_size, self.value_bytes)
+        let sizes = (self.key_size, self.value_bytes, self.max_entries);
+        self.footprint.bytes(sizes, self.used.load(Relaxed).into())
     }
 
     fn get_next_key(&self, key: Option<&[u8]>, next: &mut [u8]) -> Result<()> {
@@ -602,7 +606,7 @@ mod tests {
     #[test]
     fn the_brim_and_back() {
         for max_entries in [1, 2, 7, 8, 9, 40, 333] {
-            let map = GroupHash::new(8, 8, max_entries, 77).unwrap();
+            let map = GroupHash::new(8, 8, max_entries, 77, HtabFootprint::default()).unwrap();
             let mut model = BTreeMap::new();
             let mut rng = 1_u64;
             for _ in 0..40_000 {

@@ -4,6 +4,7 @@ mod bloom;
 mod group_hash;
 mod host_array;
 mod host_hash;
+pub(crate) mod htab_footprint;
 pub(crate) mod inner;
 mod jhash;
 mod lazy;

@@ -50,6 +50,8 @@ pub(crate) struct ReadMostly {
     pub(crate) name: [u8; BPF_OBJ_NAME_LEN],
     /// The types of its keys and values, if it was created with BTF.
     pub(crate) btf: Option<Box<MapBtf>>,
+    /// The SHA-256 of the one program that may use the map (`excl_prog_sha`, 6.18).
+    pub(crate) exclusive: Option<Box<[u8; 32]>>,
     /// What `ops` reaches the device through, for offloaded maps: mostly the same object.
     pub(crate) offload: Option<Arc<OffloadMap>>,
     pub(crate) shared: Arc<Shared>,

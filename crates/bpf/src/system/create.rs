@@ -169,14 +169,15 @@ impl System {
             id: AtomicU32::new(0),
             name,
             btf: None,
+            exclusive: None,
             offload,
             shared: Arc::clone(&self.shared),
         };
         // Dropped when a check below fails, which frees the storage.
         let mut map = Map::new(fields, charge);
         map.read_mostly.btf = self.map_btf(caller, attr, map.read_mostly.offload.as_deref())?;
+        map.read_mostly.exclusive = check_exclusive(attr, exclusive)?;
         let map = Arc::new(map);
-        check_exclusive(attr, exclusive)?;
         map.security_create(caller)?;
         if let Some(offload) = &map.read_mostly.offload {
             offload.set_map(Arc::downgrade(&map));
@@ -324,12 +325,12 @@ fn check_map_extra(attr: &MapCreateAttr) -> Result<()> {
     Ok(())
 }
 
-/// The hash of the one program that may use the map (6.18), which the program side is to
-/// compare; none is loaded here.
+/// The hash of the one program that may use the map (6.18). No program is loaded here, so it
+/// only keeps the map out of maps of maps.
 fn check_exclusive(
     attr: &MapCreateAttr,
     read: &dyn Fn(u64) -> Result<[u8; 32]>,
-) -> Result<Option<[u8; 32]>> {
+) -> Result<Option<Box<[u8; 32]>>> {
     const SHA256_BYTES: u32 = 32;
     let size = attr.excl_prog_hash_size;
     match attr.excl_prog_hash {
@@ -340,7 +341,7 @@ fn check_exclusive(
         _ if size != SHA256_BYTES => Err(invalid(format!(
             "excl_prog_hash_size {size}: a SHA-256 has {SHA256_BYTES} bytes"
         ))),
-        address => read(address).map(Some),
+        address => read(address).map(|hash| Some(Box::new(hash))),
     }
 }
 

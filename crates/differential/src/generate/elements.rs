@@ -109,9 +109,9 @@ impl Generator {
         let flags = self.lookup_flags(&map);
         self.set64(24, flags);
         let mut call = self.finish(sides, command::MAP_LOOKUP_ELEM, 32, "lookup");
-        if map.holds_maps() && pointer == self.address(VALUE) {
+        if let Some(at) = self.place(pointer, 4).filter(|_| map.holds_maps()) {
             call.ids_out.push(IdAt {
-                at: VALUE,
+                at,
                 kind: IdKind::Map,
             });
         }
@@ -129,6 +129,10 @@ impl Generator {
         let value = self.value(&map);
         sides.put(VALUE, &value);
         let pointer = self.pointer(VALUE, map.value_bytes);
+        if let Some(at) = self.place(pointer, 4).filter(|_| map.holds_maps()) {
+            // What lies there otherwise may be a descriptor that only one side has.
+            sides.put(at, &value);
+        }
         self.set64(16, pointer);
         let flags = self.update_flags(&map);
         self.set64(24, flags);
@@ -165,9 +169,9 @@ impl Generator {
         let pointer = self.pointer(VALUE, map.key_size);
         self.set64(16, pointer);
         let mut call = self.finish(sides, command::MAP_GET_NEXT_KEY, 24, "get_next_key");
-        if !map.ordered {
+        if let Some(at) = self.place(pointer, map.key_size).filter(|_| !map.ordered) {
             call.unspecified.push(Region {
-                at: VALUE,
+                at,
                 len: map.key_size,
             });
         }
@@ -243,7 +247,9 @@ impl Generator {
         self.set_batch(index, &map, most);
         let keys = self.pointer(KEYS, most as usize * map.key_size);
         self.set64(16, keys);
-        let values = self.pointer(VALUES, most as usize * map.value_bytes);
+        // Across the end of the arena lie other bytes, which must be no descriptors.
+        let len = most as usize * map.value_bytes;
+        let values = self.pointer_or_fault(VALUES, len, !map.holds_maps());
         self.set64(24, values);
         let (number, what) = match updates {
             true => (command::MAP_UPDATE_BATCH, "update_batch"),
@@ -297,11 +303,13 @@ impl Generator {
             at: VALUES,
             len: count as usize * map.value_bytes,
         };
-        let pointer = self.pointer(keys.at, keys.len);
-        self.set64(16, pointer);
-        let pointer = self.pointer(values.at, values.len);
-        self.set64(24, pointer);
         let delete = self.one_in(4);
+        // What is deleted before a fault depends on the order, and so does what is left.
+        let sure = whole && delete;
+        let keys_at = self.pointer_or_fault(keys.at, keys.len, !sure);
+        self.set64(16, keys_at);
+        let values_at = self.pointer_or_fault(values.at, values.len, !sure);
+        self.set64(24, values_at);
         let (number, what) = match delete {
             true => (
                 command::MAP_LOOKUP_AND_DELETE_BATCH,
@@ -311,13 +319,23 @@ impl Generator {
         };
         let mut call = self.finish(sides, number, 56, what);
         if whole {
-            call.unspecified.extend([keys, values]);
+            for (pointer, len) in [(keys_at, keys.len), (values_at, values.len)] {
+                // Or as much of it as there is.
+                if let Some(at) = self.place(pointer, 0) {
+                    let len = len.min(self.len - at);
+                    call.unspecified.push(Region { at, len });
+                }
+            }
         }
         if map.holds_maps() {
-            call.ids_out.extend((0..count as usize).map(|i| IdAt {
-                at: VALUES + 4 * i,
-                kind: IdKind::Map,
-            }));
+            for i in 0..u64::from(count) {
+                if let Some(at) = self.place(values_at.wrapping_add(4 * i), 4) {
+                    call.ids_out.push(IdAt {
+                        at,
+                        kind: IdKind::Map,
+                    });
+                }
+            }
         }
         (Action::Call(call), Expect::Walk(index))
     }

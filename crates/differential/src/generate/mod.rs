@@ -159,7 +159,12 @@ impl Generator {
     /// A pointer to `len` bytes at `at`, which the call may reach; or, one time in thirty, one
     /// that faults.
     pub(crate) fn pointer(&mut self, at: usize, len: usize) -> u64 {
-        if self.one_in(30) {
+        self.pointer_or_fault(at, len, true)
+    }
+
+    /// As [`Generator::pointer`]; never one that faults unless `may_fault`.
+    pub(crate) fn pointer_or_fault(&mut self, at: usize, len: usize, may_fault: bool) -> u64 {
+        if self.one_in(30) && may_fault {
             let end = self.base + self.len as u64;
             let short = self.rng.random_range(1..64);
             // The last of these lies across the end of the arena.
@@ -171,6 +176,12 @@ impl Generator {
         }
         self.regions.push(Region { at, len });
         self.address(at)
+    }
+
+    /// Where in the arena a pointer leads, if all of `len` bytes there are of it.
+    pub(crate) fn place(&self, pointer: u64, len: usize) -> Option<usize> {
+        let at = usize::try_from(pointer.checked_sub(self.base)?).ok()?;
+        (at.checked_add(len)? <= self.len).then_some(at)
     }
 
     /// A descriptor: the map's, or now and then one that is not.

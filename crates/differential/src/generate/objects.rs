@@ -133,19 +133,18 @@ impl Generator {
         self.set32(4, len as u32);
         let pointer = self.pointer(INFO, 256);
         self.set64(8, pointer);
-        let id = |at, kind| IdAt {
-            at: INFO + at,
-            kind,
-        };
         let mut call = self.finish(sides, command::OBJ_GET_INFO_BY_FD, 16, "info");
-        if pointer == self.address(INFO) && fd == self.maps[index].fd {
-            let id = |at, kind| IdAt {
-                at: INFO + at,
-                kind,
-            };
-            call.ids_out = vec![id(4, IdKind::Map), id(64, IdKind::Btf)];
-        } else if pointer == self.address(INFO) && self.btfs.iter().any(|btf| btf.fd == fd) {
-            call.ids_out = vec![id(12, IdKind::Btf)];
+        let ids: &[(u64, IdKind)] = if fd == self.maps[index].fd {
+            &[(4, IdKind::Map), (64, IdKind::Btf)]
+        } else if self.btfs.iter().any(|btf| btf.fd == fd) {
+            &[(12, IdKind::Btf)]
+        } else {
+            &[]
+        };
+        for &(offset, kind) in ids {
+            if let Some(at) = self.place(pointer.wrapping_add(offset), 4) {
+                call.ids_out.push(IdAt { at, kind });
+            }
         }
         (Action::Call(call), Expect::Nothing)
     }

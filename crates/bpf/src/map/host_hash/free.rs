@@ -19,6 +19,8 @@ pub(super) struct FreeItems {
     /// of 2^32 stack operations to take a tag for its own.
     head: AtomicU64,
     used: AtomicU64,
+    /// Items that are out now.
+    taken: AtomicU64,
     items: u32,
 }
 
@@ -27,8 +29,14 @@ impl FreeItems {
         Self {
             head: AtomicU64::new(NIL as u64),
             used: AtomicU64::new(0),
+            taken: AtomicU64::new(0),
             items,
         }
+    }
+
+    /// How many items are in use; beside threads that take and give, how many were about now.
+    pub(super) fn taken(&self) -> u64 {
+        self.taken.load(Relaxed)
     }
 
     /// An item's link, or `None` when all are in use. `word` gives an item's word for the
@@ -48,6 +56,7 @@ impl FreeItems {
                         // Orders what the last owner did before our stores to the item: a
                         // reader that sees one of them sees that owner's line changed.
                         fence(Release);
+                        self.taken.fetch_add(1, Relaxed);
                         return Some(head as u32);
                     }
                     Err(now) => head = now,
@@ -61,6 +70,7 @@ impl FreeItems {
                 .compare_exchange(used, used + 1, AcqRel, Relaxed)
                 .is_ok()
             {
+                self.taken.fetch_add(1, Relaxed);
                 return Some(used as u32 + 1);
             }
         }
@@ -68,6 +78,7 @@ impl FreeItems {
 
     /// Takes back the item of `link`, whose word for the stack is `word`.
     pub(super) fn give(&self, link: u32, word: &AtomicU64) {
+        self.taken.fetch_sub(1, Relaxed);
         let mut head = self.head.load(Relaxed);
         loop {
             word.store(head & 0xffff_ffff, Relaxed);

@@ -28,6 +28,7 @@ mod line;
 
 use self::free::{FreeItems, NIL};
 use self::line::{BUCKET_BITS, Entry, Guard, Line, PLACES};
+use super::htab_footprint::HtabFootprint;
 use super::jhash::htab_hash;
 use super::lazy::LazyTable;
 use super::ops::MapOps;
@@ -44,16 +45,6 @@ const NO_SPARE_LINE: Error = Error::new(
     "the map has no line left for more elements of a bucket",
 );
 
-/// `htab_map_mem_usage` of a map whose elements are allocated in advance.
-pub(crate) fn htab_mem_usage(max_entries: u32, key_size: usize, value_bytes: usize) -> u64 {
-    const BUCKET_BYTES: u64 = 16;
-    const ELEMENT_BYTES: u64 = 48;
-    let buckets = u64::from(max_entries).next_power_of_two() * BUCKET_BYTES;
-    let key = (key_size as u64).next_multiple_of(8);
-    let value = (value_bytes as u64).next_multiple_of(8);
-    buckets + u64::from(max_entries) * (ELEMENT_BYTES + key + value)
-}
-
 pub(crate) struct HostHash {
     /// An update goes to the head of its chain.
     replaces: bool,
@@ -62,6 +53,7 @@ pub(crate) struct HostHash {
     key_words: usize,
     value_bytes: usize,
     max_entries: u32,
+    footprint: HtabFootprint,
     /// The buckets, four to a line.
     lines: LazyTable,
     /// Where buckets go on that have more elements than their line has places.
@@ -102,6 +94,7 @@ impl HostHash {
         value_bytes: usize,
         max_entries: u32,
         replaces: bool,
+        footprint: HtabFootprint,
     ) -> Result<Self> {
         let n_buckets = (max_entries as usize).next_power_of_two();
         let key_words = words_for(key_size as usize);
@@ -116,6 +109,7 @@ impl HostHash {
             key_words,
             value_bytes,
             max_entries,
+            footprint,
             lines: LazyTable::new(
                 n_buckets.div_ceil(line::BUCKETS),
                 line::WORDS,
@@ -475,8 +469,10 @@ impl MapOps for HostHash {
         self.remove(key, None)
     }
 
+    /// `htab_map_mem_usage`.
     fn mem_usage(&self) -> u64 {
-        htab_mem_usage(self.max_entries, self.key_size, self.value_bytes)
+        let sizes = (self.key_size, self.value_bytes, self.max_entries);
+        self.footprint.bytes(sizes, self.free_slots.taken())
     }
 
     fn get_next_key(&self, key: Option<&[u8]>, next: &mut [u8]) -> Result<()> {
@@ -587,7 +583,7 @@ mod tests {
     #[test]
     fn colliding_keys_fill_the_map_to_the_brim_again_and_again() {
         const MAX: u32 = 41;
-        let map = HostHash::new(4, 8, MAX, true).unwrap();
+        let map = HostHash::new(4, 8, MAX, true, HtabFootprint::default()).unwrap();
         let keys: Vec<[u8; 4]> = (0u32..)
             .map(u32::to_ne_bytes)
             .filter(|key| (htab_hash(key) as usize & map.mask) >> BUCKET_BITS == 3)

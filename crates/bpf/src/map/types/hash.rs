@@ -10,6 +10,7 @@ use crate::errno::Errno;
 use crate::error::{Error, Result};
 use crate::map::group_hash::GroupHash;
 use crate::map::host_hash::HostHash;
+use crate::map::htab_footprint::HtabFootprint;
 use crate::map::ops::{AllocContext, MapOps, MapTypeOps, Token};
 use crate::uapi::{MapCreateAttr, MapFlags, MapType};
 use std::hash::{BuildHasher, Hasher};
@@ -82,13 +83,25 @@ fn hash_alloc(attr: &MapCreateAttr, context: &AllocContext) -> Result<Arc<dyn Ma
     check_buckets(attr.max_entries)?;
     let value_bytes = attr.user_value_bytes(context.possible_cpus);
     let (key_size, max_entries) = (attr.key_size, attr.max_entries);
+    let footprint = HtabFootprint {
+        preallocated: !attr.flags().contains(MapFlags::NO_PREALLOC),
+        percpu: MapType(attr.map_type).is_percpu(),
+        possible_cpus: context.possible_cpus,
+    };
     Ok(match seed(attr) {
-        Some(seed) => Arc::new(GroupHash::new(key_size, value_bytes, max_entries, seed)?),
+        Some(seed) => Arc::new(GroupHash::new(
+            key_size,
+            value_bytes,
+            max_entries,
+            seed,
+            footprint,
+        )?),
         None => Arc::new(HostHash::new(
             key_size,
             value_bytes,
             max_entries,
             !MapType(attr.map_type).is_percpu(),
+            footprint,
         )?),
     })
 }

@@ -49,12 +49,19 @@ pub(super) fn check_tail(
     }
     let tail = (size as usize).saturating_sub(known);
     let mut bytes = [0; MAX_BYTES as usize];
-    memory
-        .read(address.wrapping_add(known as u64), &mut bytes[..tail])
-        .map_err(|fault| fault.during(what))?;
-    match bytes[..tail].iter().position(|&byte| byte != 0) {
-        None => Ok(()),
-        Some(at) => Err(Error::because(
+    let start = address.wrapping_add(known as u64);
+    let fault = memory.read(start, &mut bytes[..tail]).err();
+    if let Some(fault) = fault {
+        // The kernel goes word by word: what it finds before a fault is found.
+        let before = fault.address.saturating_sub(start).min(tail as u64) as usize;
+        if memory.read(start, &mut bytes[..before]).is_err() {
+            bytes.fill(0);
+        }
+    }
+    match (bytes[..tail].iter().position(|&byte| byte != 0), fault) {
+        (None, None) => Ok(()),
+        (None, Some(fault)) => Err(fault.during(what)),
+        (Some(at), _) => Err(Error::because(
             Errno::E2BIG,
             format!(
                 "{what}: byte {} is not zero, and this version knows only the first {known}",

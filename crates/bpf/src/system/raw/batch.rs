@@ -14,6 +14,7 @@ use crate::error::Result;
 use crate::file::MapFile;
 use crate::map::ops::Token;
 use crate::system::Fd;
+use crate::uapi::MapType;
 
 /// Offsets in the attribute of the batch commands.
 const IN_BATCH: usize = 0;
@@ -197,12 +198,21 @@ impl Call<'_> {
             total += got as u32;
             if got != 0 {
                 last = Some(out.clone());
+            } else if total != 0 && map.map_type() == MapType::ARRAY_OF_MAPS {
+                // The kernel's walk has gone on over the empty entries to the array's last.
+                let end = map.max_entries().saturating_sub(1);
+                last = Some(end.to_ne_bytes().to_vec());
             }
             match outcome.result {
-                // A bucket that does not fit this piece may fit a larger one.
+                // A bucket that does not fit this piece may fit a larger one. Towards a fault
+                // the piece is to hold that bucket and no other: the kernel has taken out no
+                // more than the bucket that it could not copy.
                 Err(error) if error.errno() == Errno::ENOSPC && in_buckets => {
                     if count < batch.count - total {
-                        piece = piece.saturating_mul(2);
+                        piece = match reachable {
+                            true => piece.saturating_mul(2),
+                            false => piece.saturating_add(1),
+                        };
                         continue;
                     }
                     break if total == 0 { Err(error) } else { Ok(()) };
