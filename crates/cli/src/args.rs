@@ -113,9 +113,9 @@ pub struct DiffArgs {
     #[arg(long, value_name = "N")]
     pub sequence: Option<u64>,
 
-    /// Print how often each command came to each result on each map type
+    /// Leave out the matrix of how often each command came to each result on each map type
     #[arg(long)]
-    pub matrix: bool,
+    pub brief: bool,
 
     /// Print one JSON document
     #[arg(long)]

@@ -60,7 +60,7 @@ fn diff(args: &DiffArgs) -> ExitCode {
         Err(error) => return fail(&error.to_string(), BAD_INPUT),
     };
     let text = match args.json {
-        false => document.text(args.matrix),
+        false => document.text(!args.brief),
         true => match serde_json::to_string_pretty(&document) {
             Ok(text) => text + "\n",
             Err(error) => return fail(&error.to_string(), DISAGREED),

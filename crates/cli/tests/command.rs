@@ -234,7 +234,7 @@ fn diff_says_what_it_compared() {
         "--shard",
         "--sequence",
         "--json",
-        "--matrix",
+        "--brief",
     ] {
         assert!(text(&help.stdout).contains(option), "{option}");
     }

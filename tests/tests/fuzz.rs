@@ -1,0 +1,65 @@
+//! Fuzz bodies for a bounded time: `OFFMAP_FUZZ_SECONDS` (5 for each by default), and
+//! `OFFMAP_SEED` to run a seed again.
+
+use offmap_tests::fuzz;
+use rand::{Rng, RngExt, SeedableRng};
+use rand_xoshiro::Xoshiro256PlusPlus;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+fn setting(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+/// Bytes of one attribute of MAP_CREATE, and the call around it, that make a small map.
+fn small_map(rng: &mut Xoshiro256PlusPlus, call: &mut [u8]) {
+    call.fill(0);
+    call[1] = 96;
+    let types = [1_u32, 2, 5, 6, 9, 10, 11, 22, 23, 27, 30];
+    let map_type = types[rng.random_range(0..types.len())];
+    let (key, value, flags) = match map_type {
+        11 => (8, 8, 1),
+        22 | 23 | 30 => (0, 8, 0),
+        27 => (0, 0, 0),
+        _ => (4, 8, 0),
+    };
+    let entries = if map_type == 27 { 4096 } else { 9 };
+    for (word, value) in call[4..]
+        .chunks_exact_mut(4)
+        .zip([map_type, key, value, entries, flags])
+    {
+        word.copy_from_slice(&value.to_ne_bytes());
+    }
+}
+
+#[test]
+fn raw_calls() {
+    let first = setting("OFFMAP_SEED").unwrap_or_else(|| {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        now.map_or(1, |time| time.as_nanos() as u64)
+    });
+    let budget = Duration::from_secs(setting("OFFMAP_FUZZ_SECONDS").unwrap_or(5));
+    let (start, mut inputs, mut total) = (Instant::now(), 0_u64, fuzz::Ran::default());
+    while start.elapsed() < budget || inputs < 20 {
+        let seed = first.wrapping_add(inputs);
+        let mut rng = Xoshiro256PlusPlus::seed_from_u64(seed);
+        let mut input = vec![0; 100 * rng.random_range(1..=64)];
+        rng.fill_bytes(&mut input);
+        // A few maps to begin with, so that what follows has something to work on.
+        for call in input.chunks_exact_mut(100).take(6) {
+            small_map(&mut rng, call);
+        }
+        let began = Instant::now();
+        let ran = fuzz::raw(&input);
+        assert!(
+            began.elapsed() < Duration::from_secs(20),
+            "an input of {} calls took {:?}: OFFMAP_SEED={seed}",
+            ran.calls,
+            began.elapsed()
+        );
+        total.calls += ran.calls;
+        total.succeeded += ran.succeeded;
+        inputs += 1;
+    }
+    println!("raw calls: seed {first}, {inputs} inputs, {total:?}");
+    assert!(total.succeeded > total.calls / 20, "{total:?}");
+}
