@@ -288,7 +288,8 @@ impl Generator {
             value_bytes,
             max_entries: drawn.max_entries,
             kernel_id: 0,
-            ordered: !self.is_hash_type(drawn.map_type) || flags.contains(MapFlags::ZERO_SEED),
+            ordered: flags.contains(MapFlags::ZERO_SEED)
+                || !self.is_hash_type(drawn.map_type) && drawn.map_type != MapType::BLOOM_FILTER,
             token: None,
             locked: super::objects::has_lock(drawn.btf[2]),
         }

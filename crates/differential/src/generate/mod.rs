@@ -217,7 +217,8 @@ impl Generator {
         };
         let mut attr = self.address(ATTR);
         let whole = match end {
-            56 => 40,
+            // A batch's descriptor ends at 40, and noise may be one's.
+            56 | 64 => 40,
             92 => 92,
             _ => 4,
         };
