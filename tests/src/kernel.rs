@@ -11,6 +11,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::chroot;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::Duration;
 
 use crate::subject::{Answered, Subject, Walked};
 use offmap_bpf::SystemConfig;
@@ -33,10 +35,19 @@ const BPF_MAP_UPDATE_BATCH: libc::c_long = 26;
 const BPF_MAP_DELETE_BATCH: libc::c_long = 27;
 
 static CALLS: AtomicU64 = AtomicU64::new(0);
+static SHORTAGES: AtomicU64 = AtomicU64::new(0);
+/// How often an insertion that the kernel has no memory for is made again, and after what pause.
+const SHORTAGE_TRIES: u32 = 1000;
+const SHORTAGE_PAUSE: Duration = Duration::from_millis(1);
 
 /// bpf(2) calls that this process has made.
 pub fn calls() -> u64 {
     CALLS.load(Ordering::Relaxed)
+}
+
+/// Insertions that were made again because the kernel had no memory for them at that moment.
+pub fn shortages() -> u64 {
+    SHORTAGES.load(Ordering::Relaxed)
 }
 
 /// Whether this process may create maps in the running kernel.
@@ -401,6 +412,26 @@ unsafe fn bpf<T>(command: libc::c_long, attr: *mut T) -> Result<i32, i32> {
     }
 }
 
+/// Makes an insertion until the kernel has memory for it, or has had none for a second.
+///
+/// Elements of a map that is not preallocated come from a per-CPU reserve which the kernel
+/// refills from interrupt work without waiting (`kernel/bpf/memalloc.c`); per-CPU values are
+/// allocated for it from chunks that a workqueue populates (`mm/percpu.c`). Insertions in quick
+/// succession can find both empty and get ENOMEM. That is the machine's state, not the map's
+/// answer.
+fn patiently(mut call: impl FnMut() -> Answered) -> Answered {
+    for _ in 0..SHORTAGE_TRIES {
+        match call() {
+            Err(libc::ENOMEM) => {
+                SHORTAGES.fetch_add(1, Ordering::Relaxed);
+                thread::sleep(SHORTAGE_PAUSE);
+            }
+            other => return other,
+        }
+    }
+    call()
+}
+
 /// BPF_BTF_LOAD.
 pub fn btf_load(blob: &[u8]) -> Result<OwnedFd, i32> {
     btf_load_logged(blob, &mut [])
@@ -449,8 +480,10 @@ impl Subject for KernelMap {
         let mut attr = self.element(Some(key));
         attr.value_or_next_key = value.as_ptr().expose_provenance() as u64;
         attr.flags = flags;
-        // SAFETY: key and value are as long as the map's; the kernel only reads them.
-        unsafe { bpf(BPF_MAP_UPDATE_ELEM, &raw mut attr) }.map(drop)
+        patiently(|| {
+            // SAFETY: key and value are as long as the map's; the kernel only reads them.
+            unsafe { bpf(BPF_MAP_UPDATE_ELEM, &raw mut attr) }.map(drop)
+        })
     }
 
     fn delete(&mut self, key: &[u8]) -> Answered {
@@ -485,12 +518,24 @@ impl Subject for KernelMap {
     ) -> (u32, Answered) {
         fits(keys, count as usize, self.key_bytes);
         fits(values, count as usize, self.value_bytes);
-        let mut attr = self.batch(count, elem_flags, 0);
-        attr.keys = keys.as_ptr().expose_provenance() as u64;
-        attr.values = values.as_ptr().expose_provenance() as u64;
-        // SAFETY: both arrays hold `count` elements; the kernel only reads them.
-        let got = unsafe { bpf(BPF_MAP_UPDATE_BATCH, &raw mut attr) }.map(drop);
-        (done(attr.count, count, got), got)
+        let mut before = 0;
+        let got = patiently(|| {
+            let left = count - before;
+            let mut attr = self.batch(left, elem_flags, 0);
+            let (keys, values) = (
+                &keys[before as usize * self.key_bytes..],
+                &values[before as usize * self.value_bytes..],
+            );
+            attr.keys = keys.as_ptr().expose_provenance() as u64;
+            attr.values = values.as_ptr().expose_provenance() as u64;
+            // SAFETY: both arrays hold `count` elements, from the `before`-th on `left`; the
+            // kernel only reads them.
+            let got = unsafe { bpf(BPF_MAP_UPDATE_BATCH, &raw mut attr) }.map(drop);
+            // One that is refused for want of memory goes on where it ended.
+            before += done(attr.count, left, got);
+            got
+        });
+        (before, got)
     }
 
     fn delete_batch(&mut self, keys: &[u8], count: u32, elem_flags: u64) -> (u32, Answered) {
@@ -548,7 +593,7 @@ impl Subject for KernelMap {
 /// as it was, which stands for none.
 fn done(count: u32, asked: u32, result: Answered) -> u32 {
     match result {
-        Err(libc::EINVAL | libc::EPERM | 524) if count == asked => 0,
+        Err(libc::EINVAL | libc::EPERM | libc::ENOMEM | 524) if count == asked => 0,
         _ => count,
     }
 }

@@ -11,6 +11,9 @@ pub struct Explained {
     pub source: &'static str,
     /// Why it is so, and not a fault.
     pub reason: &'static str,
+    /// Whether the maps of the two sides hold different elements from here on, so that the rest
+    /// of the sequence compares nothing.
+    pub(crate) parts_ways: bool,
     pub(crate) applies: fn(&Seen<'_>) -> bool,
 }
 
@@ -47,17 +50,40 @@ const NOT_HERE: &[MapType] = &[
 ];
 
 /// The table.
-pub const TABLE: &[Explained] = &[Explained {
-    name: "map-type-not-here",
-    source: "kernel/bpf/syscall.c find_and_alloc_map, include/linux/bpf_types.h, 6.18",
-    reason: "the type belongs to the program or socket side; this system answers as a kernel \
+pub const TABLE: &[Explained] = &[
+    Explained {
+        name: "map-type-not-here",
+        source: "kernel/bpf/syscall.c find_and_alloc_map, include/linux/bpf_types.h, 6.18",
+        reason: "the type belongs to the program or socket side; this system answers as a kernel \
              that is built without it",
-    applies: |seen| {
-        seen.call.command == command::MAP_CREATE
-            && NOT_HERE.contains(&seen.map_type)
-            && matches!(&seen.answer.ours, Err(error) if error.errno() == Errno::EINVAL)
+        parts_ways: false,
+        applies: |seen| {
+            seen.call.command == command::MAP_CREATE
+                && NOT_HERE.contains(&seen.map_type)
+                && matches!(&seen.answer.ours, Err(error) if error.errno() == Errno::EINVAL)
+        },
     },
-}];
+    Explained {
+        name: "kernel-out-of-elements",
+        source: "kernel/bpf/memalloc.c unit_alloc and bpf_mem_refill, mm/percpu.c \
+                 pcpu_balance_workfn, 6.18",
+        reason: "elements of a map that is not preallocated come from a per-CPU reserve, which \
+                 the kernel refills later, from interrupt work, without waiting for memory: \
+                 insertions in quick succession can find it empty and get ENOMEM, on one run and \
+                 not on the next",
+        parts_ways: true,
+        applies: |seen| {
+            matches!(
+                seen.call.command,
+                command::MAP_UPDATE_ELEM | command::MAP_UPDATE_BATCH
+            ) && matches!(
+                seen.map_type,
+                MapType::HASH | MapType::PERCPU_HASH | MapType::LPM_TRIE
+            ) && seen.answer.kernel == Err(libc::ENOMEM)
+                && !matches!(&seen.answer.ours, Err(error) if error.errno() == Errno::ENOMEM)
+        },
+    },
+];
 
 /// The entry that accounts for the difference.
 pub(crate) fn explained(seen: &Seen<'_>) -> Option<&'static Explained> {

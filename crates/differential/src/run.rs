@@ -167,6 +167,9 @@ fn sequence(seed: u64, index: u64, sides: &mut Sides, report: &mut Report) {
             };
             if let Some(entry) = explain::explained(&seen) {
                 *report.explained.entry(entry.name).or_default() += 1;
+                if entry.parts_ways {
+                    break;
+                }
             } else {
                 report.differences += 1;
                 if report.first.len() < TOLD {

@@ -270,7 +270,16 @@ impl Generator {
             }
             11 => drawn.map_extra = self.pick(&[1, 5, 15, 16, 1 << 32, u64::MAX]),
             12 => drawn.inner_map_fd = self.pick(&[self.foreign_fd as u32, u32::MAX]),
-            _ => drawn.map_type = self.pick(&[MapType(0), MapType(34), MapType(4096), MapType(!0)]),
+            _ => {
+                // The first two are types that only the kernel has; the others nobody has.
+                drawn.map_type = self.pick(&[
+                    MapType::PROG_ARRAY,
+                    MapType::CGROUP_ARRAY,
+                    MapType(0),
+                    MapType(4096),
+                    MapType(!0),
+                ]);
+            }
         }
     }
 
