@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::map::ops::{MapOps, NO_SUCH_OPERATION, Token, each, nth};
 use crate::map::refusals::BAD_UPDATE_FLAGS;
 use crate::map::ringbuf::{RingBufferProducer, RingBufferReader};
-use crate::map::{Map, WriteActive, inner};
+use crate::map::{Map, Near, WriteActive, inner};
 use crate::security::MapAccess;
 use crate::uapi::{BPF_EXIST, BPF_F_LOCK, BPF_OBJ_NAME_LEN, MapFlags, MapType};
 use bitflags::bitflags;
@@ -78,8 +78,33 @@ const BAD_BATCH_FLAGS: Error = Error::new(
 /// with EFAULT and a reason that names both, before anything else is looked at. After an error
 /// the contents of output slices are unspecified.
 pub struct MapFile {
+    /// Before the map, so that the map's storage goes with the map.
+    plain: Option<Plain>,
     map: Arc<Map>,
     mode: FileMode,
+}
+
+/// What lookups without flags need of a file that may be read, of a map in this host's memory
+/// whose values have no special fields.
+struct Plain {
+    table: Near,
+    key_size: usize,
+    value_bytes: usize,
+}
+
+impl Plain {
+    fn of(map: &Map, mode: FileMode) -> Option<Self> {
+        let fields = &map.read_mostly;
+        let special = fields.btf.as_ref().is_some_and(|btf| btf.record.is_some());
+        if !mode.contains(FileMode::READ) || special {
+            return None;
+        }
+        Some(Self {
+            table: Arc::clone(&fields.ops).near()?,
+            key_size: fields.key_size as usize,
+            value_bytes: fields.user_value_bytes,
+        })
+    }
 }
 
 impl Clone for MapFile {
@@ -126,7 +151,8 @@ fn check_length(what: &'static str, given: usize, expected: usize) -> Result<()>
 impl MapFile {
     pub(crate) fn open(map: Arc<Map>, mode: FileMode) -> Self {
         map.get_user();
-        Self { map, mode }
+        let plain = Plain::of(&map, mode);
+        Self { map, plain, mode }
     }
 
     /// `security_bpf_map`.
@@ -278,8 +304,20 @@ impl MapFile {
     /// Errors in order: EINVAL for flags other than `BPF_F_LOCK` (6.18 looks at them first);
     /// EPERM for a write-only file; EINVAL for `BPF_F_LOCK` without a lock in the value; the
     /// map's own, such as ENOENT or ENODEV.
-    #[inline]
+    #[inline(always)]
     pub fn lookup(&self, key: &[u8], value: &mut [u8], flags: u64) -> Result<()> {
+        if let Some(plain) = &self.plain
+            && key.len() == plain.key_size
+            && value.len() == plain.value_bytes
+            && flags == 0
+        {
+            return plain.table.lookup(key, value);
+        }
+        self.lookup_checked(key, value, flags)
+    }
+
+    #[inline(never)]
+    fn lookup_checked(&self, key: &[u8], value: &mut [u8], flags: u64) -> Result<()> {
         check_length("key", key.len(), self.key_size())?;
         check_length("value", value.len(), self.value_bytes())?;
         if flags & !BPF_F_LOCK != 0 {

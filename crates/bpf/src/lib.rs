@@ -10,7 +10,6 @@
 //!
 //! [`device`] is the seam to offload: what a network driver gives the kernel through
 //! `ndo_bpf` and `struct bpf_map_dev_ops`.
-#![forbid(unsafe_code)]
 
 pub mod btf;
 mod btf_object;

@@ -1,7 +1,7 @@
 //! Maps in host memory, through `MapFile`: against a plain table, against concurrent maps that
 //! others keep, and with a second thread.
 
-use crate::{CHAINED, ENTRIES, FREE, Ratio, compare, each, line, median, ns, time};
+use crate::{CHAINED, FREE, Ratio, compare, each, line, median, ns, time};
 use dashmap::DashMap;
 use offmap_abi::hash::KeyHash;
 use offmap_bpf::{Caller, MapCreateAttr, MapFile, MapType, System, SystemConfig};
@@ -64,15 +64,15 @@ fn host_file(attr: &MapCreateAttr) -> MapFile {
 }
 
 impl Tables {
-    fn new() -> Self {
-        let keys = keys(ENTRIES);
+    fn new(entries: usize) -> Self {
+        let keys = keys(entries);
         let hash = SameHash(KeyHash::new(0x5eed));
         let tables = Self {
-            file: host_file(&map_attr(ENTRIES)),
+            file: host_file(&map_attr(entries)),
             plain: Plain::new(&keys),
-            papaya: papaya::HashMap::with_capacity_and_hasher(ENTRIES, hash.clone()),
-            scc: scc::HashMap::with_capacity_and_hasher(ENTRIES, hash.clone()),
-            dashmap: DashMap::with_capacity_and_hasher(ENTRIES, hash),
+            papaya: papaya::HashMap::with_capacity_and_hasher(entries, hash.clone()),
+            scc: scc::HashMap::with_capacity_and_hasher(entries, hash.clone()),
+            dashmap: DashMap::with_capacity_and_hasher(entries, hash),
             order: order(&keys, 1 << 20),
         };
         fill(&tables.file, &keys);
@@ -101,6 +101,14 @@ impl Tables {
     fn papaya<const CHAINED: bool>(&self, from: usize, n: usize) {
         let pinned = self.papaya.pin();
         each::<CHAINED, _>(&self.order, from, n, |key, out| {
+            *out = *pinned.get(&u64::from_ne_bytes(*key)).expect("a hit");
+        });
+    }
+
+    /// With a guard for each lookup, so that a call is complete in itself as ours is.
+    fn papaya_each<const CHAINED: bool>(&self, from: usize, n: usize) {
+        each::<CHAINED, _>(&self.order, from, n, |key, out| {
+            let pinned = self.papaya.pin();
             *out = *pinned.get(&u64::from_ne_bytes(*key)).expect("a hit");
         });
     }
@@ -153,26 +161,29 @@ impl Tables {
         against("papaya, one guard a block", &mut |from, n| {
             self.papaya::<CHAINED>(from, n);
         });
+        against("papaya, one guard a lookup", &mut |from, n| {
+            self.papaya_each::<CHAINED>(from, n);
+        });
         against("scc", &mut |from, n| self.scc::<CHAINED>(from, n));
         against("dashmap", &mut |from, n| self.dashmap::<CHAINED>(from, n));
     }
 }
 
 /// Lookups of an array against the same copies out of a vector.
-fn arrays(blocks: usize) {
+fn arrays(blocks: usize, entries: usize) {
     let file = host_file(&MapCreateAttr {
         map_type: MapType::ARRAY.0,
         key_size: 4,
-        ..map_attr(ENTRIES)
+        ..map_attr(entries)
     });
-    let values: Vec<Value> = keys(ENTRIES).iter().map(value_of).collect();
+    let values: Vec<Value> = keys(entries).iter().map(value_of).collect();
     for (index, value) in (0u32..).zip(&values) {
         file.update(&index.to_ne_bytes(), value, 0).expect("room");
     }
-    let indexes: Vec<u32> = (0..ENTRIES as u32).collect();
+    let indexes: Vec<u32> = (0..entries as u32).collect();
     let mut picked = Vec::with_capacity(1 << 20);
-    for key in order(&keys(ENTRIES), 1 << 20) {
-        picked.push(indexes[u64::from_ne_bytes(key) as usize % ENTRIES]);
+    for key in order(&keys(entries), 1 << 20) {
+        picked.push(indexes[u64::from_ne_bytes(key) as usize % entries]);
     }
     fn sides<const CHAINED: bool>(
         blocks: usize,
@@ -248,11 +259,11 @@ fn scaling(blocks: usize, side: &(impl Fn(usize, usize) + Sync)) -> f64 {
 }
 
 /// The figures on host maps.
-pub(crate) fn run(blocks: usize) {
-    let tables = Tables::new();
+pub(crate) fn run(blocks: usize, entries: usize) {
+    let tables = Tables::new(entries);
     tables.lookups::<FREE>(blocks, "");
     tables.lookups::<CHAINED>(blocks, ", one by one");
-    arrays(blocks);
+    arrays(blocks, entries);
     let percent = 100 / UPDATE_EACH;
     let ours = scaling(blocks, &|from, n| tables.mix(from, n));
     let plain = scaling(blocks, &|from, n| tables.plain::<FREE>(from, n));

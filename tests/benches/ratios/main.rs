@@ -4,7 +4,7 @@
 //!
 //! `cargo bench -p offmap-tests --bench ratios [-- --quick] [-- --host]`; the exit status is 0
 //! whether or not a bar is met, and each line says which it was. `--host` runs only the part on
-//! host maps.
+//! host maps. `OFFMAP_ENTRIES` and `OFFMAP_BLOCKS` set the sizes of the maps and of the sample.
 
 mod host;
 
@@ -197,16 +197,17 @@ fn lookups<const CHAINED: bool>(blocks: usize, sides: &Sides, how: &str) {
 
 fn main() {
     let quick = std::env::args().any(|arg| arg == "--quick");
+    let entries = env_number("OFFMAP_ENTRIES").map_or(ENTRIES, |n| n as usize);
     let blocks = env_number("OFFMAP_BLOCKS").map_or(if quick { 101 } else { 501 }, |n| n as usize);
     println!(
-        "{KEY_BYTES} B keys, {VALUE_BYTES} B values, {ENTRIES} entries; medians of {blocks} pairs \
+        "{KEY_BYTES} B keys, {VALUE_BYTES} B values, {entries} entries; medians of {blocks} pairs \
          of blocks of at most {BLOCK:?}"
     );
     if std::env::args().any(|arg| arg == "--host") {
-        host::run(blocks);
+        host::run(blocks, entries);
         return;
     }
-    let sides = Sides::new(ENTRIES);
+    let sides = Sides::new(entries);
     {
         lookups::<FREE>(blocks, &sides, "");
         lookups::<CHAINED>(blocks, &sides, ", one by one");
@@ -237,7 +238,7 @@ fn main() {
             &ns(&r),
         );
 
-        match kernel_map(&keys(ENTRIES)) {
+        match kernel_map(&keys(entries)) {
             Ok(map) => {
                 let map = std::cell::RefCell::new(map);
                 let kernel = &mut |from: usize, n: usize| {
@@ -258,7 +259,7 @@ fn main() {
         }
     }
     drop(sides);
-    host::run(blocks);
+    host::run(blocks, entries);
     growth(blocks, quick);
 }
 

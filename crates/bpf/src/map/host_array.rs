@@ -6,6 +6,7 @@
 
 use super::lazy::LazyTable;
 use super::mapping::{PAGE_BYTES, store_part};
+use super::near::Near;
 use super::ops::{MapOps, NO_SUCH_OPERATION};
 use super::refusals::{BATCH_END, LAST_INDEX, PAST_END};
 use super::words::{Backoff, copy_in, copy_out, words_for};
@@ -13,12 +14,12 @@ use crate::device::BatchOutcome;
 use crate::errno::Errno;
 use crate::error::{Error, Result};
 use crate::uapi::{BPF_F_LOCK, BPF_NOEXIST};
-use std::sync::OnceLock;
 use std::sync::atomic::{
     AtomicU64,
     Ordering::{Acquire, Relaxed, Release},
     fence,
 };
+use std::sync::{Arc, OnceLock};
 
 const NO_INDEX: Error = Error::new(Errno::ENOENT, "the array index is at or past max_entries");
 const PRESENT: Error = Error::new(
@@ -148,6 +149,10 @@ impl Drop for Element<'_> {
 }
 
 impl MapOps for HostArray {
+    fn near(self: Arc<Self>) -> Option<Near> {
+        Some(Near::Array(self))
+    }
+
     #[inline]
     fn lookup(&self, key: &[u8], value: &mut [u8], _flags: u64) -> Result<()> {
         let index = Self::index(key);

@@ -7,23 +7,20 @@
 
 use crate::errno::Errno;
 use crate::error::{Error, Result};
+use crate::map::zeroed::ZeroedWords;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use zerocopy::FromZeros;
 
-/// Words of a cache line, where the first item begins.
-const LINE_WORDS: usize = 8;
 /// Log2 of the words that one bit of [`LazyTable::stored`] stands for: 64 KiB.
 const SPAN_BITS: u32 = 13;
 
 /// `items` items of `item_words` words each.
 pub(crate) struct LazyTable {
-    words: Box<[AtomicU64]>,
-    /// Words before the first item, which begins a cache line.
-    start: usize,
+    /// The first item begins a cache line.
+    words: ZeroedWords,
     items: usize,
     item_words: usize,
     /// A bit for each 64 KiB in which an item may be other than zeroes.
-    stored: Box<[AtomicU64]>,
+    stored: ZeroedWords,
 }
 
 impl LazyTable {
@@ -35,18 +32,12 @@ impl LazyTable {
                 format!("{items} {what} of {item_words} words exceed the memory that can be had"),
             )
         };
-        let zeroes = |words| <[AtomicU64]>::new_box_zeroed_with_elems(words).map_err(|_| too_big());
-        let words = items
-            .checked_mul(item_words)
-            .and_then(|words| words.checked_add(LINE_WORDS))
-            .ok_or_else(too_big)?;
+        let zeroes = |words| ZeroedWords::new(words).ok_or_else(too_big);
+        let words = items.checked_mul(item_words).ok_or_else(too_big)?;
         let stored = zeroes((words >> SPAN_BITS) / 64 + 1)?;
         let words = zeroes(words)?;
-        // Words are aligned to 8 bytes, so that this many are left over.
-        let start = words.as_ptr().addr().wrapping_neg() / 8 % LINE_WORDS;
         Ok(Self {
             words,
-            start,
             items,
             item_words,
             stored,
@@ -57,15 +48,27 @@ impl LazyTable {
     /// that no item has.
     #[inline]
     pub(crate) fn get(&self, index: usize) -> Option<&[AtomicU64]> {
-        let from = self.start + index * self.item_words;
-        self.words.get(from..from + self.item_words)
+        self.from(index)?.get(..self.item_words)
     }
 
     /// The first `N` words of the item, as [`LazyTable::get`].
     #[inline]
     pub(crate) fn get_words<const N: usize>(&self, index: usize) -> Option<&[AtomicU64; N]> {
-        let from = self.start + index * self.item_words;
-        self.words.get(from..)?.first_chunk()
+        self.from(index)?.first_chunk()
+    }
+
+    /// The item and all that follow it, as [`LazyTable::get`]: for those who look at a few of
+    /// its words, and need no other check than that these are there.
+    #[inline]
+    pub(crate) fn from(&self, index: usize) -> Option<&[AtomicU64]> {
+        self.words.get(index * self.item_words..)
+    }
+
+    /// Tables of items of `N` words: the item. One check, and no multiplication.
+    #[inline]
+    pub(crate) fn chunk<const N: usize>(&self, index: usize) -> Option<&[AtomicU64; N]> {
+        debug_assert_eq!(self.item_words, N);
+        self.words.as_chunks().0.get(index)
     }
 
     /// Says that the item is going to be stored to. Before the first store to it.

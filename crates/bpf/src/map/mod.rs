@@ -11,6 +11,7 @@ mod lazy;
 mod lpm;
 mod lru;
 mod mapping;
+mod near;
 mod object;
 mod offload;
 pub(crate) mod ops;
@@ -20,10 +21,12 @@ pub(crate) mod refusals;
 pub(crate) mod ringbuf;
 pub(crate) mod types;
 mod words;
+mod zeroed;
 
 pub use mapping::Mapping;
 pub(crate) use mapping::PAGE_BYTES;
 pub use owner::ProgramTraits;
 
+pub(crate) use near::Near;
 pub(crate) use object::{Map, ReadMostly, WriteActive};
 pub(crate) use offload::{Attached, OFFLOADED_MAP_BYTES, OffloadMap};

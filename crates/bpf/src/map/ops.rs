@@ -4,6 +4,7 @@ use crate::caller::Caller;
 use crate::device::{BatchOutcome, OffloadCommands};
 use crate::errno::Errno;
 use crate::error::{Error, Result};
+use crate::map::Near;
 use crate::map::inner::{InnerMaps, MapMeta};
 use crate::map::ringbuf::{Consumers, HostRing};
 use crate::uapi::MapCreateAttr;
@@ -46,6 +47,11 @@ pub(crate) trait MapOps: Send + Sync {
 
     fn lookup_and_delete(&self, _key: &[u8], _value: &mut [u8], _flags: u64) -> Result<()> {
         Err(NO_SUCH_OPERATION)
+    }
+
+    /// The table itself, where lookups may go without coming through here.
+    fn near(self: Arc<Self>) -> Option<Near> {
+        None
     }
 
     /// The side that knows of inner maps, for maps of maps. Values of these are ids when they

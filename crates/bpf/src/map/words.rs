@@ -11,17 +11,33 @@ pub(crate) const fn words_for(bytes: usize) -> usize {
     bytes.div_ceil(8)
 }
 
-/// Copies the first `out.len()` bytes of `words` out: whole cache lines in loops that the
-/// compiler unrolls, since it does not make vectors of atomic loads.
+/// Copies the first `out.len()` bytes of `words` out. One cache line is what most values are.
 #[inline]
 pub(crate) fn copy_out(words: &[AtomicU64], out: &mut [u8]) {
+    if let Ok(line) = <&mut [u8; 64]>::try_from(&mut *out)
+        && let Some(words) = words.first_chunk::<8>()
+    {
+        return copy_line(words, line);
+    }
+    copy_out_long(words, out);
+}
+
+#[inline]
+fn copy_line(words: &[AtomicU64; 8], line: &mut [u8; 64]) {
+    for (chunk, word) in line.as_chunks_mut::<8>().0.iter_mut().zip(words) {
+        *chunk = word.load(Relaxed).to_le_bytes();
+    }
+}
+
+/// Whole cache lines in loops that the compiler unrolls, since it does not make vectors of
+/// atomic loads.
+#[inline(never)]
+fn copy_out_long(words: &[AtomicU64], out: &mut [u8]) {
     let (lines, rest) = out.as_chunks_mut::<64>();
     let (word_lines, _) = words.as_chunks::<8>();
     let copied = lines.len();
     for (line, words) in lines.iter_mut().zip(word_lines) {
-        for (chunk, word) in line.as_chunks_mut::<8>().0.iter_mut().zip(words) {
-            *chunk = word.load(Relaxed).to_le_bytes();
-        }
+        copy_line(words, line);
     }
     if !rest.is_empty() {
         copy_rest(words.get(copied * 8..).unwrap_or_default(), rest);
