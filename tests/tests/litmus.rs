@@ -312,6 +312,127 @@ fn host_hash_needs_both_fences_around_a_move() {
     assert!(breaks(|| shift(true, false)));
 }
 
+/// A group of the hash table in groups (`crates/bpf/src/map/group_hash.rs`): a value is seen
+/// whole. The reader takes the state that it first saw without its lock bit: one who held the
+/// lock must have given it back with nothing changed, as the writer here does the first time.
+fn group(writer_fence: bool, reader_fence: bool, forgives_version: bool) {
+    const LOCKED: u64 = 1;
+    const VERSION: u64 = 2;
+    let state = Arc::new(AtomicU64::new(0));
+    let value = Arc::new([AtomicU64::new(0), AtomicU64::new(0)]);
+    let writer = {
+        let (state, value) = (Arc::clone(&state), Arc::clone(&value));
+        thread::spawn(move || {
+            let lock = || {
+                state.fetch_or(LOCKED, Acquire);
+                if writer_fence {
+                    fence(Release);
+                }
+            };
+            lock();
+            state.fetch_sub(LOCKED, Release);
+            lock();
+            value[0].store(1, Relaxed);
+            value[1].store(1, Relaxed);
+            state.fetch_add(VERSION - LOCKED, Release);
+        })
+    };
+    let seen = state.load(Acquire);
+    let copied = [value[0].load(Relaxed), value[1].load(Relaxed)];
+    if reader_fence {
+        fence(Acquire);
+    }
+    let differs = state.load(Relaxed) ^ (seen & !LOCKED);
+    let ignored = if forgives_version { VERSION } else { 0 };
+    if differs & !ignored == 0 {
+        assert_eq!(copied[0], copied[1], "half of an update was seen");
+    }
+    writer.join().unwrap();
+}
+
+#[test]
+fn group_hash_a_value_is_seen_whole() {
+    loom::model(|| group(true, true, false));
+}
+
+#[test]
+fn group_hash_needs_both_fences_and_the_version() {
+    assert!(breaks(|| group(false, true, false)));
+    assert!(breaks(|| group(true, false, false)));
+    assert!(breaks(|| group(true, true, true)));
+}
+
+/// A group counts the elements that passed it by while one such element comes and another goes;
+/// a search that begins when both are done does not end at this group.
+fn passed(counts_at_once: bool) {
+    let state = Arc::new(AtomicU64::new(1));
+    let further = Arc::new([AtomicU64::new(1), AtomicU64::new(0)]);
+    let change = |by: i64| {
+        let state = Arc::clone(&state);
+        move || {
+            if counts_at_once {
+                state.fetch_add(by as u64, AcqRel);
+            } else {
+                state.store(state.load(Acquire).wrapping_add(by as u64), Release);
+            }
+        }
+    };
+    let (one_more, one_less) = (change(1), change(-1));
+    let goes = {
+        let further = Arc::clone(&further);
+        thread::spawn(move || {
+            further[0].store(0, Release);
+            one_less();
+        })
+    };
+    // Counted before it is stored further on.
+    one_more();
+    further[1].store(1, Release);
+    goes.join().unwrap();
+    assert_eq!(further[1].load(Acquire), 1);
+    assert_ne!(state.load(Acquire), 0, "the search ends before the element");
+}
+
+#[test]
+fn group_hash_who_passed_is_counted() {
+    loom::model(|| passed(true));
+}
+
+#[test]
+fn group_hash_needs_the_count_in_one_step() {
+    assert!(breaks(|| passed(false)));
+}
+
+/// A reader that is ahead of the count: while an element comes to the group after, whoever sees
+/// it there has seen it counted before, so that what is found once is found again.
+fn comes(counts_first: bool) {
+    let state = Arc::new(AtomicU64::new(0));
+    let further = Arc::new(AtomicU64::new(0));
+    let writer = {
+        let (state, further) = (Arc::clone(&state), Arc::clone(&further));
+        thread::spawn(move || {
+            if counts_first {
+                state.fetch_add(1, AcqRel);
+                further.store(1, Release);
+            } else {
+                further.store(1, Release);
+                state.fetch_add(1, AcqRel);
+            }
+        })
+    };
+    // Somebody who knows that the element is there (as the one who put it there does).
+    if further.load(Acquire) == 1 {
+        assert_eq!(state.load(Relaxed), 1, "it is there and cannot be found");
+    }
+    writer.join().unwrap();
+}
+
+#[test]
+fn group_hash_an_element_is_counted_before_it_is_there() {
+    loom::model(|| comes(true));
+    assert!(breaks(|| comes(false)));
+}
+
 /// B1, in its full form: the header shows BUSY, the position covers it, the data follow, then
 /// the header without BUSY. A device leaves the first header out.
 fn record(position_store: Ordering, commit: Ordering, loads: [Ordering; 2]) {
