@@ -471,3 +471,78 @@ fn a14_f_lock_is_atomic_for_the_whole_value() {
         }
     }
 }
+
+/// What a map of maps makes of special fields in its inner maps: the answers to creating one
+/// with each template, and to storing each map in each of these.
+fn inner_answers(m: &mut dyn Machine) -> Vec<(String, Result<i32, i32>)> {
+    let shapes: [(&str, &[Part]); 6] = [
+        ("long", &[Longs(1)]),
+        ("lock", &[Lock]),
+        ("lock, long", &[Lock, Longs(1)]),
+        ("long, lock", &[Longs(1), Lock]),
+        ("timer", &[Timer]),
+        ("kptr, long", &[Kptr, Longs(1)]),
+    ];
+    let mut answers = Vec::new();
+    for (template_name, template) in shapes {
+        let typed_template = typed(m, HASH, template);
+        let template_fd = m.map(&typed_template);
+        for outer_type in [MapType::ARRAY_OF_MAPS, MapType::HASH_OF_MAPS] {
+            let outer = MapCreateAttr {
+                value_size: 4,
+                inner_map_fd: template_fd as u32,
+                ..attr(outer_type, 4)
+            };
+            let made = m.create(&outer);
+            answers.push((format!("{outer_type} of {template_name}"), made.map(|_| 0)));
+            let Ok(outer_fd) = made else { continue };
+            for (name, parts) in shapes {
+                // Of BTF of its own, and of the template's size where the parts have it.
+                let inner = typed(m, HASH, parts);
+                let inner_fd = m.map(&inner);
+                let stored = m.update(outer_fd, &[0; 4], &inner_fd.to_ne_bytes(), 0);
+                answers.push((
+                    format!("{outer_type} of {template_name}: {name}"),
+                    stored.map(|()| 0),
+                ));
+                let plain = m.map(&MapCreateAttr {
+                    btf_fd: 0,
+                    btf_key_type_id: 0,
+                    btf_value_type_id: 0,
+                    ..inner
+                });
+                let stored = m.update(outer_fd, &[0; 4], &plain.to_ne_bytes(), 0);
+                answers.push((
+                    format!("{outer_type} of {template_name}: {name} without types"),
+                    stored.map(|()| 0),
+                ));
+                m.close(inner_fd);
+                m.close(plain);
+            }
+            // The template itself.
+            let stored = m.update(outer_fd, &[0; 4], &template_fd.to_ne_bytes(), 0);
+            answers.push((
+                format!("{outer_type} of {template_name}: itself"),
+                stored.map(|()| 0),
+            ));
+            m.close(outer_fd);
+        }
+        m.close(template_fd);
+    }
+    answers
+}
+
+#[test]
+fn special_fields_of_inner_maps_are_compared_as_the_kernel_does() {
+    let ours = inner_answers(&mut Ours::host());
+    assert!(ours.iter().any(|(_, got)| got.is_ok()));
+    assert!(ours.iter().any(|(_, got)| got.is_err()));
+    match Theirs::new() {
+        Ok(mut kernel) => {
+            for (ours, theirs) in ours.iter().zip(&inner_answers(&mut kernel)) {
+                assert_eq!(ours, theirs);
+            }
+        }
+        Err(why) => aloud(&format!("skipped: {why}")),
+    }
+}
