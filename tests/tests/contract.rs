@@ -20,6 +20,8 @@ mod host_types;
 mod log;
 #[path = "contract/offloaded.rs"]
 mod offloaded;
+#[path = "contract/privileges.rs"]
+mod privileges;
 #[path = "contract/rows.rs"]
 mod rows;
 
