@@ -804,8 +804,15 @@ impl MapFile {
         self.check_lock(elem_flags)?;
         // The generic update and delete batches ignore them for every type.
         let walks = OffloadCommands::LOOKUP_BATCH | OffloadCommands::LOOKUP_AND_DELETE_BATCH;
-        if flags != 0 && walks.contains(command) && self.ops().checks_batch_flags() {
-            return Err(BAD_BATCH_FLAGS);
+        if flags != 0 && walks.contains(command) {
+            // The kernel offloads no batch: on a device they follow the rules of their type.
+            let checks = match self.is_offloaded() {
+                true => self.map_type().is_hash(),
+                false => self.ops().checks_batch_flags(),
+            };
+            if checks {
+                return Err(BAD_BATCH_FLAGS);
+            }
         }
         Ok(())
     }

@@ -96,6 +96,18 @@ impl MapType {
     pub const fn is_map_of_maps(self) -> bool {
         matches!(self, Self::ARRAY_OF_MAPS | Self::HASH_OF_MAPS)
     }
+
+    /// Whether it is one of the types that are `struct bpf_htab` in the kernel.
+    pub(crate) const fn is_hash(self) -> bool {
+        matches!(
+            self,
+            Self::HASH
+                | Self::PERCPU_HASH
+                | Self::LRU_HASH
+                | Self::LRU_PERCPU_HASH
+                | Self::HASH_OF_MAPS
+        )
+    }
 }
 
 impl fmt::Debug for MapType {

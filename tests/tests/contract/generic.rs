@@ -617,3 +617,25 @@ fn f_generic_descriptors_ids_and_commands() {
         assert_eq!(m.raw(1 << 20, &[]), Err(EINVAL), "{}", m.name());
     });
 }
+
+/// `__htab_map_lookup_and_delete_batch` refuses flags before it looks at anything, and the
+/// element that a refused walk would have deleted is still there.
+#[test]
+fn walks_of_hash_maps_refuse_flags() {
+    let row = |m: &mut dyn Machine| {
+        let fd = m.map(&attr(HASH, 4));
+        m.update(fd, &key(1), &value(1), 0).unwrap();
+        let base = m.base();
+        let at = [0, base + 0x900, base + 0xa00, m.value_at()];
+        for number in [c::MAP_LOOKUP_BATCH, c::MAP_LOOKUP_AND_DELETE_BATCH] {
+            for flags in [1, 4, 1 << 63] {
+                let walked = m.batch_at(number, fd, at, 4, [0, flags]);
+                assert_eq!(walked.result, Err(EINVAL), "{}: flags {flags:#x}", m.name());
+            }
+        }
+        assert!(m.lookup(fd, &key(1), 8, 0).is_ok());
+    };
+    on_hosts(row);
+    let (_stack, mut ours) = strict("offmap");
+    row(&mut ours);
+}

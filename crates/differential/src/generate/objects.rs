@@ -97,6 +97,9 @@ fn blob() -> Vec<u8> {
     blob
 }
 
+/// The path is relative to the directory `path_fd`.
+const BPF_F_PATH_FD: u32 = 1 << 14;
+
 impl Generator {
     pub(super) fn freeze(&mut self, sides: &mut Sides, index: usize) -> (Action, Expect) {
         let fd = self.fd_of(index);
@@ -250,13 +253,19 @@ impl Generator {
         self.pointer(PATH, bytes.len())
     }
 
+    /// The path is in `attr` at 0, the descriptor at 8, flags at 12, the directory at 16.
     fn set_pin(&mut self, sides: &mut Sides, fd: i32, name: u32) {
         let path = self.path(sides, name);
         self.set64(0, path);
         self.set32(8, fd as u32);
         if self.one_in(12) {
-            let flags = self.pick(&[1, 1 << 3, 1 << 4, 3 << 3, 1 << 14]);
+            let flags = self.pick(&[1, 1 << 3, 1 << 4, 3 << 3, BPF_F_PATH_FD]);
             self.set32(12, flags);
+            if flags == BPF_F_PATH_FD {
+                // Any open descriptor is this process's own, and unknown to the other side.
+                self.set32(16, u32::MAX);
+                return;
+            }
         }
         if self.one_in(30) {
             let foreign = self.foreign_fd as u32;
