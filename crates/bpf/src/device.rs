@@ -213,7 +213,7 @@ pub trait OffloadedMap: Send + Sync {
     fn inner_value(&self) -> Result<[u8; 4]> {
         Err(Error::new(
             Errno::EINVAL,
-            "the device has no maps of maps, so its maps cannot be inner maps",
+            "on this device maps of this type cannot be inner maps",
         ))
     }
 

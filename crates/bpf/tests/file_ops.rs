@@ -125,7 +125,7 @@ fn what_can_be_mapped() {
         (offloaded, 524, 524, 524, 524, 1),
         (array, 22, 22, 22, 22, 1),
         (good, 0, 0, 22, 0, 1),
-        (read_only, 13, 0, 22, 0, 1),
+        (read_only, 13, 22, 22, 22, 1),
         (write_only, 13, 13, 13, 13, 13),
         (constant, 13, 0, 22, 0, 1),
         (frozen, 1, 0, 22, 0, 1),

@@ -61,7 +61,11 @@ impl<F: Function> BehavedMap<F> {
         };
         if !(behaviours.lazy_hash && is_hash) {
             map.made()?;
-        } else if let Some(error) = errno::beyond(map.shared.driver.identity(), &spec) {
+        } else if let Some(error) = errno::beyond(
+            &map.shared.profile.name,
+            map.shared.driver.identity(),
+            &spec,
+        ) {
             // No later update could help.
             return Err(error);
         }

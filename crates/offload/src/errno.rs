@@ -170,7 +170,7 @@ pub(crate) fn of_driver(error: &DriverError) -> Error {
 }
 
 /// The error for a map that could not be created.
-pub(crate) fn of_create(error: &DriverError) -> Error {
+pub(crate) fn of_create(profile: &str, error: &DriverError) -> Error {
     match error {
         DriverError::Refused {
             limit,
@@ -179,7 +179,7 @@ pub(crate) fn of_create(error: &DriverError) -> Error {
             used,
             status,
             ..
-        } => of_limit(*status, *limit, *asked, *allowed, *used),
+        } => of_limit(profile, *status, *limit, [*asked, *allowed, *used]),
         DriverError::Command { status, .. } => match *status {
             Status::NoMemory => Error::new(
                 Errno::ENOMEM,
@@ -196,7 +196,7 @@ pub(crate) fn of_create(error: &DriverError) -> Error {
 }
 
 /// What a device with these limits would say to a map that it is not asked for yet.
-pub(crate) fn beyond(identity: &Identity, spec: &MapSpec) -> Option<Error> {
+pub(crate) fn beyond(profile: &str, identity: &Identity, spec: &MapSpec) -> Option<Error> {
     let limits = [
         (Limit::KeyBytes, spec.key_size, identity.key_bytes),
         (Limit::ValueBytes, spec.value_size, identity.value_bytes),
@@ -208,57 +208,76 @@ pub(crate) fn beyond(identity: &Identity, spec: &MapSpec) -> Option<Error> {
     ];
     let (limit, asked, allowed) = limits.into_iter().find(|(_, asked, most)| asked > most)?;
     let status = Status::LimitExceeded;
-    Some(of_limit(status, limit, asked.into(), allowed.into(), 0))
+    Some(of_limit(
+        profile,
+        status,
+        limit,
+        [asked.into(), allowed.into(), 0],
+    ))
 }
 
 /// Sizes that no amount of free memory would help are E2BIG, as for a host map; what depends on
 /// what is free is ENOMEM.
-fn of_limit(status: Status, limit: Limit, asked: u64, allowed: u64, used: u64) -> Error {
+fn of_limit(
+    profile: &str,
+    status: Status,
+    limit: Limit,
+    [asked, allowed, used]: [u64; 3],
+) -> Error {
     let (errno, reason) = match limit {
         Limit::MapType => (
             Errno::EINVAL,
-            format!("the device has no maps of type {asked} (its types: {allowed:#x})"),
+            format!(
+                "map_type {asked}: the device of profile {profile} has no such maps (its types: \
+                 {allowed:#x})"
+            ),
         ),
         Limit::KeyBytes => (
             Errno::E2BIG,
-            format!("the key has {asked} bytes and the device allows {allowed}"),
+            format!("key_size {asked}: the device of profile {profile} allows {allowed} bytes"),
         ),
         Limit::ValueBytes => (
             Errno::E2BIG,
-            format!("the value has {asked} bytes and the device allows {allowed}"),
+            format!("value_size {asked}: the device of profile {profile} allows {allowed} bytes"),
         ),
         Limit::CpuSlots => (
             Errno::E2BIG,
             format!(
-                "the host has {asked} possible CPUs and the device has per-CPU values for {allowed}"
+                "map_type: the host has {asked} possible CPUs, and the device of profile {profile} \
+                 has per-CPU values for {allowed}"
             ),
         ),
         Limit::EntriesPerMap => (
             Errno::ENOMEM,
-            format!("the map has {asked} entries and the device allows {allowed} in one map"),
+            format!(
+                "max_entries {asked}: the device of profile {profile} allows {allowed} in one map"
+            ),
         ),
         Limit::EntriesTotal => (
             Errno::ENOMEM,
             format!(
-                "the map has {asked} entries, the device allows {allowed} in all maps together \
-                 and {used} are taken"
+                "max_entries {asked}: the device of profile {profile} allows {allowed} in all maps \
+                 together, and {used} are taken"
             ),
         ),
         Limit::Maps => (
             Errno::ENOMEM,
-            format!("the device allows {allowed} maps and {used} exist"),
+            format!(
+                "map_ifindex: the device of profile {profile} allows {allowed} maps, and {used} exist"
+            ),
         ),
         Limit::Memory => (
             Errno::ENOMEM,
             format!(
-                "the map needs {asked} bytes of device memory; the largest free piece has \
-                 {allowed}, and {used} are in use"
+                "max_entries, key_size and value_size make {asked} bytes of memory on the device of \
+                 profile {profile}; its largest free piece has {allowed}, and {used} are in use"
             ),
         ),
         other => (
             Errno::ENOMEM,
             format!(
-                "the device refuses the map ({status}): {other} asked {asked}, allowed {allowed}, used {used}"
+                "the device of profile {profile} refuses the map ({status}): {other} asked {asked}, \
+                 allowed {allowed}, used {used}"
             ),
         ),
     };
@@ -359,7 +378,7 @@ mod tests {
             (Limit::Memory, Errno::ENOMEM),
             (Limit(99), Errno::ENOMEM),
         ] {
-            let error = of_limit(Status::LimitExceeded, limit, 4711, 0x815, 42);
+            let error = of_limit("offmap", Status::LimitExceeded, limit, [4711, 0x815, 42]);
             assert_eq!(error.errno(), errno, "{limit}");
             let says = |n: &str| error.reason().contains(n);
             assert!(says("4711") || limit == Limit::Maps, "{error}");

@@ -123,7 +123,7 @@ impl<F: Function> Shared<F> {
         let map = self
             .driver
             .create_map(&params)
-            .map_err(|e: DriverError| -> Error { errno::of_create(&e) })?;
+            .map_err(|e: DriverError| -> Error { errno::of_create(&self.profile.name, &e) })?;
         Ok(NicMap::new(Arc::clone(self), spec, map))
     }
 }

@@ -239,7 +239,7 @@ fn check(spec: &MapSpec) -> Result<()> {
 }
 
 /// The error for a ring that could not be created.
-fn of_create(error: &DriverError, bytes: u64) -> Error {
+fn of_create(profile: &str, error: &DriverError, bytes: u64) -> Error {
     match error {
         DriverError::Io {
             what: _,
@@ -248,7 +248,7 @@ fn of_create(error: &DriverError, bytes: u64) -> Error {
             Errno::ENOMEM,
             format!("the ring buffer needs {bytes} bytes of DMA memory: {source}"),
         ),
-        _ => errno::of_create(error),
+        _ => errno::of_create(profile, error),
     }
 }
 
@@ -272,7 +272,7 @@ impl<F: Function> NicRingMap<F> {
             .and_then(|len| {
                 driver
                     .create_map_with_memory(&params, len, spec.numa_node)
-                    .map_err(|e| of_create(&e, bytes))
+                    .map_err(|e| of_create(&shared.profile.name, &e, bytes))
             });
         let (map, memory) = match created {
             Ok(created) => created,

@@ -21,16 +21,17 @@ enum Part {
     Lock,
     Timer,
     Kptr,
+    Refcount,
     /// A number of longs.
     Longs(u32),
 }
 
-use Part::{Kptr, Lock, Longs, Timer};
+use Part::{Kptr, Lock, Longs, Refcount, Timer};
 
 impl Part {
     const fn bytes(self) -> u32 {
         match self {
-            Lock | Kptr => 8,
+            Lock | Kptr | Refcount => 8,
             Timer => 16,
             Longs(n) => 8 * n,
         }
@@ -38,7 +39,7 @@ impl Part {
 
     const fn special_bytes(self) -> usize {
         match self {
-            Lock => 4,
+            Lock | Refcount => 4,
             Kptr => 8,
             Timer => 16,
             Longs(_) => 0,
@@ -57,6 +58,7 @@ fn try_typed(m: &mut dyn Machine, map_type: MapType, parts: &[Part]) -> Result<M
     let key = btf.int("int", 4);
     let long = btf.int("long", 8);
     let lock = btf.structure("bpf_spin_lock", 4, &[("val", key, 0)]);
+    let refcount = btf.structure("bpf_refcount", 4, &[("refs", key, 0)]);
     let opaque = btf.array(long, key, 2);
     let timer = btf.structure("bpf_timer", 16, &[("__opaque", opaque, 0)]);
     let task = btf.structure("task_struct", 4, &[("x", key, 0)]);
@@ -68,6 +70,7 @@ fn try_typed(m: &mut dyn Machine, map_type: MapType, parts: &[Part]) -> Result<M
             Lock => lock,
             Timer => timer,
             Kptr => kptr,
+            Refcount => refcount,
             Longs(n) => btf.array(long, key, n),
         };
         members.push(("m", id, at));
@@ -544,5 +547,116 @@ fn special_fields_of_inner_maps_are_compared_as_the_kernel_does() {
             }
         }
         Err(why) => aloud(&format!("skipped: {why}")),
+    }
+}
+
+/// What every way of reading shows of special fields, of elements that were never written and of
+/// ones whose fields user space tried to write.
+fn shown(m: &mut dyn Machine) -> Vec<(String, Result<Vec<u8>, i32>)> {
+    let mut all = Vec::new();
+    for (map_type, parts) in [
+        (ARRAY, &[Refcount, Longs(1)][..]),
+        (ARRAY, &[Lock, Longs(1)]),
+        (ARRAY, &[Longs(1), Timer]),
+        (HASH, &[Refcount, Longs(1)]),
+        (HASH, &[Lock, Longs(1), Refcount]),
+        (HASH, &[Longs(1), Timer]),
+        (HASH, &[Kptr, Longs(1)]),
+        (MapType::LRU_HASH, &[Refcount, Longs(1)]),
+        (MapType::PERCPU_HASH, &[Refcount, Longs(1)]),
+        (MapType::PERCPU_ARRAY, &[Refcount, Longs(1)]),
+        (MapType::PERCPU_ARRAY, &[Kptr, Longs(1)]),
+    ] {
+        let like = typed(m, map_type, parts);
+        let what = format!("{map_type} {}", all.len());
+        let fd = match m.create(&like) {
+            Ok(fd) => fd,
+            Err(errno) => {
+                all.push((what, Err(errno)));
+                continue;
+            }
+        };
+        let copies = if map_type.is_percpu() { m.cpus() } else { 1 };
+        let bytes = like.value_size.next_multiple_of(8) as usize * copies;
+        all.push((format!("{what}, fresh"), m.lookup(fd, &key(0), bytes, 0)));
+        // Elements 1 and 3: one more and one less than a walk of two.
+        for n in [1, 3] {
+            let stored = m.update(fd, &key(n), &vec![0xa5; bytes], 0);
+            all.push((format!("{what}, stored {n}"), stored.map(|()| Vec::new())));
+        }
+        let stored = m.store(fd, &key(2), Some(&vec![0x5a; bytes]), 1, 0);
+        all.push((format!("{what}, batch"), stored.result.map(|()| Vec::new())));
+        for n in 1..=3 {
+            all.push((format!("{what}, {n}"), m.lookup(fd, &key(n), bytes, 0)));
+        }
+        for number in [c::MAP_LOOKUP_BATCH, c::MAP_LOOKUP_AND_DELETE_BATCH] {
+            let walked = m.walk(number, fd, None, 4);
+            // Elements of hash maps come in any order.
+            let count = walked.count.min(4) as usize;
+            let keys = m.walked_keys(4 * count);
+            let values = m.walked_values(bytes * count);
+            let mut both: Vec<Vec<u8>> = keys
+                .chunks(4)
+                .zip(values.chunks(bytes))
+                .map(|(key, value)| [key, value].concat())
+                .collect();
+            both.sort();
+            let name = format!("{what}, command {number}, {:?}", walked.result);
+            all.push((name, Ok(both.concat())));
+        }
+        let _ = m.update(fd, &key(1), &vec![0xa5; bytes], 0);
+        all.push((format!("{what}, taken"), m.take(fd, &key(1), bytes, 0)));
+        m.close(fd);
+    }
+    all
+}
+
+#[test]
+fn special_fields_are_shown_as_by_the_kernel() {
+    let ours = shown(&mut Ours::host());
+    match Theirs::new() {
+        Ok(mut kernel) => {
+            for (ours, theirs) in ours.iter().zip(&shown(&mut kernel)) {
+                assert_eq!(ours, theirs);
+            }
+        }
+        Err(why) => aloud(&format!("skipped: {why}")),
+    }
+    // A device of profile offmap shows the same, of the types whose values it may have.
+    let (_stack, mut device) = strict("offmap");
+    for (host, device) in ours.iter().zip(&shown(&mut device)) {
+        if device.1.is_ok() {
+            assert_eq!(host, device);
+        }
+    }
+}
+
+/// What user space writes to a special field does not reach the device.
+#[test]
+fn a_device_is_given_fresh_fields() {
+    let (stack, mut ours) = strict("offmap");
+    let like = typed(&mut ours, HASH, &[Longs(1), Lock]);
+    let fd = ours.map(&like);
+    ours.update(fd, &key(1), &[0xa5; 16], 0).unwrap();
+    ours.store(fd, &key(2), Some(&[0xa5; 16]), 1, 0)
+        .result
+        .unwrap();
+    let on_device = stack
+        .function
+        .with_firmware(|firmware| {
+            // Handles are a slot and a generation; the first map has the first slot.
+            let mut handles = (0..=0x0002_0000).map(offmap_abi::MapHandle);
+            let map = handles.find(|&map| firmware.map_info(map).is_ok());
+            let map = map.expect("a map on the device");
+            let mut value = [0; 16];
+            [1, 2].map(|n| {
+                assert!(firmware.lookup(map, &key(n), &mut value).is_success());
+                value
+            })
+        })
+        .expect("the device lives");
+    for value in on_device {
+        assert_eq!(value[..8], [0xa5; 8]);
+        assert_eq!(value[8..12], [0; 4], "the lock is as user space wrote it");
     }
 }

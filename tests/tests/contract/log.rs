@@ -1,10 +1,15 @@
 //! §A, `BPF_COMMON_ATTRS`: the log that says why a map was refused, and BTF_LOAD's own.
 
 use super::*;
+use offmap_bpf::btf::{Btf, BtfBuilder};
 use offmap_bpf::command as c;
 use offmap_bpf::uapi::MapFlags;
 use offmap_bpf::{Caller, NetNs};
+use offmap_tests::btf::generate;
 use offmap_tests::contract::{create_bytes, u32_of};
+use offmap_tests::report::seed;
+use rand::{RngExt, SeedableRng};
+use rand_xoshiro::Xoshiro256PlusPlus;
 
 /// Where the log is.
 const LOG: usize = 0x6000;
@@ -334,7 +339,9 @@ fn a_log_3_a_short_log_is_cut_and_enospc() {
         assert_eq!(got, Err(ENOSPC), "{size}");
         assert!(ours.reason.contains("log_size"), "{}", ours.reason);
         assert_eq!(true_size, full, "what all of it takes");
-        assert_eq!(text(&log), &full_text[..size - 1], "{size}");
+        // As in the kernel, its end is kept.
+        let end = full_text.len() - (size - 1);
+        assert_eq!(text(&log), &full_text[end..], "{size}");
         assert!(
             log[size..].iter().all(|&b| b == 0xee),
             "nothing past the log"
@@ -475,4 +482,156 @@ fn a_log_8_btf_loads_sentence_names_type_and_field() {
     for word in ["BTF type 1", "kind 31"] {
         assert!(text(&log).contains(word), "{:?}", text(&log));
     }
+}
+
+/// A type of each kind, with and without the kind flag, and every way that a part of one can be.
+fn every_kind() -> Vec<u8> {
+    let mut btf = BtfBuilder::new();
+    let long_name = btf.string(&[b'n'; 400]);
+    let names: Vec<u32> = ["a", "b", "c", "value", "tag"]
+        .iter()
+        .map(|name| btf.string(name.as_bytes()))
+        .collect();
+    let mut add = |name: u32, kind: u32, flag: u32, vlen: u32, word: u32, tail: &[u32]| {
+        btf.raw(name, flag << 31 | kind << 24 | vlen, word, tail)
+    };
+    let int = add(names[0], 1, 0, 0, 4, &[1 << 24 | 32]);
+    add(names[0], 1, 0, 0, 4, &[32]);
+    add(names[1], 1, 0, 0, 1, &[2 << 24 | 8]);
+    add(names[2], 1, 0, 0, 1, &[4 << 24 | 8]);
+    let pointer = add(0, 2, 0, 0, int, &[]);
+    add(0, 2, 0, 0, 0, &[]);
+    add(0, 3, 0, 0, 0, &[int, int, 5]);
+    let record = add(
+        long_name,
+        4,
+        0,
+        2,
+        8,
+        &[long_name, int, 0, names[1], int, 32],
+    );
+    add(
+        names[0],
+        4,
+        1,
+        3,
+        8,
+        &[
+            names[0],
+            int,
+            3 << 24,
+            names[1],
+            int,
+            5 << 24 | 3,
+            0,
+            int,
+            32,
+        ],
+    );
+    let union = add(names[1], 5, 0, 1, 4, &[names[0], int, 0]);
+    add(0, 4, 0, 1, 4, &[0, union, 0]);
+    add(names[2], 6, 0, 2, 4, &[names[0], 0, names[1], u32::MAX]);
+    add(names[3], 6, 1, 1, 4, &[names[2], u32::MAX - 1]);
+    add(names[0], 7, 0, 0, 0, &[]);
+    add(names[1], 7, 1, 0, 0, &[]);
+    for kind in [8, 9, 10] {
+        let name = if kind == 8 { names[0] } else { 0 };
+        add(name, kind, 0, 0, int, &[]);
+    }
+    add(0, 11, 0, 0, pointer, &[]);
+    add(0, 13, 0, 0, 0, &[]);
+    let takes_two = add(0, 13, 0, 2, int, &[names[0], int, names[1], pointer]);
+    add(0, 13, 0, 2, 0, &[0, int, 0, 0]);
+    add(0, 13, 0, 1, 0, &[0, 0]);
+    add(names[4], 12, 0, 1, takes_two, &[]);
+    let var = add(names[3], 14, 0, 0, int, &[1]);
+    add(long_name, 15, 0, 1, 4, &[var, 0, 4]);
+    add(names[0], 16, 0, 0, 8, &[]);
+    add(names[4], 17, 0, 0, record, &[u32::MAX]);
+    add(names[4], 17, 0, 0, record, &[1]);
+    let tagged = add(names[4], 18, 0, 0, int, &[]);
+    add(0, 2, 0, 0, tagged, &[]);
+    add(
+        names[0],
+        19,
+        0,
+        2,
+        8,
+        &[names[0], 1, 2, names[1], u32::MAX, u32::MAX],
+    );
+    add(names[1], 19, 1, 1, 8, &[names[2], u32::MAX, u32::MAX]);
+    btf.finish()
+}
+
+/// BTF_LOAD with a log of every size and level: the answer, `btf_log_true_size` and, where the
+/// blob is good, every byte of the log.
+#[test]
+fn the_log_of_a_good_blob_is_the_kernels() {
+    const BLOB: usize = 0x8000;
+    const ROOM: usize = 0x1800;
+    let mut rng = Xoshiro256PlusPlus::seed_from_u64(seed());
+    let load = |m: &mut dyn Machine, blob: &[u8], size: u32, level: u32| {
+        m.put(LOG, &vec![0xee; ROOM]);
+        m.put(BLOB, blob);
+        let mut attr = [0; 32];
+        attr[..8].copy_from_slice(&(m.base() + BLOB as u64).to_ne_bytes());
+        attr[8..16].copy_from_slice(&(m.base() + LOG as u64).to_ne_bytes());
+        attr[16..20].copy_from_slice(&(blob.len() as u32).to_ne_bytes());
+        attr[20..24].copy_from_slice(&size.to_ne_bytes());
+        attr[24..28].copy_from_slice(&level.to_ne_bytes());
+        let got = m.raw(c::BTF_LOAD, &attr);
+        if let Ok(fd) = got {
+            m.close(fd);
+        }
+        let true_size = u32_of(&m.attr(32)[28..]);
+        (got.map(|_| 0), true_size, m.get(LOG, ROOM))
+    };
+    let (mut good, mut cut) = (0, 0);
+    let Ok(mut kernel) = Theirs::new() else {
+        return aloud("skipped: the kernel takes no part, and there is nothing to compare with");
+    };
+    let mut ours = Ours::host();
+    Btf::parse(&every_kind()).expect("sound");
+    let mut blobs = vec![every_kind()];
+    while blobs.len() < 400 {
+        let blob = generate(&mut rng);
+        if blob.len() <= 0x2000 && Btf::parse(&blob).is_ok() {
+            blobs.push(blob);
+        }
+    }
+    for blob in &blobs {
+        let whole = load(&mut ours, blob, ROOM as u32, 1);
+        if whole.0.is_err() {
+            // Longer than there is room for.
+            continue;
+        }
+        good += 1;
+        for level in [1, 2, 3, 4, 7, 8, 9, 15] {
+            let near = whole.1 + 2 - rng.random_range(0..4);
+            let any = rng.random_range(1..=whole.1);
+            for size in [ROOM as u32, near, any, 1, 2] {
+                let mine = load(&mut ours, blob, size, level);
+                let theirs = load(&mut kernel, blob, size, level);
+                assert_eq!(
+                    mine.0, theirs.0,
+                    "level {level}, size {size} of {}",
+                    whole.1
+                );
+                assert_eq!(
+                    mine.1, theirs.1,
+                    "level {level}, size {size} of {}",
+                    whole.1
+                );
+                assert!(
+                    mine.2 == theirs.2,
+                    "level {level}, size {size} of {}:\n{}\nand the kernel's:\n{}",
+                    whole.1,
+                    String::from_utf8_lossy(&mine.2),
+                    String::from_utf8_lossy(&theirs.2)
+                );
+                cut += u32::from(mine.0 == Err(ENOSPC));
+            }
+        }
+    }
+    assert!(good > 100 && cut > 100, "{good} blobs, {cut} cut logs");
 }

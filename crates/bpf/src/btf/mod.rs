@@ -15,6 +15,7 @@ mod find;
 mod header;
 mod kernel;
 mod kind;
+mod listing;
 mod map;
 mod member;
 mod meta;

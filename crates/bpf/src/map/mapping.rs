@@ -105,7 +105,7 @@ impl MapFile {
     /// `mmap(2)`. EINVAL for an offset that is no multiple of 4096 bytes; EINVAL, ENOMEM and
     /// EOVERFLOW for a length or an end that cannot be; EACCES for access that the file does
     /// not give; EPERM for PROT_EXEC; 524 for maps that cannot be mapped, and for those whose values have special fields; EINVAL for a private
-    /// mapping; EPERM for a writable one of a frozen map, and EACCES of a `RDONLY_PROG` map;
+    /// mapping, and for any through a file that is open read-only; EPERM for a writable one of a frozen map, and EACCES of a `RDONLY_PROG` map;
     /// EINVAL for an array without `MMAPABLE`, and for an end past the elements' last page.
     pub fn mmap(&self, request: &MmapRequest) -> Result<Mapping> {
         request.check_offset()?;
@@ -127,6 +127,13 @@ impl MapFile {
             return Err(Error::new(
                 Errno::EINVAL,
                 "a private mapping: maps are shared only",
+            ));
+        }
+        // `do_mmap` takes VM_SHARED away where the file is not open for writing.
+        if !self.mode().contains(FileMode::WRITE) {
+            return Err(Error::new(
+                Errno::EINVAL,
+                "a mapping through a file that is open read-only, which counts as a private one",
             ));
         }
         // A writer from here on; what fails below ends that.

@@ -172,17 +172,23 @@ impl System {
             return Ok(None);
         }
         let fd = Fd(attr.path_fd);
-        self.file(fd).map(Some).ok_or_else(|| bad_fd(fd))
+        match self.file(fd) {
+            Some(file) => Ok(Some(file)),
+            None if self.fds().is_of_others(fd) => Err(NO_DIRECTORY),
+            None => Err(bad_fd(fd)),
+        }
     }
 }
+
+const NO_DIRECTORY: Error = Error::new(
+    Errno::ENOTDIR,
+    "path_fd: the descriptor is not a directory's, and a path starts at one",
+);
 
 fn start(dir: Option<&File>) -> Result<Start<'_>> {
     match dir {
         None => Ok(Start::Cwd),
         Some(File::Directory(dir)) => Ok(Start::Directory(dir)),
-        Some(File::Map(_) | File::Btf(_)) => Err(Error::new(
-            Errno::ENOTDIR,
-            "path_fd: the descriptor is not a directory's, and a path starts at one",
-        )),
+        Some(File::Map(_) | File::Btf(_)) => Err(NO_DIRECTORY),
     }
 }

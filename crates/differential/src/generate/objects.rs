@@ -262,8 +262,9 @@ impl Generator {
             let flags = self.pick(&[1, 1 << 3, 1 << 4, 3 << 3, BPF_F_PATH_FD]);
             self.set32(12, flags);
             if flags == BPF_F_PATH_FD {
-                // Any open descriptor is this process's own, and unknown to the other side.
-                self.set32(16, u32::MAX);
+                // Not 0: what this process's standard input is, the other side cannot know.
+                let dir = self.pick(&[self.foreign_fd as u32, u32::MAX]);
+                self.set32(16, dir);
                 return;
             }
         }

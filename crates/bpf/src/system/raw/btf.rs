@@ -47,22 +47,29 @@ impl Call<'_> {
         )?;
         let bytes = self.copy_in(self.attr.u64(BTF), size as usize, "btf")?;
         let parsed = Btf::parse(&bytes);
-        let text = match &parsed {
-            Ok(_) => String::new(),
-            Err(error) => format!("{}\n", error.reason()),
-        };
         let true_size = match &log {
-            Some(log) => log.write(self.memory, &text)?,
+            Some(log) => {
+                let mut text = log.text();
+                match &parsed {
+                    Ok(btf) => btf.listing(&mut |piece| text.push(piece)),
+                    Err(error) => {
+                        text.push(error.reason().as_bytes());
+                        text.push(b"\n");
+                    }
+                }
+                log.write(self.memory, text)?
+            }
             None => 0,
         };
         if self.size as usize >= LOG_TRUE_SIZE + 4 {
             self.attr
                 .put_u32(self.memory, LOG_TRUE_SIZE, true_size, "btf_log_true_size")?;
         }
-        let btf = parsed?;
+        // Before what is wrong with the blob, as in the kernel.
         if let Some(log) = log {
             log.check_room(true_size)?;
         }
+        let btf = parsed?;
         self.system.new_btf(btf).map(|fd| fd.0)
     }
 

@@ -5,12 +5,15 @@ use super::attr::read_growable;
 use crate::errno::Errno;
 use crate::error::{Error, Result};
 use crate::user_memory::UserMemory;
+use std::collections::VecDeque;
 
 /// Bytes up to the end of `log_true_size`.
 const COMMON_BYTES: usize = 20;
 const LOG_TRUE_SIZE: usize = 16;
 /// `BPF_LOG_MASK`: levels 1 and 2, statistics, fixed.
 const LOG_LEVELS: u32 = 0xf;
+/// `BPF_LOG_FIXED`.
+const LOG_FIXED: u32 = 1 << 3;
 /// `UINT_MAX >> 2`.
 const MAX_LOG_BYTES: u32 = u32::MAX >> 2;
 
@@ -18,6 +21,33 @@ const MAX_LOG_BYTES: u32 = u32::MAX >> 2;
 pub(super) struct Log {
     buffer: u64,
     size: u32,
+    /// Keeps the beginning of a text that is too long, not its end.
+    fixed: bool,
+}
+
+/// What a log is to say.
+pub(super) struct Text {
+    /// As much of it as the caller's buffer has room for.
+    kept: VecDeque<u8>,
+    room: usize,
+    fixed: bool,
+    /// Bytes of all of it.
+    len: u64,
+}
+
+impl Text {
+    pub(super) fn push(&mut self, piece: &[u8]) {
+        self.len += piece.len() as u64;
+        let free = self.room - self.kept.len();
+        if self.fixed {
+            self.kept.extend(&piece[..piece.len().min(free)]);
+            return;
+        }
+        let over = piece.len().saturating_sub(free).min(self.kept.len());
+        self.kept.drain(..over);
+        self.kept
+            .extend(&piece[piece.len().saturating_sub(self.room)..]);
+    }
 }
 
 impl Log {
@@ -42,18 +72,31 @@ impl Log {
                 "log_size {size}: a log has at most {MAX_LOG_BYTES} bytes"
             ));
         }
-        Ok((buffer != 0).then_some(Self { buffer, size }))
+        Ok((buffer != 0).then_some(Self {
+            buffer,
+            size,
+            fixed: level & LOG_FIXED != 0,
+        }))
     }
 
-    /// Writes `text` and its NUL, as much as fits; the bytes that all of it takes. EFAULT.
-    pub(super) fn write(&self, memory: &dyn UserMemory, text: &str) -> Result<u32> {
-        let room = (self.size - 1) as usize;
-        let mut bytes = text.as_bytes()[..text.len().min(room)].to_vec();
+    /// A text for this log, empty.
+    pub(super) fn text(&self) -> Text {
+        Text {
+            kept: VecDeque::new(),
+            room: (self.size - 1) as usize,
+            fixed: self.fixed,
+            len: 0,
+        }
+    }
+
+    /// Writes what was kept of `text`, and a NUL; the bytes that all of it takes. EFAULT.
+    pub(super) fn write(&self, memory: &dyn UserMemory, text: Text) -> Result<u32> {
+        let mut bytes = Vec::from(text.kept);
         bytes.push(0);
         memory
             .write(self.buffer, &bytes)
             .map_err(|fault| fault.during("log_buf"))?;
-        Ok(text.len() as u32 + 1)
+        Ok(u32::try_from(text.len + 1).unwrap_or(u32::MAX))
     }
 
     /// Whether a text of `true_size` bytes, its NUL included, was cut. ENOSPC.
@@ -107,11 +150,12 @@ impl CommonLog {
         let Some(log) = self.log else {
             return result;
         };
-        let text = match &result {
-            Ok(_) => String::new(),
-            Err(error) => format!("{}\n", error.reason()),
-        };
-        let true_size = log.write(memory, &text)?;
+        let mut text = log.text();
+        if let Err(error) = &result {
+            text.push(error.reason().as_bytes());
+            text.push(b"\n");
+        }
+        let true_size = log.write(memory, text)?;
         if let Some(address) = self.true_size {
             memory
                 .write(address, &true_size.to_ne_bytes())
