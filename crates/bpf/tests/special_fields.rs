@@ -187,3 +187,44 @@ fn maps_with_special_fields_cannot_be_mapped() {
     let plain = system.map_create(&ROOT, &plain).unwrap();
     system.mmap(plain, &write).unwrap();
 }
+
+/// A field that is not zeroes when it is fresh, of elements that nobody wrote: every way of
+/// reading has to put it there.
+#[test]
+fn fresh_fields_are_shown_by_every_way_of_reading() {
+    let system = system();
+    let mut b = BtfBuilder::new();
+    let int = b.int("int", 4);
+    let long = b.int("long", 8);
+    let refcount = b.structure("bpf_refcount", 4, &[("refs", int, 0)]);
+    let value = b.structure("value", 16, &[("r", refcount, 0), ("a", long, 8)]);
+    let btf = system.btf_load(&ROOT, &b.finish()).unwrap();
+    let fd = system
+        .map_create(
+            &ROOT,
+            &MapCreateAttr {
+                value_size: 16,
+                btf_fd: btf.0 as u32,
+                btf_key_type_id: int,
+                btf_value_type_id: value,
+                ..attr(MapType::ARRAY, 2)
+            },
+        )
+        .unwrap();
+    let map = system.map_file(fd).unwrap();
+    let mut fresh = [0; 16];
+    fresh[..4].copy_from_slice(&1_u32.to_ne_bytes());
+    let keys: Vec<u8> = [0_u32, 1].iter().flat_map(|n| n.to_ne_bytes()).collect();
+    let mut seen = [0xee; 16];
+    map.lookup(&keys[..4], &mut seen, 0).unwrap();
+    assert_eq!(seen, fresh, "lookup");
+    let mut values = [0xee; 32];
+    let mut results = [Ok(()), Ok(())];
+    map.lookup_many(&keys, &mut values, &mut results).unwrap();
+    assert_eq!(values, [fresh, fresh].concat()[..], "lookup_many");
+    let (mut walked, mut token) = ([0; 8], [0; 4]);
+    values = [0xee; 32];
+    let walk = map.lookup_batch(None, &mut token, &mut walked, &mut values, 2, 0, 0);
+    assert_eq!(walk.count, 2);
+    assert_eq!(values, [fresh, fresh].concat()[..], "lookup_batch");
+}
