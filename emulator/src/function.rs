@@ -75,6 +75,15 @@ impl<E: FrontEnd> Emulated<E> {
         self.front_end.with_device(|d| d.fault_report())
     }
 
+    /// How many faults the plan has injected so far: what [`FaultReport::injected`] says.
+    ///
+    /// # Errors
+    ///
+    /// As [`Emulated::set_faults`].
+    pub fn faults_injected(&self) -> Result<u64, IoError> {
+        self.front_end.with_device(|d| d.faults_injected())
+    }
+
     /// The clock of delays in time, as [`Device::set_fault_clock`].
     ///
     /// # Errors

@@ -224,7 +224,10 @@ fn a_ring_that_fails_stops_its_queue_alone() {
             assert_err!(lookup(&mut rig, 1), DriverError::QueueStopped { .. });
             let mut out = [0; SMALL as usize];
             let status = other.lookup(&rig.map, &9u64.to_le_bytes(), &mut out);
-            assert_eq!((status.unwrap(), out), (Status::Success, 9u64.to_le_bytes()));
+            assert_eq!(
+                (status.unwrap(), out),
+                (Status::Success, 9u64.to_le_bytes())
+            );
             another_queue_works(&mut rig);
             fired(&mut rig, 1);
         }
@@ -294,7 +297,11 @@ fn device_memory_without_a_check_code_keeps_what_was_flipped() {
         let status = rig.queue.lookup(&map, &key, &mut out).unwrap();
         assert_eq!(status, Status::Success);
         assert_ne!(out, value);
-        let wrong: u32 = out.iter().zip(&value).map(|(a, b)| (a ^ b).count_ones()).sum();
+        let wrong: u32 = out
+            .iter()
+            .zip(&value)
+            .map(|(a, b)| (a ^ b).count_ones())
+            .sum();
         assert_eq!(wrong, 1);
     }
     fired(&mut rig, 1);
@@ -490,7 +497,9 @@ fn interrupts_are_lost_late_and_doubled() {
             ..offmap_driver::MapParams::default()
         };
         // Positions, a page each, and the data area.
-        let (map, _memory) = driver.create_map_with_memory(&params, 3 * 4096, None).unwrap();
+        let (map, _memory) = driver
+            .create_map_with_memory(&params, 3 * 4096, None)
+            .unwrap();
         let interrupt = offmap_device_io::Function::enable_vector(&*device, 3).unwrap();
         let short = Duration::from_millis(20);
         let output = |plan: FaultPlan| {
@@ -581,7 +590,11 @@ fn a_threaded_device_stops_in_every_way() {
         let ended = queue.lookup(&map, &key, &mut out);
         let slack = Duration::from_secs(2);
         let bound = settings.op_timeout + settings.admin_timeout + slack;
-        assert!(started.elapsed() < bound, "{behaviour}: {:?}", started.elapsed());
+        assert!(
+            started.elapsed() < bound,
+            "{behaviour}: {:?}",
+            started.elapsed()
+        );
         let right = match behaviour {
             Behaviour::Fatal => matches!(ended, Err(DriverError::Fatal { .. })),
             Behaviour::Reset => matches!(ended, Err(DriverError::DeviceReset)),
@@ -654,7 +667,10 @@ fn random_plans_never_panic_hang_or_mix_up() {
     println!("seeds {base} to {}: {kinds:?}, {ended:?}", seed - 1);
     let fired: Vec<_> = kinds.iter().filter(|(_, count)| **count > 0).collect();
     for name in Behaviour::NAMES {
-        assert!(fired.iter().any(|((_, b), _)| *b == name), "{name} never fired");
+        assert!(
+            fired.iter().any(|((_, b), _)| *b == name),
+            "{name} never fired"
+        );
     }
     for site in Site::ALL.map(Site::name) {
         // No queue of this driver has a vector yet.
@@ -682,7 +698,10 @@ fn a_rule_narrows_and_counts_as_it_says() {
         (base().on_queue(rig.queue.id()).from(19), vec![19, 20]),
         (base().on_map(other.handle()), vec![]),
         (base().on_map_type(offmap_abi::MapType::Array), vec![]),
-        (base().on_map_type(offmap_abi::MapType::Hash).nth(2), vec![2]),
+        (
+            base().on_map_type(offmap_abi::MapType::Hash).nth(2),
+            vec![2],
+        ),
         (base().probability(1.0).to(2), vec![1, 2]),
     ] {
         rig.faults(&plan(rule.clone()), SEED);

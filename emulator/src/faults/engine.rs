@@ -146,7 +146,9 @@ impl Engine {
             .zip(1u64..)
             .map(|(rule, n)| Armed {
                 rule: rule.clone(),
-                rng: Xoshiro256PlusPlus::seed_from_u64(seed.rotate_left(32) ^ SPREAD.wrapping_mul(n)),
+                rng: Xoshiro256PlusPlus::seed_from_u64(
+                    seed.rotate_left(32) ^ SPREAD.wrapping_mul(n),
+                ),
                 matched: 0,
                 injected: 0,
                 corrected: 0,
@@ -178,6 +180,10 @@ impl Engine {
                 .collect(),
             injections: self.injections.clone(),
         }
+    }
+
+    pub(crate) fn injected(&self) -> u64 {
+        self.rules.iter().map(|armed| armed.injected).sum()
     }
 
     /// Forgets what a reset ends: what is held back, a hang, slowness. The plan goes on.
@@ -291,7 +297,13 @@ impl Engine {
     }
 
     /// Which bits a flip flips; of what passes with `len` bytes.
-    pub(crate) fn flips(&mut self, fired: Fired, bits: u32, at: Option<u32>, len: usize) -> BitFlips {
+    pub(crate) fn flips(
+        &mut self,
+        fired: Fired,
+        bits: u32,
+        at: Option<u32>,
+        len: usize,
+    ) -> BitFlips {
         let first = match (at, self.rules.get_mut(fired.rule)) {
             (Some(at), _) => at.into(),
             (None, Some(armed)) => armed.rng.next_u64() % (len.max(1) as u64 * 8),
@@ -378,7 +390,8 @@ impl Engine {
 
     /// Whether something is held back, so that a device must not sleep.
     pub(crate) fn holds(&self) -> bool {
-        !self.stopped && (!self.completions.is_empty() || !self.interrupts.is_empty() || self.slow > 0)
+        !self.stopped
+            && (!self.completions.is_empty() || !self.interrupts.is_empty() || self.slow > 0)
     }
 
     /// Takes a completion that is due.
@@ -427,7 +440,6 @@ impl fmt::Debug for Engine {
     }
 }
 
-
 impl Armed {
     /// Whether the rule fires at the match that was just counted.
     fn fires(&mut self) -> bool {
@@ -456,8 +468,7 @@ fn matches(rule: &Rule, passage: Passage, current: Option<Current>) -> bool {
     {
         return false;
     }
-    let by_command =
-        rule.command.is_some() || rule.map.is_some() || rule.map_type.is_some();
+    let by_command = rule.command.is_some() || rule.map.is_some() || rule.map_type.is_some();
     let needs_memory = rule.behaviour == Behaviour::NoMemory;
     if !by_command && !needs_memory {
         return true;
@@ -465,7 +476,8 @@ fn matches(rule: &Rule, passage: Passage, current: Option<Current>) -> bool {
     let Some(current) = current else {
         return false;
     };
-    rule.command.is_none_or(|command| command == current.command)
+    rule.command
+        .is_none_or(|command| command == current.command)
         && rule.map.is_none_or(|map| map == current.map.0)
         && (rule.map_type.is_none() || rule.map_type == current.map_type)
         && (!needs_memory

@@ -61,6 +61,11 @@ impl Device {
             .map_or_else(FaultReport::default, |engine| engine.report())
     }
 
+    /// How many faults the plan has injected so far.
+    pub fn faults_injected(&self) -> u64 {
+        self.faults.as_ref().map_or(0, |engine| engine.injected())
+    }
+
     /// The clock that delays in time go by, in place of the system's: time since a fixed moment,
     /// never going back.
     pub fn set_fault_clock(&mut self, clock: impl Fn() -> Duration + Send + 'static) {
@@ -103,10 +108,8 @@ impl Device {
     /// Posts and raises what was held back and is due now; whether there was any.
     fn release_held(&mut self) -> bool {
         let mut any = false;
-        while let Some((id, completion)) = self
-            .faults
-            .as_deref_mut()
-            .and_then(Engine::due_completion)
+        while let Some((id, completion)) =
+            self.faults.as_deref_mut().and_then(Engine::due_completion)
         {
             any = true;
             let Some(index) = self.queues.iter().position(|q| q.id() == id) else {

@@ -165,10 +165,15 @@ fn check_where(rule: &Rule) -> Result<(), Fault> {
             format!("{command} never comes on queue {queue}; queue 0 is the admin queue"),
         );
     }
-    if site.is_memory() && (rule.queue == Some(0) || matches!(rule.command, Some(Command::Admin(_))))
+    if site.is_memory()
+        && (rule.queue == Some(0) || matches!(rule.command, Some(Command::Admin(_))))
     {
         return fault(
-            if rule.queue == Some(0) { "queue" } else { "opcode" },
+            if rule.queue == Some(0) {
+                "queue"
+            } else {
+                "opcode"
+            },
             format!("the site {site} sees the commands of I/O queues only"),
         );
     }
@@ -199,7 +204,10 @@ fn check_which(rule: &Rule) -> Result<(), Fault> {
         ];
         for (field, set) in others {
             if set {
-                return fault(field, "contradicts nth, which names one match; drop one of the two");
+                return fault(
+                    field,
+                    "contradicts nth, which names one match; drop one of the two",
+                );
             }
         }
     }
@@ -239,7 +247,10 @@ fn check_behaviour(rule: &Rule, ecc: bool) -> Result<(), Fault> {
         if (1..=STEPS_MAX).contains(&steps) {
             Ok(())
         } else {
-            fault("steps", format!("is {steps}: it must be from 1 to {STEPS_MAX}"))
+            fault(
+                "steps",
+                format!("is {steps}: it must be from 1 to {STEPS_MAX}"),
+            )
         }
     };
     match behaviour {

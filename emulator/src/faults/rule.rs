@@ -254,10 +254,8 @@ impl Behaviour {
             Self::Delay(_) | Self::Duplicate => matches!(site, Complete | Interrupt),
             Self::Reorder { .. } => matches!(site, Complete),
             Self::Flip { .. } => {
-                matches!(
-                    site,
-                    Fetch | Complete | DmaRead | DmaWrite | RegisterRead
-                ) || site.is_memory()
+                matches!(site, Fetch | Complete | DmaRead | DmaWrite | RegisterRead)
+                    || site.is_memory()
             }
             Self::Fail | Self::Tear { .. } => {
                 matches!(site, Fetch | Complete | DmaRead | DmaWrite)

@@ -95,7 +95,10 @@ fn lies(report: &FaultReport) -> bool {
 
 fn word(error: &DriverError) -> String {
     let text = format!("{error:?}");
-    text.split([' ', '{', '(']).next().unwrap_or_default().into()
+    text.split([' ', '{', '('])
+        .next()
+        .unwrap_or_default()
+        .into()
 }
 
 /// The run of one seed.
