@@ -271,6 +271,10 @@ impl Device {
         }
         self.for_each_served(|queue, dma, _| queue.arm(dma));
         fence(Ordering::SeqCst);
+        if self.faults.as_ref().is_some_and(|engine| engine.stopped) {
+            // Firmware that hangs asks for nothing and waits for a reset.
+            return true;
+        }
         let held = self.faults.as_ref().is_some_and(|engine| engine.holds());
         let mut work = self.admin_work.is_some() || held;
         self.for_each_served(|queue, dma, doorbells| {
