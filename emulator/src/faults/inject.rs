@@ -17,7 +17,6 @@ use offmap_device_io::BarOffset;
 use offmap_firmware_model::hook::{BitFlips, MemoryHook, Verdict};
 use offmap_firmware_model::{HostFault, HostMemory, Progress};
 use std::cell::RefCell;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 use zerocopy::IntoBytes;
 
@@ -465,9 +464,7 @@ impl Device {
         let forgotten = self.registers.get(regs::RESET_COUNT);
         self.registers.reset();
         self.registers.set(regs::RESET_COUNT, forgotten);
-        for offset in (0..self.doorbells.len()).step_by(8) {
-            self.doorbells.store_u64(offset, 0, Ordering::Release);
-        }
+        self.doorbells.zero(0, self.doorbells.len());
     }
 }
 

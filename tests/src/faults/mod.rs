@@ -15,6 +15,9 @@ use std::time::Duration;
 
 /// What the clock goes on by each time that somebody looks at it.
 const TICK_US: u64 = 1;
+/// What it goes on by when a waiter gives its processor away: a device that is reset over and over
+/// may take its second to become ready.
+const RELAX_US: u64 = 10;
 
 /// An emulated device with a clock of its own.
 pub struct Clocked<E: FrontEnd> {
@@ -107,7 +110,9 @@ impl<E: FrontEnd> Function for Clocked<E> {
     fn now(&self) -> Duration {
         Duration::from_micros(self.time_us.fetch_add(TICK_US, Ordering::Relaxed))
     }
-    fn relax(&self) {}
+    fn relax(&self) {
+        self.time_us.fetch_add(RELAX_US, Ordering::Relaxed);
+    }
 }
 
 /// Deadlines in the clock's time.
