@@ -116,7 +116,11 @@ fn a_completion_that_comes_after_its_queue_reaches_nobody() {
             ..
         }
     );
+    let id = rig.queue.id();
     another_queue_works(&mut rig);
+    // One that has the id of the queue that is gone.
+    rig.queue = rig.driver.create_queue().unwrap();
+    assert_eq!(rig.queue.id(), id);
     let end = rig.device.time() + Duration::from_millis(40);
     while rig.device.time() < end {
         right(&mut rig, 4);

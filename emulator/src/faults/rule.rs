@@ -157,7 +157,8 @@ pub enum Behaviour {
     Delay(Delay),
     /// A completion or an interrupt comes twice.
     Duplicate,
-    /// A completion comes after that many later ones of its queue, or after
+    /// A completion comes in the step after that many later ones of its queue were posted (the
+    /// burst at hand may overtake it, too), or after
     /// [`Behaviour::REORDER_STEPS`] steps.
     Reorder {
         /// How many overtake it.
