@@ -5,6 +5,7 @@
 
 use crate::device::{Device, PIECE_COST};
 use crate::dma::Host;
+use crate::faults::Fetched;
 use crate::queue::{Found, Queue, QueueSpec, Search, Stop};
 use offmap_abi::admin::{AbortBody, QueueCreateBody, QueueDeleteBody};
 use offmap_abi::ring::RingDepth;
@@ -46,15 +47,30 @@ impl Device {
         let Some(words) = self.queues[ADMIN].fetch(&self.dma, &self.doorbells)? else {
             return Ok(0);
         };
-        let command = Submission::from_words(words);
+        let mut command = Submission::from_words(words);
+        if self.faults.is_some() {
+            match self.fetch_with_faults(QueueId::ADMIN, words)? {
+                Fetched::Run(fetched) => command = fetched,
+                Fetched::Answer(completion) => {
+                    self.complete_admin(completion)?;
+                    return Ok(PIECE_COST);
+                }
+                Fetched::Lost => return Ok(PIECE_COST),
+            }
+        }
         let request = command.request();
         let answer = match AdminOpcode(command.opcode) {
             AdminOpcode::QueueCreate => Some(self.queue_create(&command)),
             AdminOpcode::QueueDelete => self.queue_delete(&command),
             AdminOpcode::Abort => self.abort(&command),
             _ => {
-                let progress = self.firmware.admin(&command, &mut Host(&mut self.dma));
-                self.admin_progress(progress)?;
+                let progress = match self.faults.is_some() {
+                    true => self.admin_with_faults(&command)?,
+                    false => Some(self.firmware.admin(&command, &mut Host(&mut self.dma))),
+                };
+                if let Some(progress) = progress {
+                    self.admin_progress(progress)?;
+                }
                 return Ok(PIECE_COST);
             }
         };
@@ -102,10 +118,19 @@ impl Device {
     }
 
     fn complete_admin(&mut self, completion: Completion) -> Result<(), Stop> {
-        let queue = &mut self.queues[ADMIN];
-        queue.post(&self.dma, completion)?;
+        self.post_and_announce(ADMIN, completion)
+    }
+
+    fn post_and_announce(&mut self, index: usize, completion: Completion) -> Result<(), Stop> {
+        if self.faults.is_some() {
+            self.post_with_faults(index, completion)?;
+        } else {
+            self.queues[index].post(&self.dma, completion)?;
+        }
+        let queue = &mut self.queues[index];
         if let Some(vector) = queue.announce(&self.dma)? {
-            self.msix.raise(vector);
+            let id = queue.id();
+            self.raise(Some(id), vector);
         }
         Ok(())
     }
@@ -189,10 +214,13 @@ impl Device {
                 return None;
             }
             if let Some(vector) = q.announce_last(&self.dma) {
-                self.msix.raise(vector);
+                self.raise(Some(queue), vector);
             }
         }
         self.queues.remove(index);
+        if let Some(engine) = self.faults.as_deref_mut() {
+            engine.forget_queue(queue);
+        }
         Some(Status::Success)
     }
 
@@ -264,11 +292,7 @@ impl Device {
         let known = self.firmware.abandon_io(queue.id().0);
         debug_assert!(known, "the firmware knows what the queue has under way");
         queue.set_under_way(None);
-        queue.post(&self.dma, Completion::new(request, Status::Interrupted))?;
-        if let Some(vector) = queue.announce(&self.dma)? {
-            self.msix.raise(vector);
-        }
-        Ok(())
+        self.post_and_announce(index, Completion::new(request, Status::Interrupted))
     }
 
     fn find(&self, id: QueueId) -> Option<usize> {

@@ -1,6 +1,7 @@
 //! Accesses to the BARs: which part of the device answers at which offset (abi §2).
 
 use crate::device::{Device, bar_info};
+use crate::faults::AtRead;
 use crate::regs::Width;
 use offmap_abi::{DevAddr, regs};
 use offmap_device_io::{BarOffset, IoError};
@@ -28,16 +29,20 @@ impl Device {
     ///
     /// [`IoError::NoBar`]; [`IoError::BarAccess`] for an access that is not aligned or not
     /// inside the BAR.
-    pub fn bar_read(&self, bar: u8, offset: BarOffset, width: Width) -> Result<u64, IoError> {
+    pub fn bar_read(&mut self, bar: u8, offset: BarOffset, width: Width) -> Result<u64, IoError> {
         let target = target(bar, offset, width)?;
         let ones = match width {
             Width::Four => 0xffff_ffff,
             Width::Eight => u64::MAX,
         };
-        if !self.config.memory_enabled() {
+        let fault = match self.faults.is_some() {
+            true => self.read_with_faults(bar, offset, width),
+            false => AtRead::Plain,
+        };
+        if !self.config.memory_enabled() || fault == AtRead::Ones {
             return Ok(ones);
         }
-        Ok(match target {
+        let value = match target {
             Target::Registers(at) => self.registers.read(at, width),
             Target::Doorbells(at) => {
                 let word = self
@@ -57,7 +62,13 @@ impl Device {
                 }
                 None => ones,
             },
-        })
+        };
+        let AtRead::Flip(flips) = fault else {
+            return Ok(value);
+        };
+        let mut bytes = value.to_le_bytes();
+        flips.apply(&mut bytes[..width.bytes() as usize]);
+        Ok(u64::from_le_bytes(bytes))
     }
 
     /// Writes 4 or 8 bytes of a BAR. Where nothing stands, and while the function does not
@@ -74,6 +85,9 @@ impl Device {
         value: u64,
     ) -> Result<(), IoError> {
         let target = target(bar, offset, width)?;
+        if self.faults.is_some() && self.write_with_faults(bar, offset) {
+            return Ok(());
+        }
         if !self.config.memory_enabled() {
             return Ok(());
         }

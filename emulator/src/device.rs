@@ -11,6 +11,7 @@ use crate::config::{DeviceConfig, DeviceMemory};
 use crate::config_space::ConfigSpace;
 use crate::dma::{Dma, Host};
 use crate::error::EmulatorError;
+use crate::faults::Engine;
 use crate::msix::Msix;
 use crate::queue::{Queue, QueueSpec, Stop};
 use crate::regs::RegisterFile;
@@ -28,7 +29,7 @@ const READY_TIMEOUT_MS: u64 = 1000;
 
 /// Work that one queue may do before the others get their turn. A command on one element
 /// counts 1.
-const BURST: u32 = 32;
+pub(crate) const BURST: u32 = 32;
 /// What a piece of a longer command counts for: part of a batch, of a walk through a map, of
 /// an admin command.
 pub(crate) const PIECE_COST: u32 = 16;
@@ -71,6 +72,8 @@ pub struct Device {
     pub(crate) running: bool,
     pub(crate) queue_pairs: u16,
     pub(crate) queue_depth_max: u32,
+    /// What the device does wrong on purpose, since it was first given a plan.
+    pub(crate) faults: Option<Box<Engine>>,
 }
 
 impl Device {
@@ -107,6 +110,7 @@ impl Device {
             running: false,
             queue_pairs: config.queue_pairs,
             queue_depth_max: config.queue_depth_max,
+            faults: None,
         })
     }
 
@@ -117,6 +121,16 @@ impl Device {
         if !self.running {
             return Step::Idle;
         }
+        if self.faults.is_some() {
+            return self.step_with_faults();
+        }
+        self.work::<false>()
+    }
+
+    /// A step's work. `FAULTS`: past the sites of a fault plan; they are two copies of the code,
+    /// so that a device without a plan pays for none of it.
+    #[inline(always)]
+    pub(crate) fn work<const FAULTS: bool>(&mut self) -> Step {
         let mut spent = 0;
         if self.admin_work.is_some() {
             spent = PIECE_COST;
@@ -124,23 +138,29 @@ impl Device {
                 self.fail(stop.into());
                 return Step::Worked;
             }
-        }
-        if self.favours > 0 && self.favoured < self.queues.len() {
-            self.favours -= 1;
-            if self.serve_queue(self.favoured) > 0 {
+            if FAULTS && self.befell() {
                 return Step::Worked;
             }
         }
-        self.serve_round(spent)
+        if self.favours > 0 && self.favoured < self.queues.len() {
+            self.favours -= 1;
+            if self.serve_queue::<FAULTS>(self.favoured) > 0 || (FAULTS && self.befell()) {
+                return Step::Worked;
+            }
+        }
+        self.serve_round::<FAULTS>(spent)
     }
 
     /// Serves the queues that have not had their turn in this round.
-    fn serve_round(&mut self, mut spent: u32) -> Step {
+    fn serve_round<const FAULTS: bool>(&mut self, mut spent: u32) -> Step {
         // A command of the admin queue may add a queue or take one away.
         while self.next < self.queues.len() {
             let index = self.next;
             self.next += 1;
-            let cost = self.serve_queue(index);
+            let cost = self.serve_queue::<FAULTS>(index);
+            if FAULTS && self.befell() {
+                return Step::Worked;
+            }
             if cost > 0 {
                 self.favoured = index;
                 self.favours = FAVOURED_BURSTS;
@@ -156,13 +176,17 @@ impl Device {
 
     /// Gives a queue its turn; what that cost, 0 if there was nothing to do.
     #[inline]
-    fn serve_queue(&mut self, index: usize) -> u32 {
+    fn serve_queue<const FAULTS: bool>(&mut self, index: usize) -> u32 {
         let mut spent = 0;
         let queue = &self.queues[index];
         let result = if queue.id().is_admin() {
             self.serve_admin().map(|cost| spent = cost)
         } else if queue.is_serving() {
-            self.serve_io(index, &mut spent)
+            if FAULTS {
+                self.serve_io_with_faults(index, &mut spent)
+            } else {
+                self.serve_io(index, &mut spent)
+            }
         } else {
             return 0;
         };
@@ -228,9 +252,11 @@ impl Device {
             return self.fail(stop.into());
         }
         // What was posted before it went wrong is there to be taken.
-        if let Some(vector) = queue.announce_last(&self.dma) {
-            self.msix.raise(vector);
+        let (id, last) = (queue.id(), queue.announce_last(&self.dma));
+        if let Some(vector) = last {
+            self.raise(Some(id), vector);
         }
+        let queue = &mut self.queues[index];
         if queue.under_way().is_some() {
             self.firmware.abandon_io(queue.id().0);
         }
@@ -245,7 +271,12 @@ impl Device {
         }
         self.for_each_served(|queue, dma, _| queue.arm(dma));
         fence(Ordering::SeqCst);
-        let mut work = self.admin_work.is_some();
+        if self.faults.as_ref().is_some_and(|engine| engine.stopped) {
+            // Firmware that hangs asks for nothing and waits for a reset.
+            return true;
+        }
+        let held = self.faults.as_ref().is_some_and(|engine| engine.holds());
+        let mut work = self.admin_work.is_some() || held;
         self.for_each_served(|queue, dma, doorbells| {
             work |= queue.has_work(dma, doorbells)?;
             Ok(())
@@ -300,9 +331,18 @@ impl Device {
             .firmware
             .engine_ringbuf_output(engine, map, data, flags, host);
         if let Some(vector) = done.interrupt {
-            self.msix.raise(vector);
+            self.raise(None, vector);
         }
         done.status
+    }
+
+    /// Raises an interrupt, of a queue where it is one's.
+    pub(crate) fn raise(&mut self, queue: Option<QueueId>, vector: u32) {
+        if self.faults.is_some() {
+            self.raise_with_faults(queue, vector);
+        } else {
+            self.msix.raise(vector);
+        }
     }
 
     /// The firmware, for tests and benches that call it without the bus in between.
@@ -321,6 +361,9 @@ impl Device {
     /// Function-level reset: only the DMA mappings, which are the transport's, and the reset
     /// count survive.
     pub fn reset(&mut self) {
+        if self.is_gone() {
+            return;
+        }
         self.stop();
         let forgotten = self.registers.get(regs::RESET_COUNT);
         self.registers.reset();
@@ -332,7 +375,10 @@ impl Device {
     }
 
     /// Forgets queues and maps, which RESET_COUNT shows.
-    fn stop(&mut self) {
+    pub(crate) fn stop(&mut self) {
+        if let Some(engine) = self.faults.as_deref_mut() {
+            engine.reset();
+        }
         self.running = false;
         self.queues.clear();
         self.admin_work = None;
@@ -390,6 +436,9 @@ impl Device {
 
     /// Takes over into the other parts what config space says now.
     fn apply_config(&mut self) {
+        if self.is_gone() {
+            return;
+        }
         let master = self.config.bus_master();
         self.dma.set_enabled(master);
         self.msix.set_control(
@@ -418,7 +467,11 @@ impl Device {
     ///
     /// [`IoError::ConfigRange`].
     pub fn config_read(&self, offset: u16, buf: &mut [u8]) -> Result<(), IoError> {
-        self.config.read(offset, buf)
+        self.config.read(offset, buf)?;
+        if self.is_gone() {
+            buf.fill(0xff);
+        }
+        Ok(())
     }
 
     /// Writes config space; a write that initiates a function-level reset carries it out.
@@ -427,6 +480,10 @@ impl Device {
     ///
     /// [`IoError::ConfigRange`].
     pub fn config_write(&mut self, offset: u16, data: &[u8]) -> Result<(), IoError> {
+        if self.is_gone() {
+            // The write is lost; whether the access was one at all still shows.
+            return self.config.read(offset, &mut vec![0; data.len()]);
+        }
         if self.config.write(offset, data)?.reset {
             self.reset();
         } else {

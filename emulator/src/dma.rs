@@ -484,6 +484,26 @@ impl Span {
         Ok(())
     }
 
+    /// Stores the first `count` words of a ring entry in the order in which
+    /// [`Span::store_entry`] stores them: words 1 to 7, then word 0. What is left out keeps what
+    /// it was: an entry that did not arrive whole.
+    #[cold]
+    pub(crate) fn store_part(
+        &mut self,
+        dma: &Dma,
+        offset: u64,
+        entry: &[u64; ENTRY_WORDS],
+        count: usize,
+    ) -> Result<(), DmaFault> {
+        let piece = self.piece(dma, offset, ENTRY_BYTES)?;
+        let words = dma.words(piece)?;
+        let order = (1..ENTRY_WORDS).chain([0]);
+        for (i, word) in order.map(|i| (i, entry[i])).take(count) {
+            words.access(i, Access::Store(word, Ordering::Release))?;
+        }
+        Ok(())
+    }
+
     #[cold]
     fn translate(&mut self, dma: &Dma, offset: u64) -> Result<(), DmaFault> {
         self.generation = 0;

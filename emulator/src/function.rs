@@ -3,6 +3,7 @@
 
 use crate::device::{Device, bar_info};
 use crate::dma::IOVA_RANGES;
+use crate::faults::{FaultPlan, FaultReport};
 use crate::regs::Width;
 use offmap_abi::{MapHandle, Status};
 use offmap_device_io::{
@@ -51,6 +52,48 @@ impl<E: FrontEnd> Emulated<E> {
     ) -> Result<Status, IoError> {
         self.front_end
             .with_device(|d| d.engine_ringbuf_output(engine, map, data, flags))
+    }
+
+    /// Gives the device a plan of what to do wrong, as [`Device::set_faults`].
+    ///
+    /// # Errors
+    ///
+    /// [`IoError::Gone`] when the device has died.
+    pub fn set_faults(&self, plan: &FaultPlan, seed: u64) -> Result<(), IoError> {
+        self.poke(|d| {
+            d.set_faults(plan, seed);
+            Ok(())
+        })
+    }
+
+    /// What the plan has done so far.
+    ///
+    /// # Errors
+    ///
+    /// As [`Emulated::set_faults`].
+    pub fn fault_report(&self) -> Result<FaultReport, IoError> {
+        self.front_end.with_device(|d| d.fault_report())
+    }
+
+    /// How many faults the plan has injected so far: what [`FaultReport::injected`] says.
+    ///
+    /// # Errors
+    ///
+    /// As [`Emulated::set_faults`].
+    pub fn faults_injected(&self) -> Result<u64, IoError> {
+        self.front_end.with_device(|d| d.faults_injected())
+    }
+
+    /// The clock of delays in time, as [`Device::set_fault_clock`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Emulated::set_faults`].
+    pub fn set_fault_clock(
+        &self,
+        clock: impl Fn() -> std::time::Duration + Send + 'static,
+    ) -> Result<(), IoError> {
+        self.front_end.with_device(|d| d.set_fault_clock(clock))
     }
 
     /// An access that may bring work for the device.

@@ -19,6 +19,7 @@ pub mod config_space;
 mod device;
 pub mod dma;
 mod error;
+pub mod faults;
 mod function;
 mod inline;
 pub mod msix;

@@ -143,6 +143,8 @@ pub(crate) struct Queue {
     posted: u32,
     head: u32,
     announced: u32,
+    /// Completions posted beyond one for each fetch, by a fault plan.
+    extra: u32,
     /// The command that the firmware has begun and not finished.
     under_way: Option<RequestId>,
     /// Looks that found nothing since one looked at the tail.
@@ -168,6 +170,7 @@ impl Queue {
             posted: 0,
             head: 0,
             announced: 0,
+            extra: 0,
             under_way: None,
             quiet: 0,
             armed: false,
@@ -285,15 +288,64 @@ impl Queue {
         Ok(words)
     }
 
-    /// Posts the completion of a submission that was fetched. All completions of the device
-    /// pass here.
+    /// Posts the completion of a submission that was fetched. All completions of a device without
+    /// a fault plan pass here.
     #[inline]
     pub(crate) fn post(&mut self, dma: &Dma, completion: Completion) -> Result<(), Stop> {
-        debug_assert_ne!(self.posted, self.fetched, "one completion per fetch");
+        debug_assert_ne!(
+            self.posted.wrapping_sub(self.extra),
+            self.fetched,
+            "one completion per fetch"
+        );
         let words = completion.to_words(self.depth.phase(self.posted));
         let offset = self.offset(self.posted);
         self.cq.store_entry(dma, offset, &words)?;
         self.posted = self.posted.wrapping_add(1);
+        Ok(())
+    }
+
+    /// Posts a completion once more, if the ring has room for one that nobody reserved; whether it
+    /// had. Fetches wait for that room from then on, too.
+    pub(crate) fn post_again(
+        &mut self,
+        dma: &Dma,
+        doorbells: &DmaBuffer,
+        completion: Completion,
+    ) -> Result<bool, Stop> {
+        if self.is_full() && !self.find_room(dma, doorbells)? {
+            return Ok(false);
+        }
+        self.extra = self.extra.wrapping_add(1);
+        self.post(dma, completion)?;
+        Ok(true)
+    }
+
+    /// Posts a completion with its entry, word by word, changed on the way.
+    pub(crate) fn post_changed(
+        &mut self,
+        dma: &Dma,
+        completion: Completion,
+        change: impl FnOnce(&mut [u64; ENTRY_WORDS]),
+    ) -> Result<(), Stop> {
+        let mut words = completion.to_words(self.depth.phase(self.posted));
+        change(&mut words);
+        let offset = self.offset(self.posted);
+        self.cq.store_entry(dma, offset, &words)?;
+        self.posted = self.posted.wrapping_add(1);
+        Ok(())
+    }
+
+    /// Stores the first `words` words of a completion's entry, in the order of rule C1. The queue
+    /// is to stop afterwards.
+    pub(crate) fn post_torn(
+        &mut self,
+        dma: &Dma,
+        completion: Completion,
+        words: usize,
+    ) -> Result<(), Stop> {
+        let entry = completion.to_words(self.depth.phase(self.posted));
+        let offset = self.offset(self.posted);
+        self.cq.store_part(dma, offset, &entry, words)?;
         Ok(())
     }
 
@@ -439,7 +491,8 @@ impl Queue {
 
     #[inline(always)]
     fn is_full(&self) -> bool {
-        self.fetched.wrapping_sub(self.head) >= self.depth.entries()
+        let claimed = self.fetched.wrapping_add(self.extra);
+        claimed.wrapping_sub(self.head) >= self.depth.entries()
     }
 
     /// Looks whether the host has taken completions since.

@@ -9,6 +9,7 @@
 //!   it.
 //! * [`table`]: HASH, LRU_HASH, ARRAY, their per-CPU forms, QUEUE and STACK, laid out in device
 //!   memory.
+//! * [`hook`]: who watches or spoils accesses to device memory.
 //! * `dispatch`: commands, from a [`Submission`] to its [`Completion`].
 //!
 //! Commands come from the host and device memory can be written by the host through its
@@ -23,6 +24,7 @@ mod allocator;
 mod config;
 mod direct;
 mod dispatch;
+pub mod hook;
 mod inner;
 mod maps;
 pub mod memory;

@@ -9,6 +9,7 @@ pub mod contract;
 pub mod counting;
 pub mod cpu;
 pub mod differential;
+pub mod faults;
 pub mod fuzz;
 pub mod kernel;
 pub mod model;

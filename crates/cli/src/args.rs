@@ -33,8 +33,13 @@ buffer is compared, and then lookups are timed on both in turns.",
         after_long_help = "Exit status:
   0  every map agreed on every result and errno
   1  some did not, or the NIC did not come up
-  2  the command line, the object or the profile is bad; one sentence on
-     stderr says what is wrong
+  2  the command line, the object, the profile or the fault plan is bad; one
+     sentence on stderr says what is wrong
+
+With --faults the plan begins once the NIC is up. An operation then ends within half a second. \
+Status 0 means that every fault was made up for, 1 that some showed: the output lists what was \
+injected and how each operation that met a fault ended, and after the first that showed the two \
+maps may rightly differ.
 
 Limits: an object may have 64 MiB and 1,024 maps. The NIC has 4 GiB of device memory, and a map that does not fit is listed with the reason. A map is filled with at most 1,048,576 \
 entries or 128 MiB of keys and values; where that is short of max_entries, the output says so. \
@@ -187,6 +192,10 @@ pub struct DemoArgs {
     /// What the device admits: a built-in profile or a file (see `offmap profile`)
     #[arg(long, value_name = "NAME|FILE", default_value = "offmap")]
     pub profile: String,
+
+    /// Have the device do wrong what this fault plan says (see docs/faults.md); --seed seeds it too
+    #[arg(long, value_name = "FILE")]
+    pub faults: Option<PathBuf>,
 
     /// Where the device runs
     #[arg(long, value_name = "KIND", value_enum, default_value_t = DeviceKind::Inline)]

@@ -2,14 +2,16 @@
 
 use crate::args::{DemoArgs, DeviceKind};
 use crate::expected::Expected;
+use crate::faulty::{self, Watch, Watched};
 use crate::object::{self, LoadError, MapDef};
 use crate::report::{MapReport, Report};
 use crate::workload::{self, Disagreement, Limits, MapAccess, Shape};
 use offmap_bpf::device::{MapSpec, OffloadDevice};
 use offmap_bpf::uapi::{BPF_OBJ_NAME_LEN, MapFlags, MapType};
 use offmap_bpf::{Caller, Errno, Fd, IfIndex, MapCreateAttr, MapFile, System, SystemConfig};
-use offmap_driver::{Driver, DriverConfig, DriverError, Function};
-use offmap_emulator::{DeviceConfig, EmulatorError, Inline, Threaded};
+use offmap_driver::{Driver, DriverConfig, DriverError};
+use offmap_emulator::faults::{FaultFileError, FaultPlan};
+use offmap_emulator::{DeviceConfig, Emulated, EmulatorError, FrontEnd, Inline, Threaded};
 use offmap_offload::{OffloadNic, Profile, ProfileError, Situation, Usage};
 use std::sync::Arc;
 use thiserror::Error;
@@ -27,6 +29,9 @@ pub enum DemoError {
     /// The profile cannot be used.
     #[error(transparent)]
     Profile(#[from] ProfileError),
+    /// The fault plan cannot be used.
+    #[error(transparent)]
+    Faults(#[from] FaultFileError),
     /// The emulated device could not be built.
     #[error("the emulated SmartNIC cannot be built: {0}")]
     Emulator(#[from] EmulatorError),
@@ -50,7 +55,8 @@ pub trait Progress {
 ///
 /// # Errors
 ///
-/// [`DemoError::Object`] for a bad object, [`DemoError::Profile`] for a bad profile; the others are failures of this machine or of
+/// [`DemoError::Object`] for a bad object, [`DemoError::Profile`] for a bad profile,
+/// [`DemoError::Faults`] for a bad fault plan; the others are failures of this machine or of
 /// offmap. Differences between device and host are no error but part of the report.
 pub fn run(args: &DemoArgs, progress: &mut dyn Progress) -> Result<Report, DemoError> {
     let maps = match &args.object {
@@ -61,12 +67,19 @@ pub fn run(args: &DemoArgs, progress: &mut dyn Progress) -> Result<Report, DemoE
         })?,
     };
     let profile = Profile::find(&args.profile)?;
-    let (nic, device_types) = match args.device {
-        DeviceKind::Inline => bring_up(Inline::new(DeviceConfig::default())?, &profile)?,
-        DeviceKind::Threaded => bring_up(Threaded::spawn(DeviceConfig::default())?, &profile)?,
+    let up = match args.device {
+        DeviceKind::Inline => bring_up(&Inline::new(DeviceConfig::default())?, &profile, args)?,
+        DeviceKind::Threaded => {
+            bring_up(&Threaded::spawn(DeviceConfig::default())?, &profile, args)?
+        }
     };
+    let Up {
+        nic,
+        device_types,
+        watch,
+    } = up;
     let device = nic.describe();
-    let bench = Bench::new(nic, profile, device_types)?;
+    let bench = Bench::new(nic, profile, device_types, watch)?;
     let limits = Limits {
         operations: args.operations,
         ..Limits::default()
@@ -87,19 +100,40 @@ pub fn run(args: &DemoArgs, progress: &mut dyn Progress) -> Result<Report, DemoE
         profile: bench.profile.name,
         possible_cpus: bench.possible_cpus,
         version: env!("CARGO_PKG_VERSION"),
+        faults: bench.watch.as_ref().map(Watch::finish),
         maps,
     })
 }
 
-/// The NIC, and the map types that its device has.
-fn bring_up<F: Function>(
-    function: Arc<F>,
+/// A NIC that is up.
+struct Up {
+    nic: Arc<dyn OffloadDevice>,
+    /// The map types that its device has.
+    device_types: u64,
+    /// With a fault plan, which begins once the NIC is up.
+    watch: Option<Watch>,
+}
+
+fn bring_up<E: FrontEnd>(
+    device: &Arc<Emulated<E>>,
     profile: &Profile,
-) -> Result<(Arc<dyn OffloadDevice>, u64), DemoError> {
-    let config = profile.driver_config(DriverConfig::default());
-    let driver = Driver::bring_up(function, config)?;
-    let types = driver.identity().map_types;
-    Ok((OffloadNic::new(driver, profile.clone())?, types))
+    args: &DemoArgs,
+) -> Result<Up, DemoError> {
+    let plan = match &args.faults {
+        Some(path) => Some((FaultPlan::load(path)?, path.display().to_string())),
+        None => None,
+    };
+    let mut config = profile.driver_config(DriverConfig::default());
+    if plan.is_some() {
+        config = faulty::deadlines(config);
+    }
+    let driver = Driver::bring_up(Arc::clone(device), config)?;
+    let device_types = driver.identity().map_types;
+    Ok(Up {
+        nic: OffloadNic::new(driver, profile.clone())?,
+        device_types,
+        watch: plan.map(|(plan, file)| Watch::begin(device, &plan, args.seed, file)),
+    })
 }
 
 /// A map core with the NIC registered.
@@ -110,6 +144,7 @@ struct Bench {
     device_types: u64,
     ifindex: IfIndex,
     possible_cpus: u32,
+    watch: Option<Watch>,
 }
 
 impl Bench {
@@ -117,6 +152,7 @@ impl Bench {
         nic: Arc<dyn OffloadDevice>,
         profile: Profile,
         device_types: u64,
+        watch: Option<Watch>,
     ) -> Result<Self, DemoError> {
         let system = System::new(SystemConfig::default());
         let possible_cpus = system.config().possible_cpus;
@@ -130,6 +166,7 @@ impl Bench {
             device_types,
             ifindex,
             possible_cpus,
+            watch,
         })
     }
 
@@ -244,6 +281,9 @@ impl Bench {
             map_ifindex: self.ifindex.0,
             ..attr
         });
+        if let Some(watch) = &self.watch {
+            watch.ended("create", &on_device);
+        }
         // The reference is as large as the map that it is compared with.
         let on_host = create(&match &on_device {
             Ok(_) => MapCreateAttr {
@@ -321,7 +361,14 @@ impl Bench {
         );
         progress.map(&report.name, workload::expected_operations(&shape, limits));
         let host = &Expected::new(host, &self.profile, self.nic.rules().commands);
-        let (host, device): (&dyn MapAccess, &dyn MapAccess) = (host, device);
+        let watched = self.watch.as_ref().map(|watch| Watched {
+            file: device,
+            watch,
+        });
+        let (host, device): (&dyn MapAccess, &dyn MapAccess) = match &watched {
+            Some(watched) => (host, watched),
+            None => (host, device),
+        };
         let outcome = workload::run(host, device, &shape, limits, seed, &mut |n| {
             progress.advance(n);
         });

@@ -2,7 +2,7 @@
 //!
 //! [`object`] reads map definitions from compiled BPF objects, [`workload`] drives two maps
 //! alike and compares every answer, [`demo`] puts both to work over the whole stack,
-//! [`report`] says what came of it, [`diff`] holds the map
+//! [`report`] says what came of it, [`faulty`] what a fault plan did, [`diff`] holds the map
 //! side against the running kernel, and [`profile`] shows capability profiles.
 #![forbid(unsafe_code)]
 
@@ -10,6 +10,7 @@ pub mod args;
 pub mod demo;
 pub mod diff;
 mod expected;
+pub mod faulty;
 pub mod object;
 pub mod profile;
 pub mod report;

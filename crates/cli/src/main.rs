@@ -32,7 +32,7 @@ fn demo(args: &DemoArgs) -> ExitCode {
         Ok(report) => report,
         Err(error) => {
             let code = match error {
-                DemoError::Object(_) | DemoError::Profile(_) => BAD_INPUT,
+                DemoError::Object(_) | DemoError::Profile(_) | DemoError::Faults(_) => BAD_INPUT,
                 _ => DISAGREED,
             };
             return fail(&error.to_string(), code);

@@ -1,5 +1,6 @@
 //! What a demo found, as JSON and for people.
 
+use crate::faulty::FaultsReport;
 use crate::workload::{Disagreement, Outcome, PerSide, Timings};
 use comfy_table::presets::NOTHING;
 use comfy_table::{CellAlignment, ContentArrangement, LineStyle, Table};
@@ -34,6 +35,9 @@ pub struct Report {
     pub possible_cpus: u32,
     /// Version of offmap.
     pub version: &'static str,
+    /// What a fault plan did; absent without one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub faults: Option<FaultsReport>,
     /// The maps, in the order of the object.
     pub maps: Vec<MapReport>,
 }
@@ -203,6 +207,9 @@ impl Report {
         }
         for map in &self.maps {
             notes(&mut out, map);
+        }
+        if let Some(faults) = &self.faults {
+            faults.text(&mut out);
         }
         wrap(&mut out, &self.closing());
         out
