@@ -1,8 +1,9 @@
 //! The queue pairs of one NIC, shared by all threads.
 
+use crate::recovery::Streak;
 use offmap_driver::{Driver, DriverError, Function, QueuePair};
 use std::cell::Cell;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 /// One queue pair, made when a thread first comes to it. On cache lines of its own, so
@@ -17,6 +18,9 @@ struct Lane<F: Function>(Mutex<Option<QueuePair<F>>>);
 pub(crate) struct Pool<F: Function> {
     driver: Arc<Driver<F>>,
     lanes: Box<[Lane<F>]>,
+    streak: Streak,
+    /// The device was found unplugged: there are no further queue pairs.
+    gone: AtomicBool,
 }
 
 static NEXT_THREAD: AtomicUsize = AtomicUsize::new(0);
@@ -27,17 +31,35 @@ thread_local! {
 }
 
 impl<F: Function> Pool<F> {
-    /// A pool whose first queue pair exists.
-    pub(crate) fn new(driver: Arc<Driver<F>>) -> Result<Self, DriverError> {
-        let processors = std::thread::available_parallelism().map_or(1, usize::from);
-        let count = processors.min(usize::from(driver.identity().queue_pairs));
+    /// A pool whose first queue pair exists, of `most` at most; `None`: one for each processor.
+    pub(crate) fn new(driver: Arc<Driver<F>>, most: Option<u16>) -> Result<Self, DriverError> {
+        let processors = || std::thread::available_parallelism().map_or(1, usize::from);
+        let most = most.map_or_else(processors, usize::from);
+        let count = most.min(usize::from(driver.identity().queue_pairs));
         let first = driver.create_queue()?;
         let mut lanes: Vec<_> = (0..count.max(1)).map(|_| Lane(Mutex::new(None))).collect();
         lanes[0] = Lane(Mutex::new(Some(first)));
         Ok(Self {
             driver,
             lanes: lanes.into_boxed_slice(),
+            streak: Streak::default(),
+            gone: AtomicBool::new(false),
         })
+    }
+
+    /// The failures of its queue pairs.
+    pub(crate) fn streak(&self) -> &Streak {
+        &self.streak
+    }
+
+    /// Whether the device was found unplugged.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.gone.load(Ordering::Acquire)
+    }
+
+    /// The device is unplugged, which is final.
+    pub(crate) fn set_gone(&self) {
+        self.gone.store(true, Ordering::Release);
     }
 
     /// Runs `operation` on a queue pair. A pair that failed earlier is replaced first.
@@ -52,7 +74,13 @@ impl<F: Function> Pool<F> {
             lane = self.renew(lane)?;
         }
         match &mut *lane {
-            Some(queue) => operation(queue),
+            Some(queue) => {
+                let done = operation(queue);
+                if let Err(error) = &done {
+                    self.streak.failed(queue, error);
+                }
+                done
+            }
             None => unreachable!("`renew` returns a lane with a queue"),
         }
     }
@@ -101,6 +129,9 @@ impl<F: Function> Pool<F> {
         &'p self,
         mut lane: MutexGuard<'p, Option<QueuePair<F>>>,
     ) -> Result<MutexGuard<'p, Option<QueuePair<F>>>, DriverError> {
+        if self.is_gone() {
+            return Err(DriverError::DeviceGone { register: "STATUS" });
+        }
         // The old pair goes first: its id is then free for the new one.
         *lane = None;
         match self.driver.create_queue() {
