@@ -82,9 +82,7 @@ impl Shape {
                 );
             }
             MapType::ARRAY_OF_MAPS | MapType::HASH_OF_MAPS => {
-                return Err(
-                    "a map of maps holds handles of maps, which a reset makes invalid",
-                );
+                return Err("a map of maps holds handles of maps, which a reset makes invalid");
             }
             _ => return Err("the journal does not know its operations"),
         };
@@ -131,7 +129,11 @@ impl Shape {
         let mut place: Box<[u8]> = key.into();
         let kept = length / 8;
         for (i, byte) in place[4..].iter_mut().enumerate().skip(kept) {
-            *byte &= if i == kept { !(0xff >> (length % 8)) } else { 0 };
+            *byte &= if i == kept {
+                !(0xff >> (length % 8))
+            } else {
+                0
+            };
         }
         Some(place)
     }

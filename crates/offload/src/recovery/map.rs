@@ -256,11 +256,7 @@ impl<F: Function> RecoverableMap<F> {
         &self,
         change: Change<'_>,
         taken: &mut [u8],
-        mut operation: impl FnMut(
-            &mut QueuePair<F>,
-            &DeviceMap,
-            &mut [u8],
-        ) -> Result<Done, DriverError>,
+        mut operation: impl FnMut(&mut QueuePair<F>, &DeviceMap, &mut [u8]) -> Result<Done, DriverError>,
     ) -> Result<Done> {
         let deadline = self.deadline();
         let escalation = &self.shared.escalation;
@@ -572,12 +568,7 @@ impl<F: Function> RecoverableMap<F> {
         for i in 0..outcome.count as usize {
             held.forget(&keys[i * key..][..key]);
         }
-        let ends = [
-            Errno::ENOENT,
-            Errno::ENOSPC,
-            Errno::ENOTSUPP,
-            Errno::EINVAL,
-        ];
+        let ends = [Errno::ENOENT, Errno::ENOSPC, Errno::ENOTSUPP, Errno::EINVAL];
         if let Err(error) = &outcome.result
             && !ends.contains(&error.errno())
         {
