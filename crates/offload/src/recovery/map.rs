@@ -214,8 +214,9 @@ impl<F: Function> RecoverableMap<F> {
         if self.shared.pool.is_gone() {
             return Err(GONE);
         }
-        if self.is_stale() {
-            self.shared.escalation.recover(&self.shared, deadline)?;
+        let escalation = &self.shared.escalation;
+        if self.is_stale() || escalation.wants_reset(&self.shared) {
+            escalation.recover(&self.shared, deadline)?;
         }
         self.kept()
     }
