@@ -147,6 +147,7 @@ impl<F: Function> NicMap<F> {
 
     /// The driver could not carry an operation out: escalates where that helps.
     #[cold]
+    #[inline(never)]
     fn broken(&self, error: &DriverError) -> Error {
         let (escalation, epoch) = (&self.shared.escalation, self.map.epoch());
         if self.quiet {

@@ -74,13 +74,11 @@ impl<F: Function> Pool<F> {
             lane = self.renew(lane)?;
         }
         match &mut *lane {
-            Some(queue) => {
-                let done = operation(queue);
-                if let Err(error) = &done {
-                    self.streak.failed(queue, error);
-                }
-                done
-            }
+            // The value goes out as it is, so that nothing is moved for the sake of a failure.
+            Some(queue) => match operation(queue) {
+                Ok(value) => Ok(value),
+                Err(error) => Err(self.streak.failed(queue, error)),
+            },
             None => unreachable!("`renew` returns a lane with a queue"),
         }
     }

@@ -95,12 +95,18 @@ pub(crate) struct Streak {
 }
 
 impl Streak {
-    /// An operation on this pair failed.
+    /// An operation on this pair failed: counts that, and hands the error on.
     #[cold]
-    pub(crate) fn failed<F: Function>(&self, queue: &QueuePair<F>, error: &DriverError) {
-        if verdict(error) == Verdict::Queue && queue.is_dead() {
+    #[inline(never)]
+    pub(crate) fn failed<F: Function>(
+        &self,
+        queue: &QueuePair<F>,
+        error: DriverError,
+    ) -> DriverError {
+        if verdict(&error) == Verdict::Queue && queue.is_dead() {
             self.count(queue.counters().completed);
         }
+        error
     }
 
     fn count(&self, completed: u64) {
