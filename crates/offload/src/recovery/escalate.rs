@@ -12,7 +12,7 @@ use crate::errno;
 use crate::nic::Shared;
 use offmap_bpf::error::Result;
 use offmap_bpf::{Errno, Error};
-use offmap_driver::{DriverError, Function, IoError, QueuePair};
+use offmap_driver::{DriverError, Function, IoError};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 use std::time::Duration;
@@ -95,21 +95,8 @@ pub(crate) struct Streak {
 }
 
 impl Streak {
-    /// An operation on this pair failed: counts that, and hands the error on.
-    #[cold]
-    #[inline(never)]
-    pub(crate) fn failed<F: Function>(
-        &self,
-        queue: &QueuePair<F>,
-        error: DriverError,
-    ) -> DriverError {
-        if verdict(&error) == Verdict::Queue && queue.is_dead() {
-            self.count(queue.counters().completed);
-        }
-        error
-    }
-
-    fn count(&self, completed: u64) {
+    /// A queue pair failed that had completed so many commands.
+    pub(crate) fn count(&self, completed: u64) {
         self.total.fetch_add(1, Ordering::Relaxed);
         if completed >= Recovery::PROGRESS {
             self.failures.store(1, Ordering::Relaxed);
@@ -237,6 +224,7 @@ impl<F: Function> Escalation<F> {
             // Of an earlier epoch: the reset that it asks for has been.
             Verdict::Function if epoch == now => self.want_reset(epoch),
             Verdict::Queue if epoch == now => {
+                shared.pool.count_failures();
                 let failures = shared.pool.streak().failures.load(Ordering::Relaxed);
                 if failures >= self.settings.queue_failures {
                     self.want_reset(epoch);
