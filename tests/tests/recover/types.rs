@@ -138,7 +138,7 @@ fn queues_and_stacks_keep_their_order_over_resets() {
         (MapType::QUEUE, [2u32, 3, 5, 6]),
         (MapType::STACK, [6, 5, 3, 2]),
     ] {
-        for how in 0..KILLS.len() {
+        for (how, what) in KILLS.iter().enumerate() {
             let map = stack.map(&attr(map_type, 8, 4), true);
             let mut out = vec![0; 8];
             for n in 1..=3 {
@@ -154,9 +154,9 @@ fn queues_and_stacks_keep_their_order_over_resets() {
             map.update(&[], &value(&map, 6), exist).unwrap();
             kill(&stack.driver, how);
             for n in order {
-                map.lookup(&[], &mut vec![0; 8], 0).unwrap();
+                map.lookup(&[], &mut [0; 8], 0).unwrap();
                 map.lookup_and_delete(&[], &mut out, 0).unwrap();
-                assert_eq!(out, value(&map, n), "{map_type} after {}", KILLS[how]);
+                assert_eq!(out, value(&map, n), "{map_type} after {}", what);
             }
             let empty = map.lookup_and_delete(&[], &mut out, 0).unwrap_err();
             assert_eq!(empty.errno(), Errno::ENOENT);
@@ -277,7 +277,7 @@ fn soon(mut until: impl FnMut() -> bool) {
 
 #[test]
 fn a_map_that_did_not_ask_is_enodev_and_its_device_works_again() {
-    for how in 0..KILLS.len() {
+    for (how, what) in KILLS.iter().enumerate() {
         let stack = stack(Threaded::spawn(DeviceConfig::default()).unwrap());
         let plain = stack.map(&named("plain", attr(MapType::HASH, 8, 16)), true);
         plain.update(&[1; 4], &[1; 8], 0).unwrap();
@@ -287,10 +287,10 @@ fn a_map_that_did_not_ask_is_enodev_and_its_device_works_again() {
         soon(|| plain.lookup(&[1; 4], &mut out, 0).is_err());
         for _ in 0..3 {
             let error = plain.lookup(&[1; 4], &mut out, 0).unwrap_err();
-            assert_eq!(error.errno(), Errno::ENODEV, "{}: {error}", KILLS[how]);
+            assert_eq!(error.errno(), Errno::ENODEV, "{}: {error}", what);
         }
         let error = plain.update(&[1; 4], &[2; 8], 0).unwrap_err();
-        assert_eq!(error.errno(), Errno::ENODEV, "{}: {error}", KILLS[how]);
+        assert_eq!(error.errno(), Errno::ENODEV, "{}: {error}", what);
         drop(plain);
         // The failing operation had the device reset.
         let next = stack.map(&named("plain", attr(MapType::HASH, 8, 16)), true);
