@@ -69,6 +69,11 @@ impl DeviceMap {
         self.value_stride as usize
     }
 
+    /// [`crate::Driver::epoch`] when the map was made; it is gone when that has changed.
+    pub const fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
     /// Device memory that the map occupies, in bytes.
     pub const fn bytes(&self) -> u64 {
         self.bytes

@@ -13,12 +13,14 @@ mod map;
 mod nic;
 mod pool;
 mod profile;
+mod recovery;
 mod reply_cache;
 mod ring;
 mod slot_order;
 
-pub use nic::{Clock, OffloadNic, RandomSeeds, SeedSource};
+pub use nic::{Clock, NicSettings, OffloadNic, RandomSeeds, SeedSource};
 pub use profile::{
     AllocCheck, AllocRule, Behaviours, ErrnoRule, FlagReason, Operation, Profile, ProfileError,
     ReplyCacheRule, Situation, Usage,
 };
+pub use recovery::{RecoverMaps, Recovery, RecoveryStats, UnknownOutcome};

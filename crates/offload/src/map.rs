@@ -10,19 +10,19 @@ use offmap_driver::{DeviceMap, DriverError, Function, QueuePair, Status};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-const NO_ARRAY_DELETE: Error = Error::new(
+pub(crate) const NO_ARRAY_DELETE: Error = Error::new(
     Errno::ENOTSUPP,
     "array elements cannot be deleted, so arrays have no operation that deletes what it returns",
 );
-const NO_ARRAY_DELETE_BATCH: Error = Error::new(
+pub(crate) const NO_ARRAY_DELETE_BATCH: Error = Error::new(
     Errno::ENOTSUPP,
     "array elements cannot be deleted, so arrays have no delete batch",
 );
-const NO_KEYS: Error = Error::new(
+pub(crate) const NO_KEYS: Error = Error::new(
     Errno::EINVAL,
     "a queue or stack has no keys to delete or to walk",
 );
-const BAD_QUEUE_FLAGS: Error = Error::new(
+pub(crate) const BAD_QUEUE_FLAGS: Error = Error::new(
     Errno::EINVAL,
     "flags: a push takes BPF_ANY, or BPF_EXIST to overwrite the oldest value",
 );
@@ -61,6 +61,8 @@ pub(crate) struct NicMap<F: Function> {
     is_queue: bool,
     max_entries: u32,
     freed: AtomicBool,
+    /// Its failures only count: whoever owns it sees to the recovery.
+    quiet: bool,
     /// What the map counts for in the profile's limits.
     reservation: Mutex<Option<Reservation<F>>>,
 }
@@ -75,8 +77,20 @@ impl<F: Function> NicMap<F> {
             is_queue: matches!(spec.map_type, MapType::QUEUE | MapType::STACK),
             max_entries: spec.max_entries,
             freed: AtomicBool::new(false),
+            quiet: false,
             reservation: Mutex::new(None),
         }
+    }
+
+    /// The map of an owner who sees to the recovery after a failure.
+    pub(crate) fn quietly(mut self) -> Self {
+        self.quiet = true;
+        self
+    }
+
+    /// The map as the driver has it.
+    pub(crate) fn device(&self) -> &DeviceMap {
+        &self.map
     }
 
     /// The map counts for this from now on, until it is freed.
@@ -122,13 +136,26 @@ impl<F: Function> NicMap<F> {
         match self.shared.pool.with(operation) {
             Ok(status) if status.is_success() => Ok(()),
             Ok(status) => Err(self.failed(status, during)),
-            Err(e) => Err(errno::of_driver(&e)),
+            Err(e) => Err(self.broken(&e)),
         }
     }
 
     #[cold]
     fn failed(&self, status: Status, during: During) -> Error {
         errno::of_status(&self.shared.profile, self.map_type, status, during)
+    }
+
+    /// The driver could not carry an operation out: escalates where that helps.
+    #[cold]
+    #[inline(never)]
+    fn broken(&self, error: &DriverError) -> Error {
+        let (escalation, epoch) = (&self.shared.escalation, self.map.epoch());
+        if self.quiet {
+            escalation.note(&self.shared, error, epoch);
+        } else {
+            escalation.after(&self.shared, error, epoch);
+        }
+        errno::of_driver(error)
     }
 
     fn is_bloom(&self) -> bool {
@@ -149,7 +176,7 @@ impl<F: Function> NicMap<F> {
         }
     }
 
-    fn has(&self, command: OffloadCommands) -> Result<()> {
+    pub(crate) fn has(&self, command: OffloadCommands) -> Result<()> {
         if self.shared.commands.contains(command) {
             Ok(())
         } else {
@@ -171,7 +198,7 @@ impl<F: Function> NicMap<F> {
                     Err(self.failed(done.status, during))
                 },
             },
-            Err(e) => BatchOutcome::failed(errno::of_driver(&e)),
+            Err(e) => BatchOutcome::failed(self.broken(&e)),
         }
     }
 
@@ -404,7 +431,7 @@ impl<F: Function> NicMap<F> {
             });
             let dumped = match dumped {
                 Ok(dumped) => dumped,
-                Err(e) => break Err(errno::of_driver(&e)),
+                Err(e) => break Err(self.broken(&e)),
             };
             match dumped.status {
                 Status::Success | Status::NotFound => {
@@ -488,7 +515,7 @@ impl<F: Function> NicMap<F> {
                 .with(|q| q.dump_after(&self.map, after, rest, values));
             let dumped = match dumped {
                 Ok(dumped) => dumped,
-                Err(e) => break Err(errno::of_driver(&e)),
+                Err(e) => break Err(self.broken(&e)),
             };
             match dumped.status {
                 Status::Success | Status::NotFound => done += dumped.count,

@@ -3,6 +3,7 @@
 use crate::behaved::BehavedMap;
 use crate::map::NicMap;
 use crate::pool::Pool;
+use crate::recovery::{Escalation, RecoverableMap, Recovery, RecoveryStats};
 use crate::ring::{NicRingMap, Vectors};
 use crate::{Profile, Situation, Usage, errno};
 use offmap_bpf::Error;
@@ -24,6 +25,7 @@ pub struct OffloadNic<F: Function> {
 pub(crate) struct Shared<F: Function> {
     pub(crate) driver: Arc<Driver<F>>,
     pub(crate) pool: Pool<F>,
+    pub(crate) escalation: Escalation<F>,
     pub(crate) profile: Profile,
     pub(crate) commands: OffloadCommands,
     pub(crate) vectors: Vectors,
@@ -33,6 +35,16 @@ pub(crate) struct Shared<F: Function> {
     accepting: AtomicBool,
     used: Mutex<Usage>,
     failed_frees: AtomicU64,
+}
+
+/// Settings of an [`OffloadNic`].
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct NicSettings {
+    /// When the device is reset, and which maps are restored then.
+    pub recovery: Recovery,
+    /// Most queue pairs that it takes, each for the commands of one thread at a time; `None`:
+    /// one for each processor. A device that has fewer gives as many as it has.
+    pub queue_pairs: Option<u16>,
 }
 
 /// A clock for what a profile lets age, such as nfp's reply cache.
@@ -96,15 +108,15 @@ impl<F: Function> Shared<F> {
         }))
     }
 
-    /// MAP_CREATE on the device.
-    pub(crate) fn create(self: &Arc<Self>, spec: &MapSpec, template: u32) -> Result<NicMap<F>> {
+    /// What the device is asked for.
+    pub(crate) fn params(&self, spec: &MapSpec, template: u32) -> MapParams {
         let percpu = spec.map_type.is_percpu();
         // What is put into a bloom filter is its key on the wire.
         let (key_size, value_size) = match spec.map_type {
             MapType::BLOOM_FILTER => (spec.value_size, 0),
             _ => (spec.key_size, spec.value_size),
         };
-        let params = MapParams {
+        MapParams {
             map_type: spec.map_type.0,
             key_size,
             value_size,
@@ -119,11 +131,31 @@ impl<F: Function> Shared<F> {
             map_extra: spec.map_extra,
             inner_map: template,
             ..MapParams::default()
-        };
-        let map = self
-            .driver
-            .create_map(&params)
-            .map_err(|e: DriverError| -> Error { errno::of_create(&self.profile.name, &e) })?;
+        }
+    }
+
+    /// MAP_CREATE on the device.
+    pub(crate) fn create(self: &Arc<Self>, spec: &MapSpec, template: u32) -> Result<NicMap<F>> {
+        let params = self.params(spec, template);
+        self.create_with(spec, &params)
+    }
+
+    /// MAP_CREATE on the device; once more after a recovery that it gave rise to.
+    pub(crate) fn create_with(
+        self: &Arc<Self>,
+        spec: &MapSpec,
+        params: &MapParams,
+    ) -> Result<NicMap<F>> {
+        let epoch = self.driver.epoch();
+        let map = self.driver.create_map(params).or_else(|error| {
+            // A map that the device made after all went with the reset.
+            if self.escalation.after(self, &error, epoch) {
+                self.driver.create_map(params)
+            } else {
+                Err(error)
+            }
+        });
+        let map = map.map_err(|e| -> Error { errno::of_create(&self.profile.name, &e) })?;
         Ok(NicMap::new(Arc::clone(self), spec, map))
     }
 }
@@ -164,7 +196,21 @@ impl<F: Function> OffloadNic<F> {
         profile: Profile,
         seeds: impl SeedSource,
     ) -> Result<Arc<Self>, DriverError> {
-        Self::build(driver, profile, Box::new(seeds), None)
+        let settings = NicSettings::default();
+        Self::build(driver, profile, Box::new(seeds), None, settings)
+    }
+
+    /// [`OffloadNic::new`] with other settings.
+    ///
+    /// # Errors
+    ///
+    /// [`DriverError::Config`] names a setting that cannot be; otherwise as [`OffloadNic::new`].
+    pub fn with_settings(
+        driver: Arc<Driver<F>>,
+        profile: Profile,
+        settings: NicSettings,
+    ) -> Result<Arc<Self>, DriverError> {
+        Self::build(driver, profile, Box::new(RandomSeeds), None, settings)
     }
 
     /// [`OffloadNic::new`] with another clock than the function's for what ages.
@@ -178,7 +224,8 @@ impl<F: Function> OffloadNic<F> {
         clock: impl Clock,
     ) -> Result<Arc<Self>, DriverError> {
         let clock = Some(Box::new(clock) as Box<dyn Clock>);
-        Self::build(driver, profile, Box::new(RandomSeeds), clock)
+        let settings = NicSettings::default();
+        Self::build(driver, profile, Box::new(RandomSeeds), clock, settings)
     }
 
     fn build(
@@ -186,8 +233,16 @@ impl<F: Function> OffloadNic<F> {
         profile: Profile,
         seeds: Box<dyn SeedSource>,
         clock: Option<Box<dyn Clock>>,
+        settings: NicSettings,
     ) -> Result<Arc<Self>, DriverError> {
-        let pool = Pool::new(Arc::clone(&driver))?;
+        settings.recovery.validate()?;
+        if settings.queue_pairs == Some(0) {
+            return Err(DriverError::Config {
+                field: "queue_pairs",
+                allowed: "at least 1, or not given",
+            });
+        }
+        let pool = Pool::new(Arc::clone(&driver), settings.queue_pairs)?;
         let identity = driver.identity();
         let rules = profile.rules(identity.map_types, identity.batch > 0);
         Ok(Arc::new(Self {
@@ -196,6 +251,7 @@ impl<F: Function> OffloadNic<F> {
                 vectors: Vectors::new(driver.function().vectors()),
                 driver,
                 pool,
+                escalation: Escalation::new(settings.recovery),
                 profile,
                 seeds,
                 clock,
@@ -225,6 +281,12 @@ impl<F: Function> OffloadNic<F> {
     /// What its maps count for in the limits of a profile that counts them.
     pub fn used(&self) -> Usage {
         *self.shared.used()
+    }
+
+    /// What its recovery has done so far.
+    pub fn recovery_stats(&self) -> RecoveryStats {
+        let shared = &self.shared;
+        shared.escalation.stats(shared.pool.streak())
     }
 
     /// Maps whose MAP_FREE the device did not confirm, other than for a reset, which frees
@@ -274,6 +336,14 @@ impl<F: Function> OffloadNic<F> {
     fn alloc(&self, spec: &MapSpec, template: u32) -> Result<Arc<dyn OffloadedMap>> {
         let shared = &self.shared;
         let reservation = shared.admit(spec)?;
+        // A device that fell over while nobody used it is set up again first.
+        let epoch = shared.driver.epoch();
+        if let Err(error) = shared.driver.check_health() {
+            shared.escalation.after(shared, &error, epoch);
+        }
+        if shared.escalation.settings().maps.recovers(&spec.name) {
+            return Ok(RecoverableMap::create(shared, spec, reservation)?);
+        }
         if spec.map_type == MapType::RINGBUF {
             let ring = NicRingMap::create(shared, spec)?.counting(reservation);
             return Ok(Arc::new(ring));

@@ -1,14 +1,30 @@
 //! The queue pairs of one NIC, shared by all threads.
 
+use crate::recovery::Streak;
 use offmap_driver::{Driver, DriverError, Function, QueuePair};
 use std::cell::Cell;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 /// One queue pair, made when a thread first comes to it. On cache lines of its own, so
 /// that threads on different lanes do not disturb each other.
 #[repr(align(128))]
-struct Lane<F: Function>(Mutex<Option<QueuePair<F>>>);
+struct Lane<F: Function>(Mutex<Lent<F>>);
+
+struct Lent<F: Function> {
+    queue: Option<QueuePair<F>>,
+    /// The failure of this pair was counted.
+    counted: bool,
+}
+
+impl<F: Function> Lent<F> {
+    const fn new(queue: Option<QueuePair<F>>) -> Self {
+        Self {
+            queue,
+            counted: false,
+        }
+    }
+}
 
 /// Queue pairs, as many as there are processors or as the device has.
 ///
@@ -17,6 +33,9 @@ struct Lane<F: Function>(Mutex<Option<QueuePair<F>>>);
 pub(crate) struct Pool<F: Function> {
     driver: Arc<Driver<F>>,
     lanes: Box<[Lane<F>]>,
+    streak: Streak,
+    /// The device was found unplugged: there are no further queue pairs.
+    gone: AtomicBool,
 }
 
 static NEXT_THREAD: AtomicUsize = AtomicUsize::new(0);
@@ -27,17 +46,57 @@ thread_local! {
 }
 
 impl<F: Function> Pool<F> {
-    /// A pool whose first queue pair exists.
-    pub(crate) fn new(driver: Arc<Driver<F>>) -> Result<Self, DriverError> {
-        let processors = std::thread::available_parallelism().map_or(1, usize::from);
-        let count = processors.min(usize::from(driver.identity().queue_pairs));
+    /// A pool whose first queue pair exists, of `most` at most; `None`: one for each processor.
+    pub(crate) fn new(driver: Arc<Driver<F>>, most: Option<u16>) -> Result<Self, DriverError> {
+        let processors = || std::thread::available_parallelism().map_or(1, usize::from);
+        let most = most.map_or_else(processors, usize::from);
+        let count = most.min(usize::from(driver.identity().queue_pairs));
         let first = driver.create_queue()?;
-        let mut lanes: Vec<_> = (0..count.max(1)).map(|_| Lane(Mutex::new(None))).collect();
-        lanes[0] = Lane(Mutex::new(Some(first)));
+        let mut lanes: Vec<_> = (0..count.max(1))
+            .map(|_| Lane(Mutex::new(Lent::new(None))))
+            .collect();
+        lanes[0] = Lane(Mutex::new(Lent::new(Some(first))));
         Ok(Self {
             driver,
             lanes: lanes.into_boxed_slice(),
+            streak: Streak::default(),
+            gone: AtomicBool::new(false),
         })
+    }
+
+    /// An operation failed in a way that ends its queue pair: counts the pairs that have failed and
+    /// are not counted yet. That is done here, and not where the operation runs, so that what runs
+    /// there need not keep anything for the case of a failure. A pair that another thread is
+    /// replacing at this moment goes uncounted.
+    #[cold]
+    pub(crate) fn count_failures(&self) {
+        for lane in &self.lanes {
+            let Some(mut lane) = Self::try_lock(lane) else {
+                continue;
+            };
+            if let Some(queue) = &lane.queue
+                && queue.has_failed()
+                && !lane.counted
+            {
+                self.streak.count(queue.counters().completed);
+                lane.counted = true;
+            }
+        }
+    }
+
+    /// The failures of its queue pairs.
+    pub(crate) fn streak(&self) -> &Streak {
+        &self.streak
+    }
+
+    /// Whether the device was found unplugged.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.gone.load(Ordering::Acquire)
+    }
+
+    /// The device is unplugged, which is final.
+    pub(crate) fn set_gone(&self) {
+        self.gone.store(true, Ordering::Release);
     }
 
     /// Runs `operation` on a queue pair. A pair that failed earlier is replaced first.
@@ -47,18 +106,18 @@ impl<F: Function> Pool<F> {
         operation: impl FnOnce(&mut QueuePair<F>) -> Result<T, DriverError>,
     ) -> Result<T, DriverError> {
         let mut lane = self.lock();
-        let usable = matches!(&*lane, Some(queue) if !queue.is_dead());
+        let usable = matches!(&lane.queue, Some(queue) if !queue.is_dead());
         if !usable {
             lane = self.renew(lane)?;
         }
-        match &mut *lane {
+        match &mut lane.queue {
             Some(queue) => operation(queue),
             None => unreachable!("`renew` returns a lane with a queue"),
         }
     }
 
     #[inline]
-    fn lock(&self) -> MutexGuard<'_, Option<QueuePair<F>>> {
+    fn lock(&self) -> MutexGuard<'_, Lent<F>> {
         let mut own = THREAD.with(Cell::get);
         // A division only where there are more threads than lanes.
         if own >= self.lanes.len() {
@@ -71,7 +130,7 @@ impl<F: Function> Pool<F> {
     }
 
     #[cold]
-    fn lock_any(&self, own: usize) -> MutexGuard<'_, Option<QueuePair<F>>> {
+    fn lock_any(&self, own: usize) -> MutexGuard<'_, Lent<F>> {
         for lane in &self.lanes {
             if let Some(lane) = Self::try_lock(lane) {
                 return lane;
@@ -81,7 +140,7 @@ impl<F: Function> Pool<F> {
     }
 
     #[inline]
-    fn try_lock(lane: &Lane<F>) -> Option<MutexGuard<'_, Option<QueuePair<F>>>> {
+    fn try_lock(lane: &Lane<F>) -> Option<MutexGuard<'_, Lent<F>>> {
         match lane.0.try_lock() {
             Ok(lane) => Some(lane),
             // A panic in the middle of an operation leaves its request in flight, which the
@@ -91,7 +150,7 @@ impl<F: Function> Pool<F> {
         }
     }
 
-    fn wait_lock(lane: &Lane<F>) -> MutexGuard<'_, Option<QueuePair<F>>> {
+    fn wait_lock(lane: &Lane<F>) -> MutexGuard<'_, Lent<F>> {
         lane.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -99,13 +158,16 @@ impl<F: Function> Pool<F> {
     #[cold]
     fn renew<'p>(
         &'p self,
-        mut lane: MutexGuard<'p, Option<QueuePair<F>>>,
-    ) -> Result<MutexGuard<'p, Option<QueuePair<F>>>, DriverError> {
+        mut lane: MutexGuard<'p, Lent<F>>,
+    ) -> Result<MutexGuard<'p, Lent<F>>, DriverError> {
+        if self.is_gone() {
+            return Err(DriverError::DeviceGone { register: "STATUS" });
+        }
         // The old pair goes first: its id is then free for the new one.
-        *lane = None;
+        *lane = Lent::new(None);
         match self.driver.create_queue() {
             Ok(queue) => {
-                *lane = Some(queue);
+                lane.queue = Some(queue);
                 Ok(lane)
             }
             Err(DriverError::NoQueuePair { have }) => {
@@ -113,7 +175,7 @@ impl<F: Function> Pool<F> {
                 // Others hold the device's queue pairs: share one that this pool has.
                 for other in &self.lanes {
                     let other = Self::wait_lock(other);
-                    if matches!(&*other, Some(queue) if !queue.is_dead()) {
+                    if matches!(&other.queue, Some(queue) if !queue.is_dead()) {
                         return Ok(other);
                     }
                 }

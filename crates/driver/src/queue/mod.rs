@@ -211,6 +211,11 @@ impl<F: Function> QueuePair<F> {
         self.usable().is_err()
     }
 
+    /// Whether the queue is broken by a failure of its own: no reset has ended it since.
+    pub fn has_failed(&self) -> bool {
+        self.broken && self.epoch == self.driver.epoch()
+    }
+
     #[inline]
     fn usable(&self) -> Result<(), DriverError> {
         if self.epoch != self.driver.epoch() {

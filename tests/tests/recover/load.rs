@@ -1,0 +1,374 @@
+//! Resets under load.
+
+use super::{KILLS, attr, kill, recovering};
+use offmap_bpf::{Errno, MapFile, MapType};
+use offmap_driver::DriverConfig;
+use offmap_emulator::{DeviceConfig, Threaded};
+use offmap_offload::{Recovery, RecoveryStats, UnknownOutcome};
+use offmap_tests::report::{aloud, seed};
+use offmap_tests::stack::Stack;
+use rand::{RngExt, SeedableRng};
+use rand_xoshiro::Xoshiro256PlusPlus;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Barrier, Mutex};
+use std::time::{Duration, Instant};
+
+/// Each with a queue pair of its own, so that a machine of two processors, too, has many
+/// commands under way.
+const WRITERS: usize = 14;
+/// Operations that are in flight at least when the device is killed.
+const IN_FLIGHT: usize = 8;
+/// Keys of each writer in the map that all share; those of its own map follow.
+const SHARED: usize = 16;
+const VALUE: usize = 512;
+/// Elements of a batch, all of the writer's own map: 32 KiB of values, which take the device
+/// many steps to fetch. Batches on one map would take turns at its journal.
+const BATCH: usize = 64;
+const KEYS: usize = SHARED + BATCH;
+
+/// The values that a key may have; more than one after a write of unknown outcome.
+type Known = Vec<Option<u64>>;
+
+struct Load {
+    shared: MapFile,
+    own: Vec<MapFile>,
+    in_flight: AtomicUsize,
+    batches: AtomicUsize,
+    pause: AtomicBool,
+    done: AtomicBool,
+    round: Barrier,
+    /// Operations since the start.
+    operations: AtomicU64,
+    acknowledged: AtomicU64,
+    /// Elements of writes whose outcome was reported as unknown, and how they turned out.
+    reported: AtomicU64,
+    old: AtomicU64,
+    new: AtomicU64,
+    violations: Mutex<Vec<String>>,
+}
+
+fn value_of(key: u32, version: u64) -> Vec<u8> {
+    let head = u64::from(key) << 40 | version;
+    head.to_ne_bytes().repeat(VALUE / 8)
+}
+
+fn version_of(key: u32, value: &[u8]) -> Result<u64, String> {
+    let mut head = [0; 8];
+    head.copy_from_slice(&value[..8]);
+    let head = u64::from_ne_bytes(head);
+    let version = head & ((1 << 40) - 1);
+    if value_of(key, version) == value {
+        Ok(version)
+    } else {
+        Err(format!(
+            "key {key}: the value begins with {head:#x} and is torn"
+        ))
+    }
+}
+
+struct Writer<'a> {
+    load: &'a Load,
+    id: usize,
+    rng: Xoshiro256PlusPlus,
+    known: Vec<Known>,
+    version: u64,
+}
+
+impl Writer<'_> {
+    fn key(&self, i: usize) -> u32 {
+        (self.id * KEYS + i) as u32
+    }
+
+    fn map(&self, i: usize) -> &MapFile {
+        if i < SHARED {
+            &self.load.shared
+        } else {
+            &self.load.own[self.id]
+        }
+    }
+
+    /// The outcome of a write that leaves key `i` with `new`.
+    fn took(&mut self, i: usize, new: Option<u64>, outcome: Result<(), Errno>) {
+        let load = self.load;
+        match outcome {
+            Ok(()) => {
+                self.known[i] = vec![new];
+                load.acknowledged.fetch_add(1, Ordering::Relaxed);
+            }
+            // The key of a deletion was not there.
+            Err(Errno::ENOENT) if new.is_none() => self.known[i] = vec![None],
+            Err(Errno::EIO) => {
+                self.known[i].push(new);
+                load.reported.fetch_add(1, Ordering::Relaxed);
+            }
+            Err(errno) => self.violation(format!("key {}: {errno:?}", self.key(i))),
+        }
+    }
+
+    fn violation(&self, what: String) {
+        self.load.violations.lock().unwrap().push(what);
+    }
+
+    fn operation(&mut self) {
+        self.version += 1;
+        let (load, version) = (self.load, self.version);
+        let i = self.rng.random_range(0..KEYS);
+        let key = self.key(i).to_ne_bytes();
+        load.in_flight.fetch_add(1, Ordering::SeqCst);
+        match self.rng.random_range(0..16) {
+            0 => {
+                let done = self.map(i).delete(&key).map_err(|e| e.errno());
+                self.took(i, None, done);
+            }
+            1..3 => {
+                let value = value_of(self.key(i), version);
+                let done = self.map(i).update(&key, &value, 0).map_err(|e| e.errno());
+                self.took(i, Some(version), done);
+            }
+            _ => {
+                let keys: Vec<u8> = (SHARED..KEYS)
+                    .flat_map(|i| self.key(i).to_ne_bytes())
+                    .collect();
+                let values: Vec<u8> = (SHARED..KEYS)
+                    .flat_map(|i| value_of(self.key(i), version))
+                    .collect();
+                load.batches.fetch_add(1, Ordering::SeqCst);
+                let done = load.own[self.id].update_batch(&keys, &values, BATCH as u32, 0, 0);
+                load.batches.fetch_sub(1, Ordering::SeqCst);
+                let result = done.result.map_err(|e| e.errno());
+                if result.is_ok() && done.count as usize != BATCH {
+                    self.violation(format!("a batch succeeded with {} elements", done.count));
+                }
+                for i in SHARED..KEYS {
+                    self.took(i, Some(version), result);
+                }
+            }
+        }
+        load.in_flight.fetch_sub(1, Ordering::SeqCst);
+        load.operations.fetch_add(1, Ordering::Relaxed);
+        if self.known.iter().any(|known| known.len() > 1) {
+            // Before the next write covers how this one turned out.
+            self.verify();
+        }
+    }
+
+    /// Compares every key with what was acknowledged.
+    fn verify(&mut self) {
+        let mut value = vec![0; VALUE];
+        for i in 0..KEYS {
+            let key = self.key(i);
+            let found = match self.map(i).lookup(&key.to_ne_bytes(), &mut value, 0) {
+                Ok(()) => match version_of(key, &value) {
+                    Ok(version) => Some(version),
+                    Err(torn) => return self.violation(torn),
+                },
+                Err(e) if e.errno() == Errno::ENOENT => None,
+                Err(e) => return self.violation(format!("key {key}: lookup: {e}")),
+            };
+            let known = &self.known[i];
+            if !known.contains(&found) {
+                return self.violation(format!("key {key}: {found:?} is none of {known:?}"));
+            }
+            if known.len() > 1 {
+                let which = if known[0] == found {
+                    &self.load.old
+                } else {
+                    &self.load.new
+                };
+                which.fetch_add(1, Ordering::Relaxed);
+            }
+            self.known[i] = vec![found];
+        }
+    }
+
+    fn run(&mut self) {
+        loop {
+            while !self.load.pause.load(Ordering::Acquire) {
+                self.operation();
+            }
+            // Everybody's last operation has ended.
+            self.load.round.wait();
+            self.verify();
+            self.load.round.wait();
+            if self.load.done.load(Ordering::Acquire) {
+                return;
+            }
+        }
+    }
+}
+
+struct Round {
+    in_flight: usize,
+    batches: usize,
+    unanswered: u64,
+    /// From the kill until every operation that was in flight had ended, and one more of each
+    /// writer.
+    ended: Duration,
+    /// What the NIC says that its own part took.
+    recovery: Duration,
+}
+
+/// Least, median, greatest.
+fn spread<T: Copy + Ord>(of: impl Iterator<Item = T>) -> (T, T, T) {
+    let mut all: Vec<T> = of.collect();
+    all.sort_unstable();
+    (all[0], all[all.len() / 2], all[all.len() - 1])
+}
+
+fn waits(what: &str, mut until: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !until() {
+        assert!(started.elapsed() < Duration::from_secs(60), "{what}");
+        std::thread::yield_now();
+    }
+}
+
+fn campaign(resets: usize, unknown: UnknownOutcome) {
+    let base = seed();
+    let function = Threaded::spawn(DeviceConfig::default()).expect("a threaded device");
+    let recovery = Recovery {
+        unknown,
+        ..Recovery::default()
+    };
+    let queue_pairs = Some(WRITERS as u16 + 1);
+    let stack = recovering(function, DriverConfig::default(), queue_pairs, recovery);
+    let hash = |keys: usize| stack.map(&attr(MapType::HASH, VALUE as u32, keys as u32), true);
+    let load = Load {
+        shared: hash(WRITERS * SHARED),
+        own: (0..WRITERS).map(|_| hash(BATCH)).collect(),
+        in_flight: AtomicUsize::new(0),
+        batches: AtomicUsize::new(0),
+        pause: AtomicBool::new(false),
+        done: AtomicBool::new(false),
+        round: Barrier::new(WRITERS + 1),
+        operations: AtomicU64::new(0),
+        acknowledged: AtomicU64::new(0),
+        reported: AtomicU64::new(0),
+        old: AtomicU64::new(0),
+        new: AtomicU64::new(0),
+        violations: Mutex::default(),
+    };
+    let mut rounds = Vec::new();
+    let started = Instant::now();
+    std::thread::scope(|scope| {
+        for id in 0..WRITERS {
+            let mut writer = Writer {
+                load: &load,
+                id,
+                rng: Xoshiro256PlusPlus::seed_from_u64(base.wrapping_add(id as u64)),
+                known: vec![vec![None]; KEYS],
+                version: 0,
+            };
+            scope.spawn(move || writer.run());
+        }
+        let mut rng = Xoshiro256PlusPlus::seed_from_u64(!base);
+        for number in 0..resets {
+            rounds.push(one_round(&stack, &load, &mut rng, number));
+            load.done.store(number + 1 == resets, Ordering::Release);
+            load.round.wait();
+        }
+    });
+    let stats = stack.nic.recovery_stats();
+    tell(&load, &rounds, &stats, unknown, started.elapsed(), base);
+}
+
+/// Lets the writers write, kills the device, and has them verify what is there afterwards.
+fn one_round(
+    stack: &Stack<Threaded>,
+    load: &Load,
+    rng: &mut Xoshiro256PlusPlus,
+    number: usize,
+) -> Round {
+    let operations = || load.operations.load(Ordering::Relaxed);
+    let before = stack.nic.recovery_stats();
+    let enough = operations() + rng.random_range(4..60);
+    waits("the writers get on", || operations() >= enough);
+    let (mut in_flight, mut batches) = (0, 0);
+    waits("many operations in flight", || {
+        batches = load.batches.load(Ordering::SeqCst);
+        in_flight = load.in_flight.load(Ordering::SeqCst);
+        in_flight >= IN_FLIGHT && batches >= IN_FLIGHT / 2
+    });
+    let killed = Instant::now();
+    kill(&stack.driver, number);
+    let enough = operations() + 2 * WRITERS as u64;
+    waits("operations after the kill", || operations() >= enough);
+    load.pause.store(true, Ordering::Release);
+    load.round.wait();
+    let ended = killed.elapsed();
+    load.pause.store(false, Ordering::Release);
+    let after = stack.nic.recovery_stats();
+    let recovered = after.recoveries > before.recoveries;
+    if !recovered {
+        let how = KILLS[number % KILLS.len()];
+        load.violations
+            .lock()
+            .unwrap()
+            .push(format!("round {number}: nobody noticed: {how}"));
+    }
+    Round {
+        in_flight,
+        batches,
+        unanswered: after.unknown - before.unknown,
+        ended,
+        recovery: after.last,
+    }
+}
+
+fn tell(
+    load: &Load,
+    rounds: &[Round],
+    stats: &RecoveryStats,
+    unknown: UnknownOutcome,
+    took: Duration,
+    base: u64,
+) {
+    let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    let violations = load.violations.lock().unwrap();
+    let (least, usual, _) = spread(rounds.iter().map(|r| r.in_flight));
+    let (_, batches, _) = spread(rounds.iter().map(|r| r.batches));
+    let (fewest, unanswered, most) = spread(rounds.iter().map(|r| r.unanswered));
+    let (_, recovery, worst) = spread(rounds.iter().map(|r| r.recovery));
+    let (_, ended, last) = spread(rounds.iter().map(|r| r.ended));
+    aloud(&format!(
+        "recover: {unknown:?}: {} resets in {took:.1?} from seed {base}: {} operations, {} \
+         elements acknowledged, {} violations; in flight at a reset: least {least}, median \
+         {usual} ({batches} of them batches of {BATCH}); commands sent and not answered: {fewest} \
+         to {most}, median {unanswered}; {} unknown outcomes, {} resolved, {} reported ({} \
+         elements: {} old, {} new); recovery: median {recovery:.1?}, worst {worst:.1?}; until all \
+         in flight had ended and each writer gone on: median {ended:.1?}, worst {last:.1?}; \
+         {stats:?}",
+        rounds.len(),
+        count(&load.operations),
+        count(&load.acknowledged),
+        violations.len(),
+        stats.unknown,
+        stats.resolved,
+        stats.reported,
+        count(&load.reported),
+        count(&load.old),
+        count(&load.new),
+    ));
+    let some = &violations[..violations.len().min(4)];
+    assert!(violations.is_empty(), "seed {base}: {some:?}");
+    assert!(least >= IN_FLIGHT);
+    assert!(stats.unknown > 0, "no outcome was unknown");
+    assert_eq!(stats.unknown, stats.resolved + stats.reported);
+    match unknown {
+        UnknownOutcome::Resolve => assert_eq!(stats.reported, 0),
+        UnknownOutcome::Report => {
+            assert_eq!(stats.resolved, 0);
+            assert!(count(&load.reported) > 0);
+        }
+    }
+    assert!(count(&load.acknowledged) > rounds.len() as u64);
+}
+
+#[test]
+fn killed_under_load_and_nothing_acknowledged_is_lost() {
+    let wanted = std::env::var("OFFMAP_RESETS").ok();
+    let resets: usize = wanted.map_or(200, |n| n.parse().expect("OFFMAP_RESETS is a number"));
+    assert!(resets >= 2, "OFFMAP_RESETS: at least 2");
+    campaign(resets / 2, UnknownOutcome::Resolve);
+    campaign(resets - resets / 2, UnknownOutcome::Report);
+}
