@@ -13,4 +13,5 @@ mod expected;
 pub mod object;
 pub mod profile;
 pub mod report;
+pub mod sim;
 pub mod workload;
