@@ -17,7 +17,7 @@
 use crate::mutation::Mutation;
 use crate::rng::Rng;
 use offmap_abi::admin::QueueCreateBody;
-use offmap_abi::notify::{NOTIFY_BYTES, NOTIFY_CQ_HEAD, NOTIFY_SQ_EVENT, NOTIFY_SQ_TAIL};
+use offmap_abi::notify::{EventWord, NOTIFY_BYTES, NOTIFY_CQ_HEAD, NOTIFY_SQ_EVENT, NOTIFY_SQ_TAIL};
 use offmap_abi::ring::RingDepth;
 use offmap_abi::submission::{BatchBody, ElementBody, IovaRef, phase_of};
 use offmap_abi::{
@@ -97,6 +97,8 @@ pub(crate) struct Ring {
     tail: u64,
     head: u64,
     event: u64,
+    /// No room for completions when the device parked.
+    parked_full: bool,
     in_flight: Vec<Submission>,
     /// The device's stores that the host does not see yet.
     stores: VecDeque<Store>,
@@ -238,6 +240,7 @@ impl Memory {
             tail: 0,
             head: 0,
             event: 0,
+            parked_full: false,
             in_flight: Vec::new(),
             stores: VecDeque::new(),
         });
@@ -271,7 +274,7 @@ impl Memory {
             if !admin {
                 self.maybe_swap(cpu, index, first, rng);
             }
-            self.capture_counts(cpu, index, rng);
+            self.capture_counts(cpu, index);
         }
         found
     }
@@ -345,26 +348,31 @@ impl Memory {
     }
 
     /// Tail and head in a notify block.
-    fn capture_counts(&mut self, cpu: usize, index: usize, rng: &mut Rng) {
+    fn capture_counts(&mut self, cpu: usize, index: usize) {
         let notify = self.rings[index].notify;
         if notify == 0 {
             return;
         }
         let head = self.host_word(notify + NOTIFY_CQ_HEAD as u64);
         let tail = self.host_word(notify + NOTIFY_SQ_TAIL as u64);
+        let mut fence = false;
         if let Some(head) = head.filter(|h| *h != self.rings[index].head) {
             self.rings[index].head = head;
             self.push_words(cpu, notify + NOTIFY_CQ_HEAD as u64, &[head], true);
+            fence = true;
         }
         if let Some(tail) = tail.filter(|t| *t != self.rings[index].tail) {
             self.rings[index].tail = tail;
             self.push_words(cpu, notify + NOTIFY_SQ_TAIL as u64, &[tail], true);
+            fence = true;
+        }
+        if fence {
             if self.mutation == Some(Mutation::NoHostFence) {
                 self.mutated += 1;
             } else {
-                // Rule N1: the tail is visible before the event word is read, which the driver
-                // has done in the same call.
-                self.apply_memory(cpu, rng);
+                // Rule N1: both are visible before the event word is read, which the driver has
+                // done in the same call.
+                self.apply_memory(cpu);
             }
         }
     }
@@ -394,11 +402,9 @@ impl Memory {
         self.cpus[cpu].len()
     }
 
-    /// Applies the stores of `cpu` up to its last one that is no register write and that only
-    /// such ones precede.
-    fn apply_memory(&mut self, cpu: usize, rng: &mut Rng) {
+    /// Applies the stores of `cpu` to memory; its register writes stay under way.
+    fn apply_memory(&mut self, cpu: usize) {
         let mut at = 0;
-        let _ = rng;
         while at < self.cpus[cpu].len() {
             if matches!(self.cpus[cpu][at].what, What::Register { .. }) {
                 at += 1;
@@ -571,17 +577,34 @@ impl Memory {
         }
     }
 
-    /// Whether a queue's tail, as the device sees it, is beyond what the device has asked to be
-    /// woken for.
-    pub(crate) fn wake_up_owed(&mut self) -> Option<QueueId> {
+    /// Notes which queues have no room for completions, as the device sees it when it parks.
+    pub(crate) fn note_full(&mut self) {
+        for index in 0..self.rings.len() {
+            let ring = &self.rings[index];
+            let (notify, posted, depth) = (ring.notify, ring.posted, ring.depth.entries());
+            if notify == 0 {
+                continue;
+            }
+            let head = self.device_word(notify + NOTIFY_CQ_HEAD as u64).unwrap_or(0);
+            self.rings[index].parked_full = posted.wrapping_sub(head as u32) >= depth;
+        }
+    }
+
+    /// A queue whose tail, as the device sees it, is beyond what the device has asked to be
+    /// woken for; and whether it had no room for completions when the device parked.
+    pub(crate) fn wake_up_owed(&mut self) -> Option<(QueueId, bool)> {
         for index in 0..self.rings.len() {
             let (notify, event) = (self.rings[index].notify, self.rings[index].event);
             if notify == 0 {
                 continue;
             }
             let tail = self.device_word(notify + NOTIFY_SQ_TAIL as u64).unwrap_or(0);
-            if offmap_abi::notify::EventWord::from_word(event).wants(tail as u32) {
-                return Some(self.rings[index].queue);
+            let head = self.device_word(notify + NOTIFY_CQ_HEAD as u64).unwrap_or(0);
+            let ring = &self.rings[index];
+            // Without room for completions there is nothing that it could do.
+            let room = ring.posted.wrapping_sub(head as u32) < ring.depth.entries();
+            if room && EventWord::from_word(event).wants(tail as u32) {
+                return Some((ring.queue, ring.parked_full));
             }
         }
         None

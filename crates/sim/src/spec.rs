@@ -119,6 +119,7 @@ impl Spec {
         match kind {
             Kind::Lookup => match found {
                 Some(value) => same(next, Answer::Value(value)),
+                None if matches!(self, Self::Array { .. }) => same(next, Answer::OutOfRange),
                 None => same(next, Answer::NotFound),
             },
             Kind::Delete | Kind::LookupDelete => match found {

@@ -232,6 +232,7 @@ impl World {
                     may_park = true;
                 }
                 if may_park {
+                    self.memory.note_full();
                     self.parks += 1;
                     let look_at = self.now_ns + LOOK_AGAIN_NS;
                     self.front = Front::Parked { look_at };
@@ -248,13 +249,18 @@ impl World {
                 self.front = Front::Polling { idle: 0 };
             }
             Front::Parked { look_at } if self.now_ns >= look_at => {
-                if let Some(queue) = self.memory.wake_up_owed()
+                if let Some((queue, full)) = self.memory.wake_up_owed()
                     && !self.memory.register_under_way(regs::KICK)
                     && self.device.is_running()
                 {
                     self.violate(format!(
                         "a wake-up was lost: the device parked, {queue} has commands for it, and \
-                         no KICK is under way"
+                         no KICK is under way{}",
+                        if full {
+                            " (it parked without room for completions)"
+                        } else {
+                            ""
+                        }
                     ));
                 }
                 self.front = match self.step() {
