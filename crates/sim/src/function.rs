@@ -25,7 +25,6 @@ impl SimFunction {
     pub(crate) fn world(&self) -> MutexGuard<'_, World> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
-
 }
 
 impl Function for SimFunction {

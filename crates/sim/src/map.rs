@@ -62,7 +62,9 @@ pub(crate) fn shape(rng: &mut Rng) -> (MapParams, MapType, Spec, Vec<Vec<u8>>) {
             key_size = 4;
             let entries = capacity.min(PLACES - 1);
             // One index past the end.
-            list = (0..=entries as u32).map(|i| i.to_le_bytes().into()).collect();
+            list = (0..=entries as u32)
+                .map(|i| i.to_le_bytes().into())
+                .collect();
             Spec::Array { entries }
         }
         MapType::LpmTrie => {
@@ -128,7 +130,10 @@ fn prefixes(rng: &mut Rng, count: usize, data: usize) -> Vec<Vec<u8>> {
 }
 
 fn prefix_len(key: &[u8]) -> usize {
-    key.iter().take(4).rev().fold(0, |n, b| n << 8 | usize::from(*b))
+    key.iter()
+        .take(4)
+        .rev()
+        .fold(0, |n, b| n << 8 | usize::from(*b))
 }
 
 /// Clears what follows the prefix: a map may keep those bytes as they were given last.

@@ -7,7 +7,7 @@ use crate::rng::{Rng, mix};
 use offmap_driver::Notify;
 
 /// Actions of a plan.
-const ACTIONS: u64 = 360;
+const ACTIONS: u64 = 1200;
 /// Most hosts.
 pub(crate) const HOSTS: u64 = 4;
 
@@ -107,7 +107,7 @@ impl Plan {
             });
         }
         if violent && rng.one_in(4) {
-            let at = actions.len() - 1 - rng.index(40);
+            let at = actions.len() - 1 - rng.index(400);
             actions[at].act = Act::Remove;
         }
         Self {
@@ -133,9 +133,9 @@ fn act(rng: &mut Rng, violent: bool) -> Act {
         938..944 => Act::Requeue,
         944..950 => Act::Stall,
         950..956 => Act::Health,
-        956..960 if violent => Act::Reset,
-        960..964 if violent => Act::ForeignReset,
-        964..966 if violent => Act::LongStall,
+        956..958 if violent => Act::Reset,
+        958..960 if violent => Act::ForeignReset,
+        960 if violent => Act::LongStall,
         _ => Act::Poll,
     }
 }

@@ -196,7 +196,11 @@ impl Run {
                 (world.now_ns, world.moment)
             };
             let (us, ns) = (now / 1000, now % 1000);
-            let line = format!("{us:>7}.{ns:03} us #{moment:<5} host {}  {}", self.host, line());
+            let line = format!(
+                "{us:>7}.{ns:03} us #{moment:<5} host {}  {}",
+                self.host,
+                line()
+            );
             self.outcome.trace.push(line);
         }
     }
@@ -565,5 +569,9 @@ impl Run {
 
 fn hex(bytes: &[u8]) -> String {
     let shown: String = bytes.iter().take(16).map(|b| format!("{b:02x}")).collect();
-    if bytes.len() > 16 { shown + "…" } else { shown }
+    if bytes.len() > 16 {
+        shown + "…"
+    } else {
+        shown
+    }
 }

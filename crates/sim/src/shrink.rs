@@ -21,7 +21,9 @@ pub(crate) fn shrink(
             actions,
             ..least.clone()
         };
-        let failed = guarded(&candidate, mutation, false, pool).violation.is_some();
+        let failed = guarded(&candidate, mutation, false, pool)
+            .violation
+            .is_some();
         failed.then_some(candidate)
     };
     // Whole hosts first.
@@ -50,7 +52,11 @@ pub(crate) fn shrink(
         if piece == 1 && !smaller_found {
             break;
         }
-        piece = if piece == 1 { 1 } else { piece.div_ceil(2).min(piece - 1) };
+        piece = if piece == 1 {
+            1
+        } else {
+            piece.div_ceil(2).min(piece - 1)
+        };
     }
     least
 }

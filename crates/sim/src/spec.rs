@@ -11,13 +11,26 @@ pub(crate) const ZERO: u32 = 1;
 /// What a map is.
 #[derive(Clone, Debug)]
 pub(crate) enum Spec {
-    Hash { capacity: usize },
-    Array { entries: usize },
-    Lru { capacity: usize },
+    Hash {
+        capacity: usize,
+    },
+    Array {
+        entries: usize,
+    },
+    Lru {
+        capacity: usize,
+    },
     /// `covers[k]`: the keys whose prefixes cover key `k`, longest first, `k` included.
-    Lpm { capacity: usize, covers: Vec<Vec<u8>> },
-    Queue { capacity: usize },
-    Stack { capacity: usize },
+    Lpm {
+        capacity: usize,
+        covers: Vec<Vec<u8>>,
+    },
+    Queue {
+        capacity: usize,
+    },
+    Stack {
+        capacity: usize,
+    },
 }
 
 /// What was asked of a map.
@@ -25,7 +38,10 @@ pub(crate) enum Spec {
 pub(crate) enum Kind {
     Lookup,
     /// With the ABI's flags: 0 any, 1 no-exist, 2 exist. A push, for queues and stacks.
-    Update { flags: u32, value: u32 },
+    Update {
+        flags: u32,
+        value: u32,
+    },
     Delete,
     LookupDelete,
     First,
@@ -335,10 +351,19 @@ mod tests {
     #[test]
     fn the_longest_prefix_answers() {
         let covers = vec![vec![0], vec![1, 0]];
-        let spec = Spec::Lpm { capacity: 4, covers };
+        let spec = Spec::Lpm {
+            capacity: 4,
+            covers,
+        };
         let state = after(&spec, spec.start(), 0, set(5), Answer::Done)[0];
-        assert_eq!(after(&spec, state, 1, Kind::Lookup, Answer::Value(5)), [state]);
-        assert_eq!(after(&spec, state, 1, Kind::Delete, Answer::NotFound), [state]);
+        assert_eq!(
+            after(&spec, state, 1, Kind::Lookup, Answer::Value(5)),
+            [state]
+        );
+        assert_eq!(
+            after(&spec, state, 1, Kind::Delete, Answer::NotFound),
+            [state]
+        );
     }
 
     #[test]

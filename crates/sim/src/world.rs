@@ -24,10 +24,14 @@ const ARRIVALS: u64 = 24;
 /// What the device's front end is at.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Front {
-    Polling { idle: u32 },
+    Polling {
+        idle: u32,
+    },
     /// It has found nothing for a while and is about to arm.
     Arming,
-    Parked { look_at: u64 },
+    Parked {
+        look_at: u64,
+    },
 }
 
 /// See the head of this file.
@@ -168,7 +172,11 @@ impl World {
             self.memory.mutated += 1;
             return;
         }
-        let width = if write.wide { Width::Eight } else { Width::Four };
+        let width = if write.wide {
+            Width::Eight
+        } else {
+            Width::Four
+        };
         let offset = BarOffset(write.offset);
         let bar = regs::BAR_REGISTERS;
         let enabled = self.is_enabled();
@@ -178,7 +186,11 @@ impl World {
         match (enabled, self.is_enabled()) {
             (false, true) => {
                 let read = |offset| {
-                    let width = if offset == regs::ADMIN_DEPTH { Width::Four } else { Width::Eight };
+                    let width = if offset == regs::ADMIN_DEPTH {
+                        Width::Four
+                    } else {
+                        Width::Eight
+                    };
                     self.device
                         .bar_read(bar, BarOffset(offset), width)
                         .unwrap_or(0)
@@ -340,7 +352,8 @@ impl World {
     pub(crate) fn unmap(&mut self, iova: Iova, len: usize) -> Result<(), IoError> {
         if self.mutation == Some(Mutation::LeakMapping) && self.rng.one_in(2) {
             self.memory.mutated += 1;
-            return Ok(());
+            // So that the driver does not give the IOVAs out again.
+            return Err(IoError::NotMapped { iova, len });
         }
         self.capture();
         self.device.dma_unmap(iova, len)?;
@@ -350,7 +363,12 @@ impl World {
         Ok(())
     }
 
-    pub(crate) fn read(&mut self, bar: u8, offset: BarOffset, width: Width) -> Result<u64, IoError> {
+    pub(crate) fn read(
+        &mut self,
+        bar: u8,
+        offset: BarOffset,
+        width: Width,
+    ) -> Result<u64, IoError> {
         if self.removed {
             return Ok(u64::MAX);
         }

@@ -302,7 +302,14 @@ impl Run {
         }
         for key in 0..keys as u8 {
             let answer = Answer::Unknown;
-            self.record(map, Call { key, answer, ..call });
+            self.record(
+                map,
+                Call {
+                    key,
+                    answer,
+                    ..call
+                },
+            );
         }
     }
 
