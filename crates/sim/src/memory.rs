@@ -420,7 +420,7 @@ impl Memory {
                 continue;
             }
             if let Some(store) = self.cpus[cpu].remove(at) {
-                self.to_device(&store.what);
+                self.reach_device(&store.what);
             }
         }
     }
@@ -447,13 +447,13 @@ impl Memory {
                 value,
             }),
             What::Bytes { .. } => {
-                self.to_device(&store.what);
+                self.reach_device(&store.what);
                 None
             }
         }
     }
 
-    fn to_device(&mut self, what: &What) {
+    fn reach_device(&mut self, what: &What) {
         if let What::Bytes { iova, len, bytes } = what
             && let Some((region, at)) = self.region(*iova)
         {
@@ -579,7 +579,7 @@ impl Memory {
             at = 0;
         }
         if let Some(store) = list.remove(at) {
-            to_host(&mut self.host, &store.what);
+            reach_host(&mut self.host, &store.what);
         }
         true
     }
@@ -588,7 +588,7 @@ impl Memory {
     pub(crate) fn flush_device(&mut self) {
         for ring in &mut self.rings {
             for store in ring.stores.drain(..) {
-                to_host(&mut self.host, &store.what);
+                reach_host(&mut self.host, &store.what);
             }
         }
     }
@@ -682,7 +682,7 @@ fn overlaps_earlier(list: &VecDeque<Store>, at: usize) -> bool {
     )
 }
 
-fn to_host(host: &mut Dma, what: &What) {
+fn reach_host(host: &mut Dma, what: &What) {
     if let What::Bytes { iova, len, bytes } = what {
         // A region that is gone has taken its stores with it.
         let _ = host.write(*iova, &bytes[..usize::from(*len)]);

@@ -230,8 +230,7 @@ impl Run {
         self.rng = Rng::new(action.seed);
         {
             let mut world = self.sim.world();
-            world.capture();
-            world.cpu = action.host.into();
+            world.run_on(action.host.into());
             world.rng = Rng::new(!action.seed);
         }
         self.trace(|| format!("action {index}: {:?}", action.act));
@@ -396,13 +395,16 @@ impl Run {
         let host = &mut self.hosts[self.host];
         let flights = std::mem::take(&mut host.flights);
         let queue = host.queue.take();
-        for mut flight in flights {
-            flight.call.answer = Answer::Unknown;
-            self.record(flight.map, flight.call);
-        }
+        let id = queue.as_ref().map(|queue| queue.id());
         let began = self.now_ns();
         drop(queue);
         self.in_bound("QUEUE_DELETE", began);
+        for mut flight in flights {
+            flight.call.answer = Answer::Unknown;
+            // The host does not know it; for the witness it is a good proposal.
+            flight.call.posted = id.and_then(|id| self.posted(id, flight.token.request().0));
+            self.record(flight.map, flight.call);
+        }
     }
 
     /// Notes an operation that has ended, or never will.
@@ -441,7 +443,7 @@ impl Run {
         let now = self.host;
         for host in 0..self.hosts.len() {
             self.host = host;
-            self.sim.world().cpu = host;
+            self.sim.world().run_on(host);
             if let Some(queue) = &mut self.hosts[host].queue {
                 let refused = queue.submit(&Op::Nop);
                 if !matches!(refused, Err(SubmitError::Driver(DriverError::DeviceReset))) {
@@ -451,7 +453,7 @@ impl Run {
             }
         }
         self.host = now;
-        self.sim.world().cpu = now;
+        self.sim.world().run_on(now);
         self.disturbed = false;
         for slot in 0..self.maps.len() {
             if let Some(map) = self.close_map(slot) {

@@ -41,7 +41,7 @@ pub(crate) struct World {
     pub(crate) pool: Pool,
     pub(crate) rng: Rng,
     /// CPU on which the driver runs now.
-    pub(crate) cpu: usize,
+    cpu: usize,
     pub(crate) now_ns: u64,
     /// Counts everything that happens, so that each has a moment of its own.
     pub(crate) moment: u64,
@@ -108,6 +108,13 @@ impl World {
     /// Notes what the CPU that runs now has stored.
     pub(crate) fn capture(&mut self) {
         self.memory.capture(self.cpu, &mut self.rng);
+    }
+
+    /// The driver runs on another CPU from now on.
+    pub(crate) fn run_on(&mut self, cpu: usize) {
+        // What the last one has stored is its own.
+        self.capture();
+        self.cpu = cpu;
     }
 
     /// Lets a little happen.
@@ -216,7 +223,6 @@ impl World {
     fn forget(&mut self) {
         self.memory.flush_device();
         self.memory.forget_rings();
-        self.done_at.clear();
         self.again = None;
     }
 

@@ -44,7 +44,7 @@ impl Run {
         self.maps.clear();
         for host in 0..self.hosts.len() {
             self.host = host;
-            self.sim.world().cpu = host;
+            self.sim.world().run_on(host);
             // A violation has ended the run in the middle: deletions are tried all the same.
             self.hosts[host].flights.clear();
             self.hosts[host].queue = None;
@@ -78,7 +78,7 @@ impl Run {
     fn drain(&mut self) {
         for host in 0..self.hosts.len() {
             self.host = host;
-            self.sim.world().cpu = host;
+            self.sim.world().run_on(host);
             self.commit();
             for polls in 0..DRAIN_POLLS {
                 if self.hosts[host].flights.is_empty() || !self.poll_one() {
@@ -106,7 +106,7 @@ impl Run {
     /// acknowledged is there.
     fn read_all(&mut self) {
         self.host = 0;
-        self.sim.world().cpu = 0;
+        self.sim.world().run_on(0);
         for slot in 0..self.maps.len() {
             if self.stopped() || self.maps[slot].is_none() || !self.queue() {
                 continue;
@@ -149,7 +149,7 @@ impl Run {
     fn end_removed(&mut self) {
         for host in 0..self.hosts.len() {
             self.host = host;
-            self.sim.world().cpu = host;
+            self.sim.world().run_on(host);
             if self.hosts[host].queue.is_some() {
                 let began = self.now_ns();
                 if let Some(queue) = &mut self.hosts[host].queue
