@@ -57,15 +57,15 @@ fn fresh_seeds_have_no_violation() {
 /// Seeds that once failed, or that hold what others rarely do.
 #[test]
 fn pinned_seeds_have_no_violation() {
-    // Until the driver looked at the event word after a completion head, 101 of these left a
-    // device parked that had work and, since that head, room for its completions.
+    // Until the driver looked at the event word after a completion head, one in thirty seeds and
+    // more left a device parked that had work and, since that head, room for its completions.
     let report = run(&Config {
         from: 2950,
-        seeds: 60,
+        seeds: 100,
         ..Config::default()
     });
     no_violation(&report);
-    assert_eq!(report.seeds, 60);
+    assert_eq!(report.seeds, 100);
 }
 
 #[test]
