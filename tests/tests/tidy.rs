@@ -46,6 +46,7 @@ const FORBID_UNSAFE: &[&str] = &[
     "offmap-driver",
     "offmap-offload",
     "offmap-firmware-model",
+    "offmap-sim",
     "offmap-cli",
 ];
 

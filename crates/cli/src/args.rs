@@ -73,6 +73,30 @@ Examples:
   offmap diff --seed 7 --sequence 1234"
     )]
     Diff(DiffArgs),
+    /// Run driver and device in a deterministic simulation that tries to break them
+    #[command(
+        long_about = "Run the real driver and the real emulated device in a deterministic simulation that \
+tries to break them, and check what the hosts see.
+
+A seed stands for a device, up to four hosts with a queue pair each, and some hundred actions: \
+commands, batches, walks, aborts, queues and maps that come and go, stalls, resets, removal. It also decides \
+when the device gets on and in which order stores become visible, within the ordering rules of \
+docs/abi.md. Checked is that each map's history has an order that explains every answer, that \
+nothing acknowledged is lost, that every call ends in time, that no wake-up is lost, that the device writes only \
+where a command let it, and that nothing is left at the end. docs/simulation.md says more.",
+        after_long_help = "Exit status:
+  0  no violation
+  1  a seed failed; the output has a line that runs it again, and what the
+     least part of it that still fails did
+  2  the command line is bad
+
+Examples:
+  offmap sim --seeds 10000
+  offmap sim --seeds 1 --from 4711
+  offmap sim --seeds 100000 --shard 3/16 --json
+  offmap sim --seeds 1000000000 --from $RANDOM --seconds 60"
+    )]
+    Sim(SimArgs),
     /// Show capability profiles, and check one's own
     #[command(
         long_about = "Show capability profiles, and check one's own.
@@ -121,6 +145,30 @@ pub struct DiffArgs {
     /// Leave out the matrix of how often each command came to each result on each map type
     #[arg(long)]
     pub brief: bool,
+
+    /// Print one JSON document
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `offmap sim`.
+#[derive(Clone, Debug, Args)]
+pub struct SimArgs {
+    /// Seeds to run
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    pub seeds: u64,
+
+    /// The first seed
+    #[arg(long, value_name = "SEED", default_value_t = 1)]
+    pub from: u64,
+
+    /// Part I of N of a campaign, from 1: the seeds are dealt to the parts in turn
+    #[arg(long, value_name = "I/N", default_value = "1/1", value_parser = shard)]
+    pub shard: (u64, u64),
+
+    /// Ends after this many seconds, if that comes first, at the end of a seed
+    #[arg(long, value_name = "SECONDS")]
+    pub seconds: Option<u64>,
 
     /// Print one JSON document
     #[arg(long)]

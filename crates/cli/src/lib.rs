@@ -14,4 +14,5 @@ pub mod faulty;
 pub mod object;
 pub mod profile;
 pub mod report;
+pub mod sim;
 pub mod workload;

@@ -3,10 +3,11 @@
 
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
-use offmap_cli::args::{Cli, Command, DemoArgs, DiffArgs};
+use offmap_cli::args::{Cli, Command, DemoArgs, DiffArgs, SimArgs};
 use offmap_cli::demo::{self, DemoError, Progress};
 use offmap_cli::diff;
 use offmap_cli::profile;
+use offmap_cli::sim;
 use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 
@@ -17,6 +18,7 @@ fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Demo(args) => demo(&args),
         Command::Diff(args) => diff(&args),
+        Command::Sim(args) => simulate(&args),
         Command::Profile(args) => match profile::run(&args) {
             Ok(text) => print(&text, ExitCode::SUCCESS),
             Err(error) => fail(&error.to_string(), BAD_INPUT),
@@ -67,6 +69,22 @@ fn diff(args: &DiffArgs) -> ExitCode {
         },
     };
     print(&text, verdict(document.differences == 0))
+}
+
+fn simulate(args: &SimArgs) -> ExitCode {
+    let bar = Bar::new().0;
+    bar.set_length(args.seeds.div_ceil(args.shard.1));
+    bar.set_message("seeds");
+    let document = sim::simulate(args, &mut |seeds| bar.set_position(seeds));
+    bar.finish_and_clear();
+    let text = match args.json {
+        false => document.text(),
+        true => match serde_json::to_string_pretty(&document) {
+            Ok(text) => text + "\n",
+            Err(error) => return fail(&error.to_string(), DISAGREED),
+        },
+    };
+    print(&text, verdict(document.violations.is_empty()))
 }
 
 fn verdict(agree: bool) -> ExitCode {

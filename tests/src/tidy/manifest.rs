@@ -25,6 +25,16 @@ pub const EDGES: &[(&str, &[&str])] = &[
         ],
     ),
     ("offmap-differential", &["offmap-bpf"]),
+    (
+        "offmap-sim",
+        &[
+            "offmap-abi",
+            "offmap-device-io",
+            "offmap-driver",
+            "offmap-emulator",
+            "offmap-firmware-model",
+        ],
+    ),
     ("offmap-cli", &["*"]),
     ("offmap-tests", &["*"]),
 ];

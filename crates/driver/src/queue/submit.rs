@@ -240,22 +240,28 @@ impl<F: Function> QueuePair<F> {
         match self.bell {
             Bell::Block { at } => {
                 let buffer = self.region.buffer();
-                // S2, then N1: the tail is visible before the event word is read, so that
-                // either the device sees the tail before it parks, or we see that it wants
-                // a KICK.
+                // S2, then N1.
                 buffer.store_u64(at + NOTIFY_SQ_TAIL, tail.into(), Ordering::Release);
-                fence(Ordering::SeqCst);
-                let word = buffer.load_u64(at + NOTIFY_SQ_EVENT, Ordering::Relaxed);
-                if EventWord::from_word(word).wants(tail) {
-                    return self.kick();
-                }
-                Ok(())
+                self.kick_if_wanted(at)
             }
             Bell::Doorbell => {
                 self.counters.doorbells += 1;
                 self.ring_doorbell(sq_doorbell(self.id), tail)
             }
         }
+    }
+
+    /// Rule N1: the tail or head that was just stored is visible before the event word is read,
+    /// so that either the device sees it before it parks, or we see that it wants a KICK.
+    #[inline(always)]
+    fn kick_if_wanted(&mut self, at: usize) -> Result<(), DriverError> {
+        fence(Ordering::SeqCst);
+        let buffer = self.region.buffer();
+        let word = buffer.load_u64(at + NOTIFY_SQ_EVENT, Ordering::Relaxed);
+        if EventWord::from_word(word).wants(self.committed) {
+            return self.kick();
+        }
+        Ok(())
     }
 
     #[cold]
@@ -286,7 +292,9 @@ impl<F: Function> QueuePair<F> {
             Bell::Block { at } => {
                 let buffer = self.region.buffer();
                 buffer.store_u64(at + NOTIFY_CQ_HEAD, head.into(), Ordering::Release);
-                Ok(())
+                // A device that had no room for completions may have parked with commands
+                // before it, and no tail will come to wake it.
+                self.kick_if_wanted(at)
             }
             Bell::Doorbell => self.ring_doorbell(cq_doorbell(self.id), head),
         }

@@ -1,0 +1,183 @@
+//! Planted bugs ([`Mutation`]): what goes wrong on the way between driver and device.
+
+use super::{Memory, Store, What};
+use crate::mutation::Mutation;
+use crate::rng::Rng;
+use offmap_abi::submission::ElementBody;
+use offmap_abi::{
+    AdminOpcode, Completion, IoOpcode, QueueId, RequestId, Status, Submission, SubmissionFlags,
+};
+use offmap_emulator::dma::ENTRY_BYTES;
+use std::sync::atomic::Ordering;
+
+impl Memory {
+    fn plant(&mut self, mutation: Mutation, rng: &mut Rng, one_in: u64) -> bool {
+        let now = self.mutation == Some(mutation) && rng.one_in(one_in);
+        self.mutated += u64::from(now);
+        now
+    }
+
+    pub(super) fn spoil_submission(
+        &mut self,
+        queue: QueueId,
+        entry: Submission,
+        rng: &mut Rng,
+    ) -> Submission {
+        if self.mutation.is_none() {
+            return entry;
+        }
+        if queue.is_admin() {
+            if AdminOpcode(entry.opcode) == AdminOpcode::MapFree
+                && self.plant(Mutation::LeakMap, rng, 2)
+            {
+                return Submission {
+                    opcode: AdminOpcode::MapQuery.0,
+                    ..entry
+                };
+            }
+            return entry;
+        }
+        let opcode = IoOpcode(entry.opcode);
+        if opcode == IoOpcode::Update && self.plant(Mutation::LoseWrite, rng, 16) {
+            return Submission::new(IoOpcode::Nop.0, entry.request(), &[0u8; 48]);
+        }
+        if opcode == IoOpcode::Lookup && entry.flags().contains(SubmissionFlags::KEY_INLINE) {
+            let mut body: ElementBody = entry.body();
+            let map = entry.map().0;
+            let other = self
+                .earlier
+                .keys()
+                .find(|(m, key)| *m == map && *key != body.key)
+                .map(|(_, key)| *key);
+            if self.mutation == Some(Mutation::OtherKey) {
+                self.earlier.entry((map, body.key)).or_insert([0; 48]);
+            }
+            if let Some(key) = other
+                && self.plant(Mutation::OtherKey, rng, 8)
+            {
+                body.key = key;
+                return Submission::new(entry.opcode, entry.request(), &body)
+                    .with_map(entry.map())
+                    .with_flags(entry.flags());
+            }
+        }
+        entry
+    }
+
+    /// The last two entries that `cpu` has stored change places in the ring.
+    pub(super) fn maybe_swap(&mut self, cpu: usize, index: usize, first: u32, rng: &mut Rng) {
+        if self.mutation != Some(Mutation::SwapCommands) {
+            return;
+        }
+        let ring = &self.rings[index];
+        let count = ring.captured.wrapping_sub(first);
+        if count < 2 || !rng.one_in(2) {
+            return;
+        }
+        let from = ring.in_flight.len() - 2;
+        let (a, b) = (ring.in_flight[from], ring.in_flight[from + 1]);
+        if a.map() != b.map() {
+            return;
+        }
+        let place = |back: u32| {
+            let n = ring.captured.wrapping_sub(back);
+            let at = ring.sq + u64::from(ring.depth.position(n)) * ENTRY_BYTES as u64;
+            (at, ring.depth.phase(n))
+        };
+        let stored = [(place(2), b), (place(1), a)];
+        self.mutated += 1;
+        for ((at, phase), entry) in stored {
+            let words = entry.to_words(phase);
+            // In the list the new words come after the old ones and before the ownership words
+            // are let go: the list is emptied of the old ones first.
+            self.cpus[cpu].retain(
+                |s| !matches!(s.what, What::Bytes { iova, .. } if (at..at + 64).contains(&iova)),
+            );
+            self.push_words(cpu, at + 8, &words[1..], false);
+            self.push_words(cpu, at, &words[..1], true);
+        }
+    }
+
+    /// `None`: the completion is lost.
+    pub(super) fn spoil_completion(
+        &mut self,
+        index: usize,
+        command: Option<Submission>,
+        mut completion: Completion,
+        data: &mut Vec<Store>,
+        rng: &mut Rng,
+    ) -> Option<Completion> {
+        if self.mutation.is_none() {
+            return Some(completion);
+        }
+        let queue = self.rings[index].queue;
+        let Some(command) = command.filter(|_| !queue.is_admin()) else {
+            return Some(completion);
+        };
+        let success = completion.status() == Status::Success;
+        if completion.status() == Status::Full && self.plant(Mutation::AcceptFull, rng, 2) {
+            completion.status = Status::Success.0.into();
+        }
+        let torn = self.mutation == Some(Mutation::TearResult) && success && !data.is_empty();
+        if torn && rng.one_in(4) {
+            self.mutated += 1;
+            data.swap_remove(rng.index(data.len()));
+        }
+        if self.plant(Mutation::StaleGeneration, rng, 64) {
+            let id = completion.request();
+            let old = RequestId::new(id.slot(), id.generation().wrapping_sub(1));
+            completion.request = old.0.into();
+        }
+        if self.plant(Mutation::LoseCompletion, rng, 128) {
+            return None;
+        }
+        let lookup = IoOpcode(command.opcode) == IoOpcode::Lookup;
+        if self.mutation == Some(Mutation::StaleValue) && lookup && success && data.is_empty() {
+            let body: ElementBody = command.body();
+            let seen = self.earlier.entry((command.map().0, body.key));
+            let old = *seen.or_insert(completion.payload);
+            if old != completion.payload {
+                self.mutated += 1;
+                completion.payload = old;
+            }
+        }
+        if self.mutation == Some(Mutation::SwapRequests) {
+            match self.swapped {
+                Some((q, kept, given)) if q == queue && given == completion.request.get() => {
+                    completion.request = kept.into();
+                    self.swapped = None;
+                }
+                None if rng.one_in(2) => {
+                    // Of the same kind, so that nothing else gives it away.
+                    let alike =
+                        |s: &&Submission| (s.opcode, s.map()) == (command.opcode, command.map());
+                    let other = self.rings[index].in_flight.iter().find(alike);
+                    if let Some(other) = other.map(|s| s.request().0) {
+                        self.mutated += 1;
+                        self.swapped = Some((queue, completion.request.get(), other));
+                        completion.request = other.into();
+                    }
+                }
+                _ => {}
+            }
+        }
+        Some(completion)
+    }
+
+    /// Changes a byte of the device's view, as a device would that computes a wrong address.
+    pub(crate) fn stray_write(&mut self, rng: &mut Rng) {
+        let count = self.regions.len();
+        if count == 0 {
+            return;
+        }
+        let region = self.regions.values().nth(rng.index(count));
+        if let Some(region) = region {
+            self.mutated += 1;
+            // The last bytes of a region: data areas that are mostly unused.
+            let at = region.image.len() - 8;
+            region
+                .device
+                .store_u64(at, rng.next() | 1, Ordering::Relaxed);
+        }
+    }
+}

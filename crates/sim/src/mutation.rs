@@ -1,0 +1,69 @@
+//! Planted bugs: what shows that the checkers see.
+//!
+//! They are planted in the simulated world between driver and device, never in the product.
+
+/// A bug that a run is to have.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum Mutation {
+    /// A completion's ownership word becomes visible before its body and its data (rule C1).
+    CompletionBeforeData,
+    /// A submission's ownership word becomes visible before its body and its data (rules S1, S4).
+    OwnershipBeforeBody,
+    /// No full fence between the tail and the look at the event word (rule N1).
+    NoHostFence,
+    /// A KICK gets lost (rule N1).
+    DropKick,
+    /// The device does not look again before it parks (rule N2).
+    NoSecondLook,
+    /// Completions of two commands of a queue have their request ids exchanged.
+    SwapRequests,
+    /// A completion comes with the generation before its own.
+    StaleGeneration,
+    /// A completion never arrives.
+    LoseCompletion,
+    /// A lookup returns what an earlier lookup of the key returned.
+    StaleValue,
+    /// An update is acknowledged and not carried out.
+    LoseWrite,
+    /// A delete is carried out once more, later.
+    DeleteTwice,
+    /// A lookup returns the value of another key.
+    OtherKey,
+    /// Two commands of a queue on one map change places.
+    SwapCommands,
+    /// `Full` is reported as success.
+    AcceptFull,
+    /// A piece of a result never arrives.
+    TearResult,
+    /// The device writes to memory that no command named.
+    StrayWrite,
+    /// A DMA mapping is not taken away.
+    LeakMapping,
+    /// A map is not freed.
+    LeakMap,
+}
+
+impl Mutation {
+    /// All of them.
+    pub const ALL: [Self; 18] = [
+        Self::CompletionBeforeData,
+        Self::OwnershipBeforeBody,
+        Self::NoHostFence,
+        Self::DropKick,
+        Self::NoSecondLook,
+        Self::SwapRequests,
+        Self::StaleGeneration,
+        Self::LoseCompletion,
+        Self::StaleValue,
+        Self::LoseWrite,
+        Self::DeleteTwice,
+        Self::OtherKey,
+        Self::SwapCommands,
+        Self::AcceptFull,
+        Self::TearResult,
+        Self::StrayWrite,
+        Self::LeakMapping,
+        Self::LeakMap,
+    ];
+}

@@ -1,0 +1,141 @@
+//! What a seed stands for: a configuration, and a list of actions.
+//!
+//! Each action carries a seed of its own for all that is drawn while it runs, so that the list
+//! can lose some and the rest still means something: that is how a failure is shrunk.
+
+use crate::rng::{Rng, mix};
+use offmap_driver::Notify;
+
+/// Actions of a plan.
+const ACTIONS: u64 = 1200;
+/// Most hosts.
+pub(crate) const HOSTS: u64 = 4;
+
+/// What happens in an action.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Act {
+    /// Commands on single elements are written, and handed over or not.
+    Write,
+    /// What was written is handed over.
+    Commit,
+    /// Results are taken.
+    Poll,
+    /// One blocking call on an element.
+    Call,
+    /// One blocking batch.
+    Batch,
+    /// A dump, command after command, or a walk with GET_NEXT.
+    Walk,
+    /// A command in flight is aborted.
+    Abort,
+    /// The device gets time.
+    Tick,
+    /// Nobody does anything for a while.
+    Idle,
+    /// A map is freed and another one takes its place.
+    Remap,
+    /// The host deletes its queue and makes another.
+    Requeue,
+    /// The device does nothing for a while that deadlines allow.
+    Stall,
+    /// It does nothing for longer.
+    LongStall,
+    /// The driver resets the device.
+    Reset,
+    /// Something else resets it.
+    ForeignReset,
+    /// It is pulled out.
+    Remove,
+    /// The driver looks whether the device is well.
+    Health,
+}
+
+/// One action.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Action {
+    pub(crate) act: Act,
+    pub(crate) host: u8,
+    pub(crate) seed: u64,
+}
+
+/// What a run is made with.
+#[derive(Clone, Debug)]
+pub(crate) struct Setup {
+    pub(crate) hosts: usize,
+    pub(crate) maps: usize,
+    pub(crate) depth: u32,
+    pub(crate) notify: Notify,
+    pub(crate) slot_bytes: usize,
+    pub(crate) polls_before_park: u32,
+    pub(crate) batch: u32,
+}
+
+/// A seed's configuration and actions.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    pub(crate) seed: u64,
+    pub(crate) setup: Setup,
+    pub(crate) actions: Vec<Action>,
+}
+
+impl Plan {
+    pub(crate) fn of(seed: u64) -> Self {
+        let mut rng = Rng::new(mix(seed ^ 0x6f66_666d_6170));
+        let setup = Setup {
+            hosts: 1 + rng.index(HOSTS as usize),
+            maps: 1 + rng.index(3),
+            depth: rng.pick(&[2, 4, 8, 8, 16]),
+            notify: if rng.one_in(3) {
+                Notify::Doorbell
+            } else {
+                Notify::Block
+            },
+            slot_bytes: rng.pick(&[64, 128, 512]),
+            polls_before_park: rng.below(6) as u32,
+            // No bucket is larger than the first: a device whose batches are smaller than a bucket
+            // cannot dump it.
+            batch: rng.pick(&[10, 16, 64]),
+        };
+        // Most seeds have no violent event: they are the ones that may not fail at all.
+        let violent = rng.one_in(4);
+        let mut actions = Vec::with_capacity(ACTIONS as usize);
+        for _ in 0..ACTIONS {
+            actions.push(Action {
+                act: act(&mut rng, violent),
+                host: rng.index(setup.hosts) as u8,
+                seed: rng.next(),
+            });
+        }
+        if violent && rng.one_in(4) {
+            let at = actions.len() - 1 - rng.index(400);
+            actions[at].act = Act::Remove;
+        }
+        Self {
+            seed,
+            setup,
+            actions,
+        }
+    }
+}
+
+fn act(rng: &mut Rng, violent: bool) -> Act {
+    match rng.below(1000) {
+        0..380 => Act::Write,
+        380..430 => Act::Commit,
+        430..700 => Act::Poll,
+        700..760 => Act::Call,
+        760..800 => Act::Batch,
+        800..820 => Act::Walk,
+        820..840 => Act::Abort,
+        840..920 => Act::Tick,
+        920..930 => Act::Idle,
+        930..938 => Act::Remap,
+        938..944 => Act::Requeue,
+        944..950 => Act::Stall,
+        950..956 => Act::Health,
+        956..958 if violent => Act::Reset,
+        958..960 if violent => Act::ForeignReset,
+        960 if violent => Act::LongStall,
+        _ => Act::Poll,
+    }
+}

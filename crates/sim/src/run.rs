@@ -1,0 +1,579 @@
+//! One run: the hosts, and the actions of a plan carried out one after the other.
+
+mod actions;
+mod batches;
+mod end;
+
+use crate::function::SimFunction;
+use crate::linearize::{Call, Verdict};
+use crate::map::{FIRST_VALUE, SimMap, shape, value_of};
+use crate::memory::Pool;
+use crate::mutation::Mutation;
+use crate::plan::{Act, Action, Plan};
+use crate::rng::{Rng, mix};
+use crate::spec::{Answer, Kind};
+use crate::world::World;
+use offmap_abi::Status;
+use offmap_driver::{
+    DeviceMap, Driver, DriverConfig, DriverError, Op, QueuePair, SubmitError, Token,
+};
+use offmap_emulator::DeviceConfig;
+use offmap_firmware_model::Config as FirmwareConfig;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Deadlines of the simulated driver, in simulated time.
+const OP_TIMEOUT: Duration = Duration::from_millis(20);
+const ADMIN_TIMEOUT: Duration = Duration::from_millis(50);
+/// A blocking call takes no longer than its deadline, the abort's, and the time that it takes to
+/// notice.
+const CALL_BOUND: Duration = Duration::from_millis(75);
+/// A command in flight has its result within this time, as long as nothing holds the device up.
+const FLIGHT_NS: u64 = 60_000_000;
+/// Device memory: enough for every map of a run.
+const MEMORY_BYTES: u64 = 1 << 20;
+/// Resets that are tried in a row.
+const RESETS: u32 = 3;
+
+/// What a run came to.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Outcome {
+    pub(crate) operations: u64,
+    pub(crate) events: BTreeMap<&'static str, u64>,
+    pub(crate) violation: Option<String>,
+    pub(crate) digest: u64,
+    /// Maps checked, those of them that needed the search, and those left undecided.
+    pub(crate) maps: u64,
+    pub(crate) searched: u64,
+    pub(crate) undecided: u64,
+    /// Scheduler steps.
+    pub(crate) ticks: u64,
+    /// How often the planted bug did something.
+    pub(crate) mutated: u64,
+    pub(crate) trace: Vec<String>,
+}
+
+/// A command of a host that is in flight.
+struct Flight {
+    token: Token,
+    /// Map slot and serial number.
+    map: (usize, u32),
+    call: Call,
+    /// Bytes that it returns.
+    room: usize,
+    since_ns: u64,
+    aborted: bool,
+}
+
+/// A host: a thread with a queue pair of its own.
+#[derive(Default)]
+struct Host {
+    queue: Option<QueuePair<SimFunction>>,
+    lane: u16,
+    flights: Vec<Flight>,
+}
+
+struct Run {
+    hosts: Vec<Host>,
+    maps: Vec<Option<SimMap>>,
+    driver: Option<Arc<Driver<SimFunction>>>,
+    sim: Arc<SimFunction>,
+    /// A map from before the last reset, to be refused.
+    stale: Option<DeviceMap>,
+    next_lane: u16,
+    next_value: u32,
+    next_serial: u32,
+    /// Something happened since the last reset that may make calls fail.
+    disturbed: bool,
+    /// Free device memory before the first map, and its largest piece.
+    memory_at_start: Option<(u64, u64)>,
+    rng: Rng,
+    host: usize,
+    tracing: bool,
+    outcome: Outcome,
+}
+
+/// Carries a plan out.
+pub(crate) fn run(
+    plan: &Plan,
+    mutation: Option<Mutation>,
+    tracing: bool,
+    pool: &mut Pool,
+) -> Outcome {
+    let setup = &plan.setup;
+    let config = DeviceConfig {
+        queue_pairs: setup.hosts as u16 + 1,
+        queue_depth_max: 16,
+        vectors: 2,
+        polls_before_park: setup.polls_before_park,
+        firmware: FirmwareConfig {
+            batch: setup.batch,
+            maps: 16,
+            engines: 2,
+            ..FirmwareConfig::with_memory(MEMORY_BYTES)
+        },
+    };
+    let failed = |what: String| Outcome {
+        violation: Some(what),
+        ..Outcome::default()
+    };
+    let world = match World::new(&config, setup.hosts, mutation, std::mem::take(pool)) {
+        Ok(world) => world,
+        Err(e) => return failed(format!("the simulated device cannot be built: {e}")),
+    };
+    let sim = Arc::new(SimFunction::new(world));
+    sim.world().rng = Rng::new(mix(plan.seed));
+    let config = DriverConfig {
+        queue_depth: setup.depth,
+        admin_timeout: ADMIN_TIMEOUT,
+        op_timeout: OP_TIMEOUT,
+        notify: setup.notify,
+        slot_bytes: setup.slot_bytes,
+        batch_bytes: 4096,
+        numa_node: None,
+    };
+    let driver = match Driver::bring_up(Arc::clone(&sim), config) {
+        Ok(driver) => driver,
+        Err(e) => return failed(format!("bring-up failed: {e}")),
+    };
+    let mut run = Run {
+        hosts: (0..setup.hosts).map(|_| Host::default()).collect(),
+        maps: (0..setup.maps).map(|_| None).collect(),
+        driver: Some(driver),
+        sim: Arc::clone(&sim),
+        stale: None,
+        next_lane: 0,
+        next_value: FIRST_VALUE,
+        next_serial: 0,
+        disturbed: false,
+        memory_at_start: None,
+        rng: Rng::new(plan.seed),
+        host: 0,
+        tracing,
+        outcome: Outcome::default(),
+    };
+    run.memory_at_start = run.free_memory();
+    for (index, action) in plan.actions.iter().enumerate() {
+        if usize::from(action.host) >= run.hosts.len() {
+            continue;
+        }
+        run.act(index, *action);
+        if run.stopped() {
+            break;
+        }
+    }
+    let outcome = run.end();
+    *pool = std::mem::take(&mut sim.world().pool);
+    outcome
+}
+
+impl Run {
+    fn stopped(&self) -> bool {
+        let world = self.sim.world();
+        world.violation.is_some() || world.removed
+    }
+
+    fn violate(&mut self, what: impl Into<String>) {
+        self.sim.world().violate(what.into());
+    }
+
+    fn driver(&self) -> Arc<Driver<SimFunction>> {
+        match &self.driver {
+            Some(driver) => Arc::clone(driver),
+            None => unreachable!("the driver goes last, when no action follows"),
+        }
+    }
+
+    fn count(&mut self, event: &'static str) {
+        *self.outcome.events.entry(event).or_default() += 1;
+    }
+
+    fn trace(&mut self, line: impl FnOnce() -> String) {
+        if self.tracing {
+            let (now, moment) = {
+                let world = self.sim.world();
+                (world.now_ns, world.moment)
+            };
+            let (us, ns) = (now / 1000, now % 1000);
+            let line = format!(
+                "{us:>7}.{ns:03} us #{moment:<5} host {}  {}",
+                self.host,
+                line()
+            );
+            self.outcome.trace.push(line);
+        }
+    }
+
+    /// Mixes something that happened into the digest.
+    fn digest(&mut self, what: u64) {
+        self.outcome.digest = mix(self.outcome.digest ^ what);
+    }
+
+    fn stamp(&self) -> u64 {
+        self.sim.world().stamp()
+    }
+
+    fn now_ns(&self) -> u64 {
+        self.sim.world().now_ns
+    }
+
+    /// Lets the device have time.
+    fn ticks(&self, count: u64) {
+        for _ in 0..count {
+            self.sim.world().tick();
+        }
+    }
+
+    fn act(&mut self, index: usize, action: Action) {
+        self.host = action.host.into();
+        self.rng = Rng::new(action.seed);
+        {
+            let mut world = self.sim.world();
+            world.run_on(action.host.into());
+            world.rng = Rng::new(!action.seed);
+        }
+        self.trace(|| format!("action {index}: {:?}", action.act));
+        match action.act {
+            Act::Write => self.write(),
+            Act::Commit => self.commit(),
+            Act::Poll => self.poll(),
+            Act::Call => self.call(),
+            Act::Batch => self.batch(),
+            Act::Walk => self.walk(),
+            Act::Abort => self.abort(),
+            Act::Tick => {
+                let count = 1 + self.rng.below(12);
+                self.ticks(count);
+            }
+            Act::Idle => {
+                self.count("idle");
+                for _ in 0..8 {
+                    let ns = self.rng.below(500_000);
+                    self.sim.world().pass(ns);
+                }
+            }
+            Act::Remap => self.remap(),
+            Act::Requeue => {
+                self.count("queue deleted");
+                self.lose_queue();
+                self.queue();
+            }
+            Act::Stall | Act::LongStall => self.stall(action.act == Act::LongStall),
+            Act::Reset => {
+                self.count("reset");
+                self.recover();
+            }
+            Act::ForeignReset => {
+                self.count("foreign reset");
+                self.disturbed = true;
+                self.sim.world().reset();
+            }
+            Act::Remove => {
+                self.count("removal");
+                self.disturbed = true;
+                self.sim.world().remove();
+            }
+            Act::Health => self.health(),
+        }
+        let (now, ticks) = {
+            let world = self.sim.world();
+            (world.now_ns, world.ticks)
+        };
+        self.digest(now ^ ticks << 40);
+    }
+
+    /// Whether a call that began at `began_ns` ended within its bound.
+    fn in_bound(&mut self, what: &str, began_ns: u64) {
+        let took = Duration::from_nanos(self.now_ns() - began_ns);
+        if took > CALL_BOUND {
+            self.violate(format!(
+                "{what} took {took:?} of simulated time, more than its deadlines"
+            ));
+        }
+    }
+
+    fn stall(&mut self, long: bool) {
+        let ms = if long {
+            self.count("long stall");
+            self.disturbed = true;
+            30 + self.rng.below(200)
+        } else {
+            self.count("stall");
+            1 + self.rng.below(8)
+        };
+        let mut world = self.sim.world();
+        let until = world.now_ns + ms * 1_000_000;
+        world.stalled_until = world.stalled_until.max(until);
+    }
+
+    fn health(&mut self) {
+        if let Err(e) = self.driver().check_health() {
+            self.trace(|| format!("not well: {e}"));
+            if !self.disturbed {
+                self.violate(format!(
+                    "the device is not well and nothing happened to it: {e}"
+                ));
+            }
+            self.recover();
+        }
+    }
+
+    /// The queue of the host whose turn it is; makes one where there is none.
+    fn queue(&mut self) -> bool {
+        if self.hosts[self.host].queue.is_some() {
+            return true;
+        }
+        let began = self.now_ns();
+        match self.driver().create_queue() {
+            Ok(queue) => {
+                self.in_bound("QUEUE_CREATE", began);
+                let host = &mut self.hosts[self.host];
+                host.queue = Some(queue);
+                host.lane = self.next_lane;
+                self.next_lane += 1;
+                self.refuse_stale();
+                true
+            }
+            Err(e) => {
+                self.admin_failed("QUEUE_CREATE", &e);
+                false
+            }
+        }
+    }
+
+    /// A map from before a reset is refused on a queue made after it.
+    fn refuse_stale(&mut self) {
+        let Some(map) = self.stale.take() else {
+            return;
+        };
+        let Some(queue) = &mut self.hosts[self.host].queue else {
+            return;
+        };
+        let key = vec![0; map.key_size()];
+        let op = Op::Lookup {
+            map: &map,
+            key: &key,
+        };
+        let refused = queue.write(&op);
+        if !matches!(refused, Err(SubmitError::Driver(DriverError::DeviceReset))) {
+            self.violate("a map from before a reset was not refused with DeviceReset");
+        }
+    }
+
+    /// An admin command failed: that may be only after something happened, and a reset follows.
+    fn admin_failed(&mut self, what: &str, error: &DriverError) {
+        self.trace(|| format!("{what}: {error}"));
+        if !self.disturbed {
+            self.violate(format!(
+                "{what} failed and nothing happened to the device: {error}"
+            ));
+            return;
+        }
+        self.recover();
+    }
+
+    /// A queue failed: the same, and the host makes another one.
+    fn queue_failed(&mut self, error: &DriverError) {
+        self.trace(|| format!("the queue failed: {error}"));
+        if !self.disturbed {
+            self.violate(format!(
+                "a call failed and nothing happened to the device: {error}"
+            ));
+        }
+        self.lose_queue();
+        if matches!(
+            error,
+            DriverError::DeviceReset | DriverError::Fatal { .. } | DriverError::DeviceGone { .. }
+        ) {
+            self.recover();
+        }
+    }
+
+    /// The host drops its queue; what became of the commands in flight nobody knows.
+    fn lose_queue(&mut self) {
+        let host = &mut self.hosts[self.host];
+        let flights = std::mem::take(&mut host.flights);
+        let queue = host.queue.take();
+        let id = queue.as_ref().map(|queue| queue.id());
+        let began = self.now_ns();
+        drop(queue);
+        self.in_bound("QUEUE_DELETE", began);
+        for mut flight in flights {
+            flight.call.answer = Answer::Unknown;
+            // The host does not know it; for the witness it is a good proposal.
+            flight.call.posted = id.and_then(|id| self.posted(id, flight.token.request().0));
+            self.record(flight.map, flight.call);
+        }
+    }
+
+    /// Notes an operation that has ended, or never will.
+    fn record(&mut self, (slot, serial): (usize, u32), call: Call) {
+        self.outcome.operations += 1;
+        if let Answer::Value(v) = call.answer {
+            self.digest(v.into());
+        }
+        self.digest(call.ended ^ u64::from(call.key) << 56);
+        self.trace(|| {
+            format!(
+                "  map {serial} key {}: {:?} -> {:?} (began #{})",
+                call.key, call.kind, call.answer, call.began
+            )
+        });
+        if let Some(map) = self.maps[slot].as_mut().filter(|m| m.serial == serial) {
+            map.calls.push(call);
+        }
+    }
+
+    /// The driver resets the device; all queues and maps are over.
+    fn recover(&mut self) {
+        self.trace(|| "the driver resets the device".into());
+        let mut tries = 0;
+        while let Err(e) = self.driver().reset() {
+            self.trace(|| format!("reset: {e}"));
+            tries += 1;
+            if self.sim.world().removed {
+                return;
+            }
+            if tries == RESETS {
+                self.violate(format!("the device does not come back from a reset: {e}"));
+                return;
+            }
+        }
+        let now = self.host;
+        for host in 0..self.hosts.len() {
+            self.host = host;
+            self.sim.world().run_on(host);
+            if let Some(queue) = &mut self.hosts[host].queue {
+                let refused = queue.submit(&Op::Nop);
+                if !matches!(refused, Err(SubmitError::Driver(DriverError::DeviceReset))) {
+                    self.violate("a queue from before a reset does not fail with DeviceReset");
+                }
+                self.lose_queue();
+            }
+        }
+        self.host = now;
+        self.sim.world().run_on(now);
+        self.disturbed = false;
+        for slot in 0..self.maps.len() {
+            if let Some(map) = self.close_map(slot) {
+                match self.driver().free_map(&map) {
+                    Err(DriverError::DeviceReset) => {}
+                    other => self.violate(format!(
+                        "freeing a map from before a reset gave {other:?}, not DeviceReset"
+                    )),
+                }
+                self.stale = Some(map);
+            }
+        }
+    }
+
+    /// Judges a map's history, and forgets the map.
+    fn close_map(&mut self, slot: usize) -> Option<DeviceMap> {
+        let mut map = self.maps[slot].take()?;
+        self.outcome.maps += 1;
+        match map.judge() {
+            Verdict::Explained { searched } => self.outcome.searched += u64::from(searched),
+            Verdict::Undecided => self.outcome.undecided += 1,
+            Verdict::Wrong(what) => {
+                let name = format!("map {} ({}, {:?})", map.serial, map.map_type, map.spec);
+                self.violate(format!("{name}: {what}"));
+            }
+        }
+        Some(map.map)
+    }
+
+    /// Makes a map where there is none. Whether there is one then.
+    fn make_map(&mut self, slot: usize) -> bool {
+        if self.maps[slot].is_some() {
+            return true;
+        }
+        let (params, map_type, spec, keys) = shape(&mut self.rng);
+        let began = self.now_ns();
+        match self.driver().create_map(&params) {
+            Ok(map) => {
+                self.in_bound("MAP_CREATE", began);
+                let serial = self.next_serial;
+                self.next_serial += 1;
+                self.trace(|| {
+                    format!(
+                        "map {serial}: {map_type}, {spec:?}, keys of {} and values of {} bytes",
+                        params.key_size, params.value_size
+                    )
+                });
+                self.maps[slot] = Some(SimMap {
+                    map,
+                    serial,
+                    map_type,
+                    spec,
+                    keys,
+                    calls: Vec::new(),
+                    walks: Vec::new(),
+                });
+                true
+            }
+            Err(e) => {
+                self.admin_failed("MAP_CREATE", &e);
+                false
+            }
+        }
+    }
+
+    /// When the device posted the completion of a command of this host.
+    fn posted(&mut self, queue: offmap_abi::QueueId, request: u64) -> Option<u64> {
+        self.sim.world().done_at.remove(&(queue.0, request))
+    }
+
+    /// What a status and bytes mean. `None`: the command had no effect, or it ended in a way
+    /// that it cannot, which is a violation then.
+    fn answer(
+        &mut self,
+        slot: usize,
+        call: &Call,
+        status: Status,
+        bytes: &[u8],
+        aborted: bool,
+    ) -> Option<Answer> {
+        let map = self.maps[slot].as_ref()?;
+        let returns_value = match call.kind {
+            Kind::Lookup | Kind::LookupDelete => true,
+            Kind::Update { .. } | Kind::Delete | Kind::First | Kind::Next => false,
+        };
+        let answer = match status {
+            Status::Success if returns_value => value_of(bytes).map(Answer::Value),
+            Status::Success if matches!(call.kind, Kind::First | Kind::Next) => {
+                map.key_of(bytes).map(Answer::Key)
+            }
+            Status::Success => Some(Answer::Done),
+            Status::NotFound => Some(Answer::NotFound),
+            Status::Exists => Some(Answer::Exists),
+            Status::Full => Some(Answer::Full),
+            Status::OutOfRange => Some(Answer::OutOfRange),
+            Status::Aborted if aborted || self.disturbed => return None,
+            Status::Interrupted if aborted || self.disturbed => Some(Answer::Unknown),
+            _ => None,
+        };
+        if answer.is_none() {
+            let serial = map.serial;
+            let what = if status == Status::Success {
+                format!("bytes that nobody ever wrote: {}", hex(bytes))
+            } else {
+                format!("{status}, which it cannot end with")
+            };
+            self.violate(format!(
+                "{:?} of key {} of map {serial} returned {what}",
+                call.kind, call.key
+            ));
+        }
+        answer
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    let shown: String = bytes.iter().take(16).map(|b| format!("{b:02x}")).collect();
+    if bytes.len() > 16 {
+        shown + "…"
+    } else {
+        shown
+    }
+}

@@ -1,0 +1,455 @@
+//! The simulated world: the device, the memory between it and the hosts, time, and events.
+//!
+//! Everything moves in [`World::tick`], whose choices the present action's seed makes. A tick
+//! applies some of the stores under way and lets the device do a step, or not.
+
+use crate::memory::{Arrived, Memory, Pool, Posted};
+use crate::mutation::Mutation;
+use crate::rng::Rng;
+use offmap_abi::regs::{self, Control};
+use offmap_abi::{IoOpcode, Status, Submission};
+use offmap_device_io::{BarOffset, DmaBuffer, IoError, Iova};
+use offmap_emulator::regs::Width;
+use offmap_emulator::{Device, DeviceConfig, EmulatorError, Step};
+use offmap_firmware_model::{HostFault, HostMemory};
+use std::collections::BTreeMap;
+
+/// A parked device looks again after this time (rule N3), in nanoseconds.
+const LOOK_AGAIN_NS: u64 = 1_000_000;
+/// Time of a tick, at most.
+const TICK_NS: u64 = 500;
+/// Stores that one tick lets arrive, at most, in each direction.
+const ARRIVALS: u64 = 24;
+
+/// What the device's front end is at.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Front {
+    Polling {
+        idle: u32,
+    },
+    /// It has found nothing for a while and is about to arm.
+    Arming,
+    Parked {
+        look_at: u64,
+    },
+}
+
+/// See the head of this file.
+pub(crate) struct World {
+    pub(crate) device: Device,
+    pub(crate) memory: Memory,
+    pub(crate) pool: Pool,
+    pub(crate) rng: Rng,
+    /// CPU on which the driver runs now.
+    cpu: usize,
+    pub(crate) now_ns: u64,
+    /// Counts everything that happens, so that each has a moment of its own.
+    pub(crate) moment: u64,
+    front: Front,
+    woken: bool,
+    polls_before_park: u32,
+    pub(crate) stalled_until: u64,
+    pub(crate) removed: bool,
+    /// The CPU that last wrote an admin register.
+    admin_cpu: usize,
+    mutation: Option<Mutation>,
+    /// When each command was done, by (queue, request).
+    pub(crate) done_at: BTreeMap<(u16, u64), u64>,
+    posted: Vec<Posted>,
+    again: Option<Submission>,
+    pub(crate) violation: Option<String>,
+    pub(crate) kicks: u64,
+    pub(crate) parks: u64,
+    pub(crate) ticks: u64,
+}
+
+impl World {
+    pub(crate) fn new(
+        config: &DeviceConfig,
+        cpus: usize,
+        mutation: Option<Mutation>,
+        pool: Pool,
+    ) -> Result<Self, EmulatorError> {
+        Ok(Self {
+            device: Device::new(config)?,
+            memory: Memory::new(cpus, mutation),
+            pool,
+            rng: Rng::new(0),
+            cpu: 0,
+            now_ns: 0,
+            moment: 0,
+            front: Front::Polling { idle: 0 },
+            woken: false,
+            polls_before_park: config.polls_before_park,
+            stalled_until: 0,
+            removed: false,
+            admin_cpu: 0,
+            mutation,
+            done_at: BTreeMap::new(),
+            posted: Vec::new(),
+            again: None,
+            violation: None,
+            kicks: 0,
+            parks: 0,
+            ticks: 0,
+        })
+    }
+
+    /// The next moment.
+    pub(crate) fn stamp(&mut self) -> u64 {
+        self.moment += 1;
+        self.moment
+    }
+
+    pub(crate) fn violate(&mut self, what: String) {
+        self.violation.get_or_insert(what);
+    }
+
+    /// Notes what the CPU that runs now has stored.
+    pub(crate) fn capture(&mut self) {
+        self.memory.capture(self.cpu, &mut self.rng);
+    }
+
+    /// The driver runs on another CPU from now on.
+    pub(crate) fn run_on(&mut self, cpu: usize) {
+        // What the last one has stored is its own.
+        self.capture();
+        self.cpu = cpu;
+    }
+
+    /// Lets a little happen.
+    pub(crate) fn tick(&mut self) {
+        self.ticks += 1;
+        self.now_ns += 1 + self.rng.below(TICK_NS);
+        self.capture();
+        for cpu in 0..self.cpus() {
+            let pending = self.memory.host_pending(cpu);
+            if pending == 0 {
+                continue;
+            }
+            // A quarter of the time all of it, otherwise a part.
+            let count = if self.rng.one_in(4) {
+                pending as u64
+            } else {
+                self.rng.below(ARRIVALS)
+            };
+            for _ in 0..count {
+                self.arrive(cpu);
+            }
+        }
+        if !self.removed && self.now_ns >= self.stalled_until && !self.rng.one_in(4) {
+            self.front_end();
+        }
+        let count = if self.rng.one_in(4) {
+            self.memory.flush_device();
+            0
+        } else {
+            self.rng.below(ARRIVALS)
+        };
+        for _ in 0..count {
+            self.memory.apply_device(&mut self.rng);
+        }
+    }
+
+    fn cpus(&self) -> usize {
+        self.memory.cpus()
+    }
+
+    /// One store of a CPU arrives.
+    fn arrive(&mut self, cpu: usize) {
+        if let Some(write) = self.memory.apply_host(cpu, &mut self.rng) {
+            self.register_arrives(write);
+        }
+    }
+
+    /// All stores of a CPU arrive.
+    fn flush_cpu(&mut self, cpu: usize) {
+        while self.memory.host_pending(cpu) > 0 {
+            self.arrive(cpu);
+        }
+    }
+
+    fn register_arrives(&mut self, write: Arrived) {
+        if self.removed {
+            return;
+        }
+        let kick = write.offset == regs::KICK;
+        self.kicks += u64::from(kick);
+        if kick && self.mutation == Some(Mutation::DropKick) {
+            self.memory.mutated += 1;
+            return;
+        }
+        let width = if write.wide {
+            Width::Eight
+        } else {
+            Width::Four
+        };
+        let offset = BarOffset(write.offset);
+        let bar = regs::BAR_REGISTERS;
+        let enabled = self.is_enabled();
+        if let Err(e) = self.device.bar_write(bar, offset, width, write.value) {
+            self.violate(format!("the driver wrote where no register is: {e}"));
+        }
+        match (enabled, self.is_enabled()) {
+            (false, true) => {
+                let read = |offset| {
+                    let width = if offset == regs::ADMIN_DEPTH {
+                        Width::Four
+                    } else {
+                        Width::Eight
+                    };
+                    self.device
+                        .bar_read(bar, BarOffset(offset), width)
+                        .unwrap_or(0)
+                };
+                let (sq, cq) = (read(regs::ADMIN_SQ), read(regs::ADMIN_CQ));
+                let depth = read(regs::ADMIN_DEPTH) as u32;
+                self.memory.admin_ring(sq, cq, depth);
+            }
+            (true, false) => self.forget(),
+            _ => {}
+        }
+        // The front end wakes the device for every trapped write.
+        self.woken = true;
+    }
+
+    fn is_enabled(&self) -> bool {
+        let control =
+            self.device
+                .bar_read(regs::BAR_REGISTERS, BarOffset(regs::CONTROL), Width::Four);
+        Control::from_bits_retain(control.unwrap_or(0) as u32).contains(Control::ENABLE)
+    }
+
+    fn forget(&mut self) {
+        self.memory.flush_device();
+        self.memory.forget_rings();
+        self.again = None;
+    }
+
+    /// What the device's front end does when it gets the processor: as the threaded one.
+    fn front_end(&mut self) {
+        match self.front {
+            Front::Polling { idle } => {
+                let step = self.step();
+                self.front = match step {
+                    Step::Worked => Front::Polling { idle: 0 },
+                    Step::Idle if idle < self.polls_before_park => {
+                        Front::Polling { idle: idle + 1 }
+                    }
+                    Step::Idle => Front::Arming,
+                };
+            }
+            Front::Arming => {
+                // Its fence (rule N2): what the device stored is visible before it looks.
+                self.woken = false;
+                let mut may_park = self.device.arm();
+                self.collect();
+                self.memory.flush_device();
+                if self.mutation == Some(Mutation::NoSecondLook) && !may_park {
+                    self.memory.mutated += 1;
+                    may_park = true;
+                }
+                if may_park {
+                    self.memory.note_full();
+                    self.parks += 1;
+                    let look_at = self.now_ns + LOOK_AGAIN_NS;
+                    self.front = Front::Parked { look_at };
+                } else {
+                    self.device.disarm();
+                    self.collect();
+                    self.front = Front::Polling { idle: 0 };
+                }
+            }
+            Front::Parked { .. } if self.woken => {
+                self.woken = false;
+                self.device.disarm();
+                self.collect();
+                self.front = Front::Polling { idle: 0 };
+            }
+            Front::Parked { look_at } if self.now_ns >= look_at => {
+                if let Some((queue, full)) = self.memory.wake_up_owed()
+                    && !self.memory.register_under_way(regs::KICK)
+                    && self.device.is_running()
+                {
+                    self.violate(format!(
+                        "a wake-up was lost: the device parked, {queue} has commands for it, and \
+                         no KICK is under way{}",
+                        if full {
+                            " (it parked without room for completions)"
+                        } else {
+                            ""
+                        }
+                    ));
+                }
+                self.front = match self.step() {
+                    Step::Worked => {
+                        self.device.disarm();
+                        self.collect();
+                        Front::Polling { idle: 0 }
+                    }
+                    Step::Idle => Front::Parked {
+                        look_at: self.now_ns + LOOK_AGAIN_NS,
+                    },
+                };
+            }
+            Front::Parked { .. } => {}
+        }
+    }
+
+    fn step(&mut self) -> Step {
+        if let Some(delete) = self.again.take() {
+            if self.rng.one_in(8) {
+                self.memory.mutated += 1;
+                // Of a queue that no host has, so that it is nobody's command under way.
+                let _ = self
+                    .device
+                    .firmware_mut()
+                    .io(u16::MAX, &delete, &mut NoHost);
+            } else {
+                self.again = Some(delete);
+            }
+        }
+        if self.mutation == Some(Mutation::StrayWrite) && self.rng.one_in(256) {
+            self.memory.stray_write(&mut self.rng);
+        }
+        let step = self.device.step();
+        self.collect();
+        step
+    }
+
+    /// Takes over what the device has stored.
+    fn collect(&mut self) {
+        let mut posted = std::mem::take(&mut self.posted);
+        self.memory.collect(&mut self.rng, &mut posted);
+        for done in posted.drain(..) {
+            let at = self.stamp();
+            self.done_at.insert((done.queue.0, done.request.0), at);
+            if done.status == Status::DmaFault {
+                self.violate(format!(
+                    "{} for {}: the device was told of memory that is not mapped, or could not \
+                     reach what is",
+                    done.status, done.request
+                ));
+            }
+            let Some(command) = done.command else {
+                self.violate(format!(
+                    "the device completed {} on {}, which is not in flight",
+                    done.request, done.queue
+                ));
+                continue;
+            };
+            let deleted =
+                IoOpcode(command.opcode) == IoOpcode::Delete && done.status == Status::Success;
+            if self.mutation == Some(Mutation::DeleteTwice) && deleted && !done.queue.is_admin() {
+                self.again = Some(command);
+            }
+        }
+        self.posted = posted;
+    }
+
+    // The host's accesses.
+
+    pub(crate) fn map(&mut self, buffer: &DmaBuffer, iova: Iova) -> Result<(), IoError> {
+        self.capture();
+        let device = self.memory.map(buffer, iova, &mut self.pool)?;
+        self.device.dma_map(device.fd(), 0, iova, device.len())
+    }
+
+    pub(crate) fn unmap(&mut self, iova: Iova, len: usize) -> Result<(), IoError> {
+        if self.mutation == Some(Mutation::LeakMapping) && self.rng.one_in(2) {
+            self.memory.mutated += 1;
+            // So that the driver does not give the IOVAs out again.
+            return Err(IoError::NotMapped { iova, len });
+        }
+        self.capture();
+        self.device.dma_unmap(iova, len)?;
+        if let Some(stray) = self.memory.unmap(iova, len, &mut self.pool)? {
+            self.violate(stray);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn read(
+        &mut self,
+        bar: u8,
+        offset: BarOffset,
+        width: Width,
+    ) -> Result<u64, IoError> {
+        if self.removed {
+            return Ok(u64::MAX);
+        }
+        // A read pushes the writes before it.
+        self.capture();
+        self.flush_cpu(self.cpu);
+        self.device.bar_read(bar, offset, width)
+    }
+
+    pub(crate) fn write(&mut self, bar: u8, offset: BarOffset, width: Width, value: u64) {
+        if self.removed || bar != regs::BAR_REGISTERS {
+            return;
+        }
+        self.capture();
+        let doorbells = regs::DOORBELLS + offmap_abi::notify::DOORBELL_STRIDE;
+        let of_a_queue = offset.0 == regs::KICK || offset.0 >= doorbells;
+        if !of_a_queue && self.admin_cpu != self.cpu {
+            // The driver's lock is between the two CPUs.
+            self.flush_cpu(self.admin_cpu);
+            self.admin_cpu = self.cpu;
+        }
+        self.memory
+            .push_register(self.cpu, offset.0, width == Width::Eight, value);
+    }
+
+    pub(crate) fn config_write(&mut self, offset: u16, data: &[u8]) -> Result<(), IoError> {
+        if self.removed {
+            return Ok(());
+        }
+        self.capture();
+        for cpu in 0..self.cpus() {
+            self.flush_cpu(cpu);
+        }
+        self.device.config_write(offset, data)
+    }
+
+    /// A function-level reset, by the driver or behind its back.
+    pub(crate) fn reset(&mut self) {
+        self.capture();
+        for cpu in 0..self.cpus() {
+            self.flush_cpu(cpu);
+        }
+        self.device.reset();
+        self.forget();
+        self.stalled_until = 0;
+        self.front = Front::Polling { idle: 0 };
+    }
+
+    /// The function is pulled out.
+    pub(crate) fn remove(&mut self) {
+        self.removed = true;
+        self.memory.flush_device();
+    }
+
+    /// Time passes for a host that waits; ticks happen in it.
+    pub(crate) fn pass(&mut self, ns: u64) {
+        self.now_ns += ns;
+        self.tick();
+    }
+}
+
+/// Host memory for a command that names none.
+struct NoHost;
+
+impl HostMemory for NoHost {
+    fn read(&mut self, _: u64, _: &mut [u8]) -> Result<(), HostFault> {
+        Err(HostFault)
+    }
+    fn write(&mut self, _: u64, _: &[u8]) -> Result<(), HostFault> {
+        Err(HostFault)
+    }
+    fn load_word(&mut self, _: u64) -> Result<u64, HostFault> {
+        Err(HostFault)
+    }
+    fn store_word(&mut self, _: u64, _: u64) -> Result<(), HostFault> {
+        Err(HostFault)
+    }
+}
