@@ -192,7 +192,7 @@ impl World {
         }
         match (enabled, self.is_enabled()) {
             (false, true) => {
-                let read = |offset| {
+                let mut read = |offset| {
                     let width = if offset == regs::ADMIN_DEPTH {
                         Width::Four
                     } else {
@@ -213,7 +213,7 @@ impl World {
         self.woken = true;
     }
 
-    fn is_enabled(&self) -> bool {
+    fn is_enabled(&mut self) -> bool {
         let control =
             self.device
                 .bar_read(regs::BAR_REGISTERS, BarOffset(regs::CONTROL), Width::Four);

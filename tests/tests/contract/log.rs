@@ -635,3 +635,13 @@ fn the_log_of_a_good_blob_is_the_kernels() {
     }
     assert!(good > 100 && cut > 100, "{good} blobs, {cut} cut logs");
 }
+
+#[test]
+fn a_log_that_cannot_be_written_leaves_no_descriptor() {
+    let mut ours = Ours::host();
+    let first = ours.map(&attr(HASH, 4));
+    let bytes = create_bytes(&attr(HASH, 4));
+    let got = ours.common(c::MAP_CREATE, &bytes, &common(8, 64, 1));
+    assert_eq!(got, Err(EFAULT), "{}", ours.reason);
+    assert_eq!(ours.map(&attr(HASH, 4)), first + 1);
+}

@@ -393,7 +393,10 @@ impl<F: Function> RecoverableMap<F> {
         let made = match self.shared.driver.create_map(&self.params) {
             Ok(made) => made,
             Err(error @ (DriverError::Refused { .. } | DriverError::Command { .. })) => {
-                self.lose(epoch, errno::of_create(&self.shared.profile.name, &error).reason());
+                self.lose(
+                    epoch,
+                    errno::of_create(&self.shared.profile.name, &error).reason(),
+                );
                 return Ok(Some(0));
             }
             Err(error) => return Err(Rebuild::Driver(error, epoch)),

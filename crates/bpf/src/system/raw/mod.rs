@@ -12,7 +12,7 @@ mod info;
 mod log;
 mod objects;
 
-use super::System;
+use super::{Fd, System};
 use crate::caller::Caller;
 use crate::errno::Errno;
 use crate::error::{Error, Result};
@@ -135,7 +135,8 @@ impl System {
     ///
     /// EINVAL for a log buffer without a size or a level, or one above the kernel's limits;
     /// ENOSPC in place of the command's own result when the buffer is too short for the
-    /// sentence; of which it then has the beginning.
+    /// sentence; of which it then has the end, or with `BPF_LOG_FIXED` the beginning. EFAULT when the
+    /// log cannot be written. A descriptor that the command has opened is closed then.
     #[expect(
         clippy::too_many_arguments,
         reason = "the arguments of the system call"
@@ -155,7 +156,23 @@ impl System {
         }
         let log = log::CommonLog::read(memory, common, common_size)?;
         let result = self.bpf(caller, memory, command & !command::COMMON_ATTRS, attr, size);
-        log.finish(memory, result)
+        let opened = match (command & !command::COMMON_ATTRS, &result) {
+            (
+                command::MAP_CREATE
+                | command::OBJ_GET
+                | command::MAP_GET_FD_BY_ID
+                | command::BTF_LOAD
+                | command::BTF_GET_FD_BY_ID,
+                Ok(fd),
+            ) => Some(Fd(*fd)),
+            _ => None,
+        };
+        let finished = log.finish(memory, result);
+        if let (Err(_), Some(fd)) = (&finished, opened) {
+            // The caller does not learn its number.
+            self.close(fd)?;
+        }
+        finished
     }
 }
 
