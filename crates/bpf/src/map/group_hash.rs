@@ -38,6 +38,7 @@ use crate::error::Result;
 use crate::uapi::{BPF_EXIST, BPF_F_LOCK, BPF_NOEXIST};
 use crossbeam_utils::CachePadded;
 use rapidhash::v3::{RapidSecrets, rapidhash_v3_inline};
+use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{
     AtomicU32, AtomicU64,
@@ -90,6 +91,12 @@ struct Element {
     bucket: u32,
     index: u32,
     place: usize,
+}
+
+thread_local! {
+    /// What a batch walk needs beside its arguments: a key and the elements of a home. Kept, so
+    /// that walks allocate nothing.
+    static SCRATCH: Cell<(Vec<u8>, Vec<Element>)> = const { Cell::new((Vec::new(), Vec::new())) };
 }
 
 /// Where an element is.
@@ -685,7 +692,8 @@ impl MapOps for GroupHash {
         let (mut total, mut result) = (0, Err(BATCH_END));
         // Elements before the bucket that is being returned.
         let mut whole = 0;
-        let (mut one_key, mut found) = (vec![0; self.key_size], Vec::new());
+        let (mut one_key, mut found) = SCRATCH.take();
+        one_key.resize(self.key_size, 0);
         let mut home = self.first_home(bucket);
         'walk: loop {
             let untouched = self.states.skip_untouched(home as usize) as u32;
@@ -729,6 +737,7 @@ impl MapOps for GroupHash {
             }
             home += 1;
         }
+        SCRATCH.set((one_key, found));
         let mut done = 0;
         for i in 0..whole {
             if delete {
