@@ -10,6 +10,7 @@ pub mod counting;
 pub mod cpu;
 pub mod differential;
 pub mod faults;
+mod forward;
 pub mod fuzz;
 pub mod kernel;
 pub mod model;

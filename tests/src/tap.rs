@@ -1,6 +1,7 @@
 //! A function whose DMA memory a test can reach: what a lying device wrote there, or a lying
 //! host.
 
+use crate::forward::forward;
 use offmap_device_io::{
     BarInfo, BarMapping, BarOffset, DmaBuffer, Function, Interrupt, IoError, Iova, IovaRange,
 };
@@ -59,41 +60,8 @@ impl<F: Function> Tap<F> {
 }
 
 impl<F: Function> Function for Tap<F> {
-    fn describe(&self) -> String {
-        self.inner.describe()
-    }
-    fn config_read(&self, offset: u16, buf: &mut [u8]) -> Result<(), IoError> {
-        self.inner.config_read(offset, buf)
-    }
-    fn config_write(&self, offset: u16, data: &[u8]) -> Result<(), IoError> {
-        self.inner.config_write(offset, data)
-    }
-    fn bar(&self, bar: u8) -> Result<BarInfo, IoError> {
-        self.inner.bar(bar)
-    }
-    fn read32(&self, bar: u8, offset: BarOffset) -> Result<u32, IoError> {
-        self.inner.read32(bar, offset)
-    }
-    fn read64(&self, bar: u8, offset: BarOffset) -> Result<u64, IoError> {
-        self.inner.read64(bar, offset)
-    }
-    fn write32(&self, bar: u8, offset: BarOffset, value: u32) -> Result<(), IoError> {
-        self.inner.write32(bar, offset, value)
-    }
-    fn write64(&self, bar: u8, offset: BarOffset, value: u64) -> Result<(), IoError> {
-        self.inner.write64(bar, offset, value)
-    }
-    fn map_bar(
-        &self,
-        bar: u8,
-        offset: BarOffset,
-        len: usize,
-    ) -> Result<Option<BarMapping>, IoError> {
-        self.inner.map_bar(bar, offset, len)
-    }
-    fn iova_ranges(&self) -> Vec<IovaRange> {
-        self.inner.iova_ranges()
-    }
+    forward!();
+
     fn dma_map(&self, buffer: &DmaBuffer, iova: Iova) -> Result<(), IoError> {
         self.inner.dma_map(buffer, iova)?;
         let memory = buffer.fd().try_clone_to_owned().expect("a descriptor");
@@ -107,24 +75,6 @@ impl<F: Function> Function for Tap<F> {
     fn dma_unmap(&self, iova: Iova, len: usize) -> Result<(), IoError> {
         self.mapped().retain(|buffer| buffer.iova != iova);
         self.inner.dma_unmap(iova, len)
-    }
-    fn vectors(&self) -> u32 {
-        self.inner.vectors()
-    }
-    fn enable_vector(&self, vector: u32) -> Result<Interrupt, IoError> {
-        self.inner.enable_vector(vector)
-    }
-    fn disable_vector(&self, vector: u32) -> Result<(), IoError> {
-        self.inner.disable_vector(vector)
-    }
-    fn reset(&self) -> Result<(), IoError> {
-        self.inner.reset()
-    }
-    fn progress(&self) {
-        self.inner.progress();
-    }
-    fn runs_on_caller(&self) -> bool {
-        self.inner.runs_on_caller()
     }
     fn now(&self) -> Duration {
         self.inner.now()

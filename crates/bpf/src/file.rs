@@ -804,15 +804,10 @@ impl MapFile {
         self.check_lock(elem_flags)?;
         // The generic update and delete batches ignore them for every type.
         let walks = OffloadCommands::LOOKUP_BATCH | OffloadCommands::LOOKUP_AND_DELETE_BATCH;
-        if flags != 0 && walks.contains(command) {
-            // The kernel offloads no batch: on a device they follow the rules of their type.
-            let checks = match self.is_offloaded() {
-                true => self.map_type().is_hash(),
-                false => self.ops().checks_batch_flags(),
-            };
-            if checks {
-                return Err(BAD_BATCH_FLAGS);
-            }
+        // The generic walks ignore them, too; that of `struct bpf_htab` refuses them, and so does
+        // a device's, which follows its type.
+        if flags != 0 && walks.contains(command) && self.map_type().is_hash() {
+            return Err(BAD_BATCH_FLAGS);
         }
         Ok(())
     }

@@ -97,6 +97,23 @@ impl MapType {
         matches!(self, Self::ARRAY_OF_MAPS | Self::HASH_OF_MAPS)
     }
 
+    /// The types that this system has on the host; as a kernel that is built without the others.
+    pub const ON_HOST: [Self; 13] = [
+        Self::HASH,
+        Self::ARRAY,
+        Self::PERCPU_HASH,
+        Self::PERCPU_ARRAY,
+        Self::LRU_HASH,
+        Self::LRU_PERCPU_HASH,
+        Self::LPM_TRIE,
+        Self::QUEUE,
+        Self::STACK,
+        Self::BLOOM_FILTER,
+        Self::ARRAY_OF_MAPS,
+        Self::HASH_OF_MAPS,
+        Self::RINGBUF,
+    ];
+
     /// Whether it is one of the types that are `struct bpf_htab` in the kernel.
     pub(crate) const fn is_hash(self) -> bool {
         matches!(

@@ -3,6 +3,7 @@
 
 pub mod campaign;
 
+use crate::forward::forward;
 use offmap_device_io::{
     BarInfo, BarMapping, BarOffset, DmaBuffer, Function, Interrupt, IoError, Iova, IovaRange,
 };
@@ -48,64 +49,13 @@ impl<E: FrontEnd> Clocked<E> {
 }
 
 impl<E: FrontEnd> Function for Clocked<E> {
-    fn describe(&self) -> String {
-        self.inner.describe()
-    }
-    fn config_read(&self, offset: u16, buf: &mut [u8]) -> Result<(), IoError> {
-        self.inner.config_read(offset, buf)
-    }
-    fn config_write(&self, offset: u16, data: &[u8]) -> Result<(), IoError> {
-        self.inner.config_write(offset, data)
-    }
-    fn bar(&self, bar: u8) -> Result<BarInfo, IoError> {
-        self.inner.bar(bar)
-    }
-    fn read32(&self, bar: u8, offset: BarOffset) -> Result<u32, IoError> {
-        self.inner.read32(bar, offset)
-    }
-    fn read64(&self, bar: u8, offset: BarOffset) -> Result<u64, IoError> {
-        self.inner.read64(bar, offset)
-    }
-    fn write32(&self, bar: u8, offset: BarOffset, value: u32) -> Result<(), IoError> {
-        self.inner.write32(bar, offset, value)
-    }
-    fn write64(&self, bar: u8, offset: BarOffset, value: u64) -> Result<(), IoError> {
-        self.inner.write64(bar, offset, value)
-    }
-    fn map_bar(
-        &self,
-        bar: u8,
-        offset: BarOffset,
-        len: usize,
-    ) -> Result<Option<BarMapping>, IoError> {
-        self.inner.map_bar(bar, offset, len)
-    }
-    fn iova_ranges(&self) -> Vec<IovaRange> {
-        self.inner.iova_ranges()
-    }
+    forward!();
+
     fn dma_map(&self, buffer: &DmaBuffer, iova: Iova) -> Result<(), IoError> {
         self.inner.dma_map(buffer, iova)
     }
     fn dma_unmap(&self, iova: Iova, len: usize) -> Result<(), IoError> {
         self.inner.dma_unmap(iova, len)
-    }
-    fn vectors(&self) -> u32 {
-        self.inner.vectors()
-    }
-    fn enable_vector(&self, vector: u32) -> Result<Interrupt, IoError> {
-        self.inner.enable_vector(vector)
-    }
-    fn disable_vector(&self, vector: u32) -> Result<(), IoError> {
-        self.inner.disable_vector(vector)
-    }
-    fn reset(&self) -> Result<(), IoError> {
-        self.inner.reset()
-    }
-    fn progress(&self) {
-        self.inner.progress();
-    }
-    fn runs_on_caller(&self) -> bool {
-        self.inner.runs_on_caller()
     }
     fn now(&self) -> Duration {
         Duration::from_micros(self.time_us.fetch_add(TICK_US, Ordering::Relaxed))

@@ -11,23 +11,6 @@ use rustix::thread::{CapabilitySet, CapabilitySets};
 /// User and group of the one without privileges.
 const NOBODY: u32 = 65_534;
 
-const TYPES: [MapType; 14] = [
-    MapType::HASH,
-    MapType::ARRAY,
-    MapType::PERCPU_HASH,
-    MapType::PERCPU_ARRAY,
-    MapType::LRU_HASH,
-    MapType::LRU_PERCPU_HASH,
-    MapType::LPM_TRIE,
-    MapType::QUEUE,
-    MapType::STACK,
-    MapType::BLOOM_FILTER,
-    MapType::ARRAY_OF_MAPS,
-    MapType::HASH_OF_MAPS,
-    MapType::RINGBUF,
-    MapType(4096),
-];
-
 /// What root has opened.
 struct Opened {
     hash: i32,
@@ -90,7 +73,7 @@ fn of_type(map_type: MapType, inner: i32) -> MapCreateAttr {
 fn answers(m: &mut dyn Machine, opened: &Opened) -> Vec<(String, Result<i32, i32>)> {
     let mut all = Vec::new();
     let mut told = |what: &str, got: Result<(), i32>| all.push((what.to_owned(), got.map(|()| 0)));
-    for map_type in TYPES {
+    for map_type in MapType::ON_HOST.into_iter().chain([MapType(4096)]) {
         let made = m.create_as_is(&of_type(map_type, opened.hash));
         told(&format!("create {map_type}"), made.map(drop));
         let refused = MapCreateAttr {

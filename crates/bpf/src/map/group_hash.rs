@@ -503,56 +503,33 @@ impl GroupHash {
         Ok(())
     }
 
-    /// Places of the table.
-    const fn places(&self) -> u32 {
-        self.groups * PLACES as u32
-    }
-
-    /// The key of the first element from `place` of the table on.
+    /// The key of the first element from `place` of the table on, on a consistent state of its
+    /// group.
     fn first_key_from(&self, place: u32, next: &mut [u8]) -> Result<()> {
-        match self.next_element(place, self.places(), |_, slot| {
-            copy_out(&slot[..self.key_words], next);
-        }) {
-            Some(_) => Ok(()),
-            None => Err(END),
-        }
-    }
-
-    /// Calls `read` with the first element from `place` on and before `end`, on a consistent
-    /// state of its group; the place after it.
-    fn next_element(
-        &self,
-        place: u32,
-        end: u32,
-        mut read: impl FnMut(u32, &[AtomicU64]),
-    ) -> Option<u32> {
-        let mut at = place;
-        while at < end {
-            let mut index = at / PLACES as u32;
+        let (mut index, mut first) = (place / PLACES as u32, place % PLACES as u32);
+        loop {
             let untouched = self.states.skip_untouched(index as usize) as u32;
             if untouched > index {
-                index = untouched;
-                at = index.saturating_mul(PLACES as u32);
-                continue;
+                (index, first) = (untouched, 0);
             }
-            let group = self.group(index)?;
-            let first = at % PLACES as u32;
+            if index >= self.groups {
+                return Err(END);
+            }
+            let group = self.group(index).ok_or(END)?;
             let found = group.read(|_| {
                 let taken = taken(group.tags.load(Relaxed)) & (u64::MAX << (first * 8));
-                let place = first_place(taken);
-                let number = index * PLACES as u32 + place as u32;
-                if taken == 0 || number >= end {
+                if taken == 0 {
                     return None;
                 }
-                read(number, self.slot(index, place)?);
-                Some(number + 1)
+                let slot = self.slot(index, first_place(taken))?;
+                copy_out(&slot[..self.key_words], next);
+                Some(())
             });
             if found.is_some() {
-                return found;
+                return Ok(());
             }
-            at = (index + 1) * PLACES as u32;
+            (index, first) = (index + 1, 0);
         }
-        None
     }
 
     /// The kernel's number of buckets.
@@ -670,10 +647,6 @@ impl MapOps for GroupHash {
 
     fn lookup_and_delete(&self, key: &[u8], value: &mut [u8], _flags: u64) -> Result<()> {
         self.remove(key, Some(value))
-    }
-
-    fn checks_batch_flags(&self) -> bool {
-        true
     }
 
     fn walk_batch(

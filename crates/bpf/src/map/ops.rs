@@ -60,11 +60,6 @@ pub(crate) trait MapOps: Send + Sync {
         None
     }
 
-    /// Whether lookup batches refuse `batch.flags`, which the generic ones ignore.
-    fn checks_batch_flags(&self) -> bool {
-        false
-    }
-
     /// Whether an update with flags above `BPF_EXIST` is refused before it comes here.
     fn checks_update_flags(&self) -> bool {
         true

@@ -7,23 +7,6 @@ use offmap_bpf::command;
 use offmap_bpf::uapi::MapFlags;
 use rand::RngExt;
 
-/// Every type that this version has on the host.
-const TYPES: &[MapType] = &[
-    MapType::HASH,
-    MapType::ARRAY,
-    MapType::PERCPU_HASH,
-    MapType::PERCPU_ARRAY,
-    MapType::LRU_HASH,
-    MapType::LRU_PERCPU_HASH,
-    MapType::LPM_TRIE,
-    MapType::QUEUE,
-    MapType::STACK,
-    MapType::BLOOM_FILTER,
-    MapType::ARRAY_OF_MAPS,
-    MapType::HASH_OF_MAPS,
-    MapType::RINGBUF,
-];
-
 /// The attribute as it is drawn.
 struct Drawn {
     map_type: MapType,
@@ -52,7 +35,7 @@ impl Drawn {
 
 impl Generator {
     pub(super) fn create(&mut self, sides: &mut Sides) -> (Action, Expect) {
-        let map_type = self.pick(TYPES);
+        let map_type = self.pick(&MapType::ON_HOST);
         let mut drawn = self.valid(map_type);
         let spoilt = self.one_in(3);
         if spoilt {

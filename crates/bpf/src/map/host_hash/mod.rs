@@ -515,10 +515,6 @@ impl MapOps for HostHash {
         self.remove(key, Some(value))
     }
 
-    fn checks_batch_flags(&self) -> bool {
-        true
-    }
-
     fn walk_batch(
         &self,
         in_batch: Option<&[u8]>,

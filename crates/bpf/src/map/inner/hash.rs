@@ -230,10 +230,6 @@ impl MapOps for HashOfMaps {
         Ok(())
     }
 
-    fn checks_batch_flags(&self) -> bool {
-        true
-    }
-
     fn walk_batch(
         &self,
         in_batch: Option<&[u8]>,

@@ -271,10 +271,6 @@ impl MapOps for OffloadedMapOfMaps {
         self.map.get_next_key(key, next)
     }
 
-    fn checks_batch_flags(&self) -> bool {
-        self.map.checks_batch_flags()
-    }
-
     fn walk_batch(
         &self,
         in_batch: Option<&[u8]>,

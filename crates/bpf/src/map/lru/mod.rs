@@ -357,10 +357,6 @@ impl MapOps for LruHash {
         self.remove(key, Some(value))
     }
 
-    fn checks_batch_flags(&self) -> bool {
-        true
-    }
-
     /// `htab_map_mem_usage`.
     fn mem_usage(&self) -> u64 {
         /// `sizeof(struct bpf_htab)` of 6.18 on x86-64.
