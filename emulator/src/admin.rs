@@ -6,7 +6,7 @@
 use crate::device::{Device, PIECE_COST};
 use crate::dma::Host;
 use crate::faults::Fetched;
-use crate::queue::{Found, Queue, QueueSpec, Search, Stop};
+use crate::queue::{Coalescing, Found, Queue, QueueSpec, Search, Stop};
 use offmap_abi::admin::{AbortBody, QueueCreateBody, QueueDeleteBody};
 use offmap_abi::ring::RingDepth;
 use offmap_abi::{AdminOpcode, Completion, QueueId, RequestId, Status, Submission};
@@ -127,19 +127,13 @@ impl Device {
         } else {
             self.queues[index].post(&self.dma, completion)?;
         }
-        let queue = &mut self.queues[index];
-        if let Some(vector) = queue.announce(&self.dma)? {
-            let id = queue.id();
-            self.raise(Some(id), vector);
-        }
-        Ok(())
+        self.announce(index)
     }
 
     /// QUEUE_CREATE (abi §6.2). The queue's doorbells start from zero.
     fn queue_create(&mut self, command: &Submission) -> Status {
         let body: QueueCreateBody = command.body();
-        let reserved =
-            body.reserved3.get() | u64::from(body.reserved2.get()) | u64::from(body.reserved.get());
+        let reserved = body.reserved3.get() | u64::from(body.reserved.get());
         if !is_plain(command) || reserved != 0 {
             return Status::InvalidField;
         }
@@ -154,6 +148,10 @@ impl Device {
             id,
             depth,
             vector: body.vector.get(),
+            coalescing: Coalescing {
+                count: body.coalesce_count.get(),
+                us: body.coalesce_us.get(),
+            },
             sq: body.sq.get(),
             cq: body.cq.get(),
             notify: body.notify.get(),

@@ -1,4 +1,5 @@
-//! The device core: one PCI function, without a thread or a clock of its own.
+//! The device core: one PCI function, without a thread of its own. It looks at a clock only where
+//! an interrupt waits for more completions, or a fault plan delays something in time.
 //!
 //! A front end calls [`Device::step`] for bounded pieces of work and passes the host's
 //! accesses in between. Whatever the host does, a step ends, and nothing panics: the worst
@@ -13,7 +14,7 @@ use crate::dma::{Dma, Host};
 use crate::error::EmulatorError;
 use crate::faults::Engine;
 use crate::msix::Msix;
-use crate::queue::{Queue, QueueSpec, Stop};
+use crate::queue::{Announce, Coalescing, Queue, QueueSpec, Stop};
 use crate::regs::RegisterFile;
 use offmap_abi::regs::{self, Control, DeviceStatus, FatalCause, Features};
 use offmap_abi::ring::RingDepth;
@@ -21,7 +22,9 @@ use offmap_abi::{Completion, IoOpcode, MapHandle, QueueId, Status, Submission};
 use offmap_device_io::{BarInfo, BarMapping, BarOffset, DmaBuffer, DmaPlacement, Interrupt};
 use offmap_device_io::{IoError, Iova};
 use offmap_firmware_model::{Firmware, Progress};
+use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
+use std::time::{Duration, Instant};
 
 /// What READY_TIMEOUT_MS says. Enable and reset take effect before the access that asks for
 /// them returns; the time covers a front end whose thread is not scheduled at once.
@@ -40,6 +43,9 @@ const STEP_WORK: u32 = 128;
 /// Bursts in a row that the queue which last had work gets before all others are looked at.
 /// A host that uses one queue at a time then pays for polling that queue only.
 const FAVOURED_BURSTS: u32 = 8;
+
+/// Time since a fixed moment, never going back.
+pub type Clock = Arc<dyn Fn() -> Duration + Send + Sync>;
 
 /// What a step did.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -72,6 +78,9 @@ pub struct Device {
     pub(crate) running: bool,
     pub(crate) queue_pairs: u16,
     pub(crate) queue_depth_max: u32,
+    /// Some queue holds an interrupt back for more completions.
+    holding: bool,
+    pub(crate) clock: Clock,
     /// What the device does wrong on purpose, since it was first given a plan.
     pub(crate) faults: Option<Box<Engine>>,
 }
@@ -86,7 +95,7 @@ impl Device {
         config.validate()?;
         let mut firmware = Firmware::new(config.firmware.clone(), config.reserve_memory()?)?;
         firmware.set_vectors(config.vectors.into());
-        let mut features = Features::NOTIFY_BLOCK | Features::MEMORY_WINDOW;
+        let mut features = Features::NOTIFY_BLOCK | Features::MEMORY_WINDOW | Features::COALESCING;
         features.set(Features::BATCH, config.firmware.batch > 0);
         let mut registers = RegisterFile::new();
         registers.describe(regs::VECTORS, config.vectors.into());
@@ -95,7 +104,10 @@ impl Device {
         registers.describe(regs::QUEUE_DEPTH_MAX, config.queue_depth_max.into());
         registers.describe(regs::READY_TIMEOUT_MS, READY_TIMEOUT_MS);
         let doorbells = regs::DOORBELLS_BYTES as usize;
+        let start = Instant::now();
         Ok(Self {
+            holding: false,
+            clock: Arc::new(move || start.elapsed()),
             config: ConfigSpace::new(config.vectors),
             registers,
             msix: Msix::new(config.vectors),
@@ -132,6 +144,9 @@ impl Device {
     #[inline(always)]
     pub(crate) fn work<const FAULTS: bool>(&mut self) -> Step {
         let mut spent = 0;
+        if self.holding {
+            self.raise_held();
+        }
         if self.admin_work.is_some() {
             spent = PIECE_COST;
             if let Err(stop) = self.resume_admin() {
@@ -217,6 +232,10 @@ impl Device {
             let Some(words) = queue.fetch(&self.dma, &self.doorbells)? else {
                 break;
             };
+            let ahead = queue.look_ahead(&self.dma);
+            if !ahead.is_empty() {
+                self.firmware.warm(std::iter::once(&words).chain(ahead));
+            }
             let command = Submission::from_words(words);
             let progress = if queue.take_abort(&command) {
                 Progress::Done(Completion::new(command.request(), Status::Aborted))
@@ -238,10 +257,42 @@ impl Device {
                 }
             }
         }
-        if let Some(vector) = queue.announce(&self.dma)? {
-            self.msix.raise(vector);
+        self.announce(index)
+    }
+
+    /// Raises the interrupt for the completions that a queue posted, if it is wanted now.
+    #[inline]
+    pub(crate) fn announce(&mut self, index: usize) -> Result<(), Stop> {
+        let queue = &mut self.queues[index];
+        match queue.announce(&self.dma, &self.clock)? {
+            Announce::No => {}
+            Announce::Raise(vector) => {
+                let id = queue.id();
+                self.raise(Some(id), vector);
+            }
+            Announce::Hold => self.holding = true,
         }
         Ok(())
+    }
+
+    /// Raises the interrupts that have waited for more completions for long enough.
+    #[cold]
+    fn raise_held(&mut self) {
+        self.holding = false;
+        let now = (self.clock)();
+        for index in 0..self.queues.len() {
+            let queue = &mut self.queues[index];
+            let id = queue.id();
+            match queue.announce_due(&self.dma, now) {
+                Ok(Announce::No) => {}
+                Ok(Announce::Raise(vector)) => self.raise(Some(id), vector),
+                Ok(Announce::Hold) => self.holding = true,
+                Err(stop) => self.halt(index, stop),
+            }
+            if !self.running {
+                return;
+            }
+        }
     }
 
     /// A queue cannot go on: it stops, and with the admin queue the device.
@@ -276,7 +327,7 @@ impl Device {
             return true;
         }
         let held = self.faults.as_ref().is_some_and(|engine| engine.holds());
-        let mut work = self.admin_work.is_some() || held;
+        let mut work = self.admin_work.is_some() || held || self.holding;
         self.for_each_served(|queue, dma, doorbells| {
             work |= queue.has_work(dma, doorbells)?;
             Ok(())
@@ -382,6 +433,7 @@ impl Device {
         self.running = false;
         self.queues.clear();
         self.admin_work = None;
+        self.holding = false;
         self.next = 0;
         self.favours = 0;
         self.firmware.reset();
@@ -399,6 +451,7 @@ impl Device {
             id: QueueId::ADMIN,
             depth,
             vector: self.registers.get(regs::ADMIN_VECTOR) as u32,
+            coalescing: Coalescing::default(),
             sq: self.registers.get(regs::ADMIN_SQ),
             cq: self.registers.get(regs::ADMIN_CQ),
             notify: 0,

@@ -1,6 +1,7 @@
 //! What the two in-process front ends share: the device behind a lock, and the
 //! [`Function`] made of it.
 
+use crate::config::DeviceMemory;
 use crate::device::{Device, bar_info};
 use crate::dma::IOVA_RANGES;
 use crate::faults::{FaultPlan, FaultReport};
@@ -9,6 +10,7 @@ use offmap_abi::{MapHandle, Status};
 use offmap_device_io::{
     BarInfo, BarMapping, BarOffset, DmaBuffer, Function, Interrupt, IoError, Iova, IovaRange,
 };
+use offmap_firmware_model::Firmware;
 
 /// How a front end lends out its device and gets it to run.
 pub trait FrontEnd: Send + Sync + 'static {
@@ -37,6 +39,18 @@ pub struct Emulated<E> {
 }
 
 impl<E: FrontEnd> Emulated<E> {
+    /// Runs `f` on the firmware, past the bus: the floor that benches compare with.
+    ///
+    /// # Errors
+    ///
+    /// [`IoError::Gone`] when the device has died.
+    pub fn with_firmware<R>(
+        &self,
+        f: impl FnOnce(&mut Firmware<DeviceMemory>) -> R,
+    ) -> Result<R, IoError> {
+        self.front_end.with_device(|d| f(d.firmware_mut()))
+    }
+
     /// What a data-path engine does on its own, past the bus: a record that it writes to a
     /// RINGBUF map, as [`Device::engine_ringbuf_output`].
     ///
@@ -84,16 +98,16 @@ impl<E: FrontEnd> Emulated<E> {
         self.front_end.with_device(|d| d.faults_injected())
     }
 
-    /// The clock of delays in time, as [`Device::set_fault_clock`].
+    /// The clock that the device goes by, as [`Device::set_clock`].
     ///
     /// # Errors
     ///
     /// As [`Emulated::set_faults`].
-    pub fn set_fault_clock(
+    pub fn set_clock(
         &self,
-        clock: impl Fn() -> std::time::Duration + Send + 'static,
+        clock: impl Fn() -> std::time::Duration + Send + Sync + 'static,
     ) -> Result<(), IoError> {
-        self.front_end.with_device(|d| d.set_fault_clock(clock))
+        self.front_end.with_device(|d| d.set_clock(clock))
     }
 
     /// An access that may bring work for the device.

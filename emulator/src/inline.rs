@@ -1,11 +1,10 @@
 //! The inline front end: the device runs on the thread of whoever waits for it.
 
-use crate::config::{DeviceConfig, DeviceMemory};
+use crate::config::DeviceConfig;
 use crate::device::Device;
 use crate::error::EmulatorError;
 use crate::function::{Emulated, FrontEnd};
 use offmap_device_io::IoError;
-use offmap_firmware_model::Firmware;
 use std::sync::{Arc, Mutex, TryLockError};
 
 /// An emulated device that does a step of its work in each call of
@@ -33,18 +32,6 @@ impl Inline {
                 device: Mutex::new(Device::new(&config)?),
             },
         }))
-    }
-
-    /// Runs `f` on the firmware, past the bus: the floor that benches compare with.
-    ///
-    /// # Errors
-    ///
-    /// [`IoError::Gone`] when the device has died.
-    pub fn with_firmware<R>(
-        &self,
-        f: impl FnOnce(&mut Firmware<DeviceMemory>) -> R,
-    ) -> Result<R, IoError> {
-        self.front_end.with_device(|d| f(d.firmware_mut()))
     }
 }
 

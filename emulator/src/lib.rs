@@ -28,7 +28,7 @@ pub mod regs;
 mod threaded;
 
 pub use config::{DeviceConfig, DeviceMemory};
-pub use device::{Device, Step, bar_info};
+pub use device::{Clock, Device, Step, bar_info};
 pub use error::EmulatorError;
 pub use function::{Emulated, FrontEnd};
 pub use inline::{Inline, InlineFrontEnd};

@@ -9,6 +9,7 @@
 //! meanwhile. A queue whose host breaks the protocol, or whose memory cannot be reached,
 //! stops (abi §4.3): every function here that returns [`Stop`] leaves that to its caller.
 
+use crate::device::Clock;
 use crate::dma::{Dma, DmaFault, ENTRY_BYTES, ENTRY_WORDS, Span};
 use offmap_abi::notify::{
     DOORBELL_CQ_HEAD, DOORBELL_SQ_TAIL, DOORBELL_STRIDE, EventWord, NOTIFY_ALIGN, NOTIFY_BYTES,
@@ -20,11 +21,46 @@ use offmap_abi::{Completion, QueueId, RequestId, Status, Submission};
 use offmap_device_io::DmaBuffer;
 use std::collections::VecDeque;
 use std::sync::atomic::{Ordering, fence};
+use std::time::Duration;
 
 /// How many looks in a row may find no entry before one looks at the tail. Entries announce
 /// themselves by their phase; the tail only convicts a host that stored a wrong one, and
 /// reading it costs a cache line that the host writes.
 const LOOKS_PER_TAIL: u32 = 64;
+
+/// Most entries that are loaded ahead of their turn.
+pub(crate) const AHEAD: usize = 16;
+
+/// Entries that were loaded before their turn came, so that what they will need can be brought
+/// into the caches for all of them at once. They are copies, made once (rule S3), and take up no
+/// place in the completion ring until they are fetched.
+#[derive(Debug)]
+struct Ahead {
+    entries: [[u64; ENTRY_WORDS]; AHEAD],
+    /// Those from `first` to `end` are still to be fetched.
+    first: usize,
+    end: usize,
+}
+
+impl Ahead {
+    const NONE: Self = Self {
+        entries: [[0; ENTRY_WORDS]; AHEAD],
+        first: 0,
+        end: 0,
+    };
+
+    #[inline(always)]
+    fn rest(&self) -> &[[u64; ENTRY_WORDS]] {
+        self.entries.get(self.first..self.end).unwrap_or(&[])
+    }
+
+    #[inline(always)]
+    fn pop(&mut self) -> Option<[u64; ENTRY_WORDS]> {
+        let words = *self.rest().first()?;
+        self.first += 1;
+        Some(words)
+    }
+}
 
 /// Why a queue goes on no more.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -52,6 +88,47 @@ impl From<Stop> for FatalCause {
     }
 }
 
+/// How long interrupts are held back for more completions (abi §6.2): not at all, with zeros.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Coalescing {
+    pub(crate) count: u16,
+    pub(crate) us: u16,
+}
+
+impl Coalescing {
+    /// Nothing is held back without end.
+    fn is_valid(self) -> bool {
+        self == Self::default() || self.count >= 2 && self.us >= 1
+    }
+
+    fn holds(self) -> bool {
+        self.us != 0
+    }
+
+    fn delay(self) -> Duration {
+        Duration::from_micros(self.us.into())
+    }
+}
+
+/// An interrupt that is held back.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Held {
+    since: Duration,
+    /// The number of completions after which it is wanted.
+    index: u32,
+}
+
+/// What [`Queue::announce`] found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Announce {
+    /// There is nothing to announce, or the host does not want to know.
+    No,
+    /// This vector is to be raised.
+    Raise(u32),
+    /// An interrupt is due, and is held back for more completions.
+    Hold,
+}
+
 /// What a queue is made with.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct QueueSpec {
@@ -59,6 +136,7 @@ pub(crate) struct QueueSpec {
     pub(crate) depth: RingDepth,
     /// A vector or [`NO_VECTOR`].
     pub(crate) vector: u32,
+    pub(crate) coalescing: Coalescing,
     pub(crate) sq: u64,
     pub(crate) cq: u64,
     /// 0: the queue uses doorbells.
@@ -70,6 +148,7 @@ impl QueueSpec {
     pub(crate) fn is_valid(&self, depth_max: u32, vectors: u32) -> bool {
         self.depth.entries() <= depth_max
             && (self.vector == NO_VECTOR || self.vector < vectors)
+            && self.coalescing.is_valid()
             && self.sq.is_multiple_of(RING_ALIGN)
             && self.cq.is_multiple_of(RING_ALIGN)
             && self.notify.is_multiple_of(NOTIFY_ALIGN)
@@ -143,8 +222,15 @@ pub(crate) struct Queue {
     posted: u32,
     head: u32,
     announced: u32,
+    coalescing: Coalescing,
+    /// An interrupt that is held back for more completions.
+    held: Option<Held>,
+    /// What was posted when the last interrupt was sent.
+    raised: u32,
     /// Completions posted beyond one for each fetch, by a fault plan.
     extra: u32,
+    /// Entries from count `fetched` on.
+    ahead: Ahead,
     /// The command that the firmware has begun and not finished.
     under_way: Option<RequestId>,
     /// Looks that found nothing since one looked at the tail.
@@ -170,7 +256,11 @@ impl Queue {
             posted: 0,
             head: 0,
             announced: 0,
+            coalescing: spec.coalescing,
+            held: None,
+            raised: 0,
             extra: 0,
+            ahead: Ahead::NONE,
             under_way: None,
             quiet: 0,
             armed: false,
@@ -209,6 +299,7 @@ impl Queue {
     pub(crate) fn stop(&mut self) {
         self.state = State::Stopped;
         self.under_way = None;
+        self.held = None;
         self.aborts = VecDeque::new();
     }
 
@@ -237,6 +328,10 @@ impl Queue {
         if self.is_full() && !self.find_room(dma, doorbells)? {
             return Ok(None);
         }
+        if let Some(words) = self.ahead.pop() {
+            self.fetched = self.fetched.wrapping_add(1);
+            return Ok(Some(words));
+        }
         let offset = self.offset(self.fetched);
         let phase = self.depth.phase(self.fetched);
         let words = match self.sq.load_entry(dma, offset, phase)? {
@@ -256,6 +351,29 @@ impl Queue {
         Ok(Some(words))
     }
 
+    /// Loads what is published after the entry that was fetched last, if nothing is loaded ahead.
+    /// Returns what was loaded by this call.
+    #[inline]
+    pub(crate) fn look_ahead(&mut self, dma: &Dma) -> &[[u64; ENTRY_WORDS]] {
+        if !self.ahead.rest().is_empty() {
+            return &[];
+        }
+        let most = AHEAD.min(self.depth.entries() as usize);
+        let mut end = 0;
+        while end < most {
+            let index = self.fetched.wrapping_add(end as u32);
+            let (offset, phase) = (self.offset(index), self.depth.phase(index));
+            // What cannot be reached is reported when its turn comes.
+            let Ok(Some(words)) = self.sq.load_entry(dma, offset, phase) else {
+                break;
+            };
+            self.ahead.entries[end] = words;
+            end += 1;
+        }
+        (self.ahead.first, self.ahead.end) = (0, end);
+        self.ahead.rest()
+    }
+
     /// Whether there is something to do now, the tail looked at as well.
     pub(crate) fn has_work(&mut self, dma: &Dma, doorbells: &DmaBuffer) -> Result<bool, Stop> {
         if self.under_way.is_some() {
@@ -263,6 +381,9 @@ impl Queue {
         }
         if self.is_full() && !self.find_room(dma, doorbells)? {
             return Ok(false);
+        }
+        if !self.ahead.rest().is_empty() {
+            return Ok(true);
         }
         Ok(self.covered(dma, doorbells)?.is_some())
     }
@@ -349,36 +470,86 @@ impl Queue {
         Ok(())
     }
 
-    /// The vector to raise for the completions posted since the last call, if the host wants
-    /// an interrupt for them.
+    /// What to do about the completions posted since the last call. A queue that holds an interrupt
+    /// back is to be asked again by [`Queue::announce_due`].
     #[inline]
-    pub(crate) fn announce(&mut self, dma: &Dma) -> Result<Option<u32>, Stop> {
+    pub(crate) fn announce(&mut self, dma: &Dma, now: &Clock) -> Result<Announce, Stop> {
         if self.announced == self.posted {
-            return Ok(None);
+            return Ok(Announce::No);
         }
         self.announced = self.posted;
         let Some(vector) = self.vector else {
-            return Ok(None);
+            return Ok(Announce::No);
         };
-        if let Some(notify) = &mut self.notify {
-            // Rule N4: the completions before the look at the event word; the host arms the
-            // word before its last look at the completions.
-            fence(Ordering::SeqCst);
-            let event = notify.load(dma, NOTIFY_CQ_EVENT as u64)?;
-            if !EventWord::from_word(event).wants(self.posted) {
-                return Ok(None);
+        match self.wanted_from(dma)? {
+            None => {
+                self.held = None;
+                Ok(Announce::No)
             }
+            Some(_) if !self.coalescing.holds() => Ok(Announce::Raise(vector)),
+            Some(index) => Ok(self.gather(vector, index, now())),
         }
-        Ok(Some(vector))
     }
 
-    /// As [`Queue::announce`], for a queue that is about to stop or to end: where the host's
-    /// wish cannot be read any more, it gets the interrupt.
-    pub(crate) fn announce_last(&mut self, dma: &Dma) -> Option<u32> {
-        match self.announce(dma) {
-            Ok(vector) => vector,
-            Err(_) => self.vector,
+    /// The number of completions after which the host wants an interrupt, if it wants one now. Rule
+    /// N4: the completions before the look at the event word; the host arms the word before its last
+    /// look at the completions.
+    #[inline]
+    fn wanted_from(&mut self, dma: &Dma) -> Result<Option<u32>, Stop> {
+        let Some(notify) = &mut self.notify else {
+            return Ok(Some(self.raised));
+        };
+        fence(Ordering::SeqCst);
+        let event = EventWord::from_word(notify.load(dma, NOTIFY_CQ_EVENT as u64)?);
+        Ok(event.wants(self.posted).then_some(event.index))
+    }
+
+    #[cold]
+    fn gather(&mut self, vector: u32, index: u32, now: Duration) -> Announce {
+        let held = match self.held {
+            // Otherwise the host has woken up by itself since, and asked anew.
+            Some(held) if held.index == index => held,
+            _ => Held { since: now, index },
+        };
+        let full = self.posted.wrapping_sub(index) >= self.coalescing.count.into();
+        if full || now.saturating_sub(held.since) >= self.coalescing.delay() {
+            return self.raise(vector);
         }
+        self.held = Some(held);
+        Announce::Hold
+    }
+
+    fn raise(&mut self, vector: u32) -> Announce {
+        self.held = None;
+        self.raised = self.posted;
+        Announce::Raise(vector)
+    }
+
+    /// [`Queue::announce`] where nothing was posted: whether an interrupt that is held back is due
+    /// by now. The host may have woken up by itself meanwhile.
+    pub(crate) fn announce_due(&mut self, dma: &Dma, now: Duration) -> Result<Announce, Stop> {
+        let (Some(held), Some(vector)) = (self.held, self.vector) else {
+            return Ok(Announce::No);
+        };
+        if now.saturating_sub(held.since) < self.coalescing.delay() {
+            return Ok(Announce::Hold);
+        }
+        self.held = None;
+        Ok(match self.wanted_from(dma)? {
+            Some(_) => self.raise(vector),
+            None => Announce::No,
+        })
+    }
+
+    /// The vector to raise for a queue that is about to stop or to end, held back or not: where the
+    /// host's wish cannot be read any more, it gets the interrupt.
+    pub(crate) fn announce_last(&mut self, dma: &Dma) -> Option<u32> {
+        if self.held.take().is_none() && self.announced == self.posted {
+            return None;
+        }
+        self.announced = self.posted;
+        let wanted = self.wanted_from(dma).map_or(true, |from| from.is_some());
+        self.vector.filter(|_| wanted)
     }
 
     /// Asks for a KICK at the next submission. The caller follows with a full fence and a last
@@ -430,9 +601,16 @@ impl Queue {
             if (search.end.wrapping_sub(index) as i32) <= 0 {
                 return Ok(Found::No);
             }
-            let (offset, phase) = (self.offset(index), self.depth.phase(index));
-            let Some(words) = self.sq.load_entry(dma, offset, phase)? else {
-                return Ok(Found::No);
+            let ahead = index.wrapping_sub(self.fetched) as usize;
+            let words = match self.ahead.rest().get(ahead) {
+                Some(words) => *words,
+                None => {
+                    let (offset, phase) = (self.offset(index), self.depth.phase(index));
+                    match self.sq.load_entry(dma, offset, phase)? {
+                        Some(words) => words,
+                        None => return Ok(Found::No),
+                    }
+                }
             };
             if Submission::from_words(words).request() == search.request {
                 self.mark(index, search.request);

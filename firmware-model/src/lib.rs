@@ -29,6 +29,7 @@ mod inner;
 mod maps;
 pub mod memory;
 pub mod table;
+mod warm;
 
 pub use config::{Config, ConfigError};
 pub use direct::MemoryStats;

@@ -26,6 +26,11 @@ impl Pinned {
         this
     }
 
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.cpus.len()
+    }
+
     /// Goes to the `n`th of the CPUs, counted round and round.
     pub fn go(&self, n: usize) {
         let mut only = CpuSet::new();

@@ -73,8 +73,11 @@ pub struct QueueCreateBody {
     pub depth: U32,
     /// MSI-X vector, or [`crate::regs::NO_VECTOR`].
     pub vector: U32,
-    /// Zero.
-    pub reserved2: U32,
+    /// Interrupt coalescing: completions for which an interrupt is held back, from 2; 0: none
+    /// is. Zero without [`crate::regs::Features::COALESCING`].
+    pub coalesce_count: U16,
+    /// The longest that it is held back, in microseconds: from 1, and 0 where the count is.
+    pub coalesce_us: U16,
     /// IOVA of the submission ring, aligned to [`crate::regs::RING_ALIGN`], zeroed.
     pub sq: U64,
     /// IOVA of the completion ring, likewise.
@@ -86,7 +89,7 @@ pub struct QueueCreateBody {
 }
 
 assert_layout!(QueueCreateBody, 48, {
-    queue: 0, reserved: 2, depth: 4, vector: 8, reserved2: 12, sq: 16, cq: 24, notify: 32,
+    queue: 0, reserved: 2, depth: 4, vector: 8, coalesce_count: 12, coalesce_us: 14, sq: 16, cq: 24, notify: 32,
     reserved3: 40,
 });
 

@@ -99,6 +99,8 @@ bitflags! {
         const BATCH = 1 << 2;
         /// BAR2 shows device memory.
         const MEMORY_WINDOW = 1 << 3;
+        /// QUEUE_CREATE takes interrupt coalescing (§6.2).
+        const COALESCING = 1 << 4;
         const _ = !0;
     }
 

@@ -109,6 +109,12 @@ pub trait Function: Send + Sync + 'static {
     fn relax(&self) {
         std::thread::yield_now();
     }
+
+    /// Waits for an interrupt of this function, at most for `timeout`, and takes it; `false`: the
+    /// time was over. A simulated function lets its own time pass instead.
+    fn sleep(&self, interrupt: &Interrupt, timeout: Duration) -> Result<bool, IoError> {
+        interrupt.wait(timeout)
+    }
 }
 
 impl<F: Function + ?Sized> Function for Arc<F> {
@@ -177,5 +183,8 @@ impl<F: Function + ?Sized> Function for Arc<F> {
     }
     fn relax(&self) {
         (**self).relax();
+    }
+    fn sleep(&self, interrupt: &Interrupt, timeout: Duration) -> Result<bool, IoError> {
+        (**self).sleep(interrupt, timeout)
     }
 }

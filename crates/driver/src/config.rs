@@ -14,6 +14,51 @@ pub enum Notify {
     Doorbell,
 }
 
+/// How a thread waits for completions on a queue pair (abi §10, rule N4).
+///
+/// Other than by [`CompletionMode::Poll`] it needs an MSI-X vector of its own for each queue pair;
+/// a pair that gets none is polled, as [`crate::QueuePair::has_interrupt`] says, and so is a device
+/// that works on its caller's thread. A sleep is never longer than 128 ms (and first 1 ms) without a
+/// look, so that a lost interrupt costs that much and no more.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum CompletionMode {
+    /// It looks at the completion ring over and over. After some microseconds it gives its
+    /// processor away between two looks.
+    Poll,
+    /// It looks once, and then sleeps until the interrupt.
+    Interrupt,
+    /// It looks for as long as `spin`, and then sleeps until the interrupt.
+    Hybrid {
+        /// From zero to [`CompletionMode::SPIN_MAX`].
+        spin: Duration,
+    },
+}
+
+impl CompletionMode {
+    /// Longest [`CompletionMode::Hybrid`] spin.
+    pub const SPIN_MAX: Duration = Duration::from_secs(1);
+}
+
+impl Default for CompletionMode {
+    /// Hybrid, with 50 µs: longer than a device that is awake takes for anything but a long batch,
+    /// and not longer than it costs to sleep and be woken a few times.
+    fn default() -> Self {
+        Self::Hybrid {
+            spin: Duration::from_micros(50),
+        }
+    }
+}
+
+/// How the device gathers completions before it sends an interrupt (abi §6.2). It only matters
+/// where threads sleep.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Coalescing {
+    /// Completions that make it send one at once: from 2.
+    pub count: u16,
+    /// Longest time that a completion waits for more: whole microseconds, from 1 to 65,535.
+    pub delay: Duration,
+}
+
 /// Settings of a [`crate::Driver`].
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct DriverConfig {
@@ -29,6 +74,11 @@ pub struct DriverConfig {
     pub op_timeout: Duration,
     /// How queues notify the device.
     pub notify: Notify,
+    /// How threads wait for the device.
+    pub completion: CompletionMode,
+    /// Interrupt coalescing of every queue; `None`, or a device without the feature: an interrupt
+    /// is sent as soon as one is due.
+    pub coalescing: Option<Coalescing>,
     /// DMA memory kept for each slot of a queue, in bytes: a multiple of 64 from 64 to
     /// [`DriverConfig::SLOT_BYTES_MAX`]. Commands whose keys and values need more share a
     /// pool of larger buffers, which is filled on first need.
@@ -67,6 +117,20 @@ impl DriverConfig {
         if !(4096..=1 << 30).contains(&self.batch_bytes) {
             return bad("batch_bytes", "from 4,096 to 2^30");
         }
+        if let CompletionMode::Hybrid { spin } = self.completion
+            && spin > CompletionMode::SPIN_MAX
+        {
+            return bad("completion", "a spin of at most a second");
+        }
+        if let Some(Coalescing { count, delay }) = self.coalescing {
+            if count < 2 {
+                return bad("coalescing.count", "from 2 to 65,535");
+            }
+            let us = delay.as_micros();
+            if !(1..=u128::from(u16::MAX)).contains(&us) || delay.subsec_nanos() % 1000 != 0 {
+                return bad("coalescing.delay", "whole microseconds from 1 to 65,535");
+            }
+        }
         for (field, timeout) in [
             ("admin_timeout", self.admin_timeout),
             ("op_timeout", self.op_timeout),
@@ -86,6 +150,8 @@ impl Default for DriverConfig {
             admin_timeout: Duration::from_secs(10),
             op_timeout: Duration::from_secs(5),
             notify: Notify::Block,
+            completion: CompletionMode::default(),
+            coalescing: None,
             slot_bytes: 512,
             batch_bytes: 1 << 20,
             numa_node: None,

@@ -4,6 +4,7 @@ use crate::admin::{self, AdminQueue};
 use crate::bringup::{self, Identity};
 use crate::generations::Generations;
 use crate::registers::Registers;
+use crate::vectors::{Vector, Vectors};
 use crate::{CompletionFault, DeviceMap, DriverConfig, DriverError, MapParams, QueuePair};
 use offmap_abi::admin::{
     AbortBody, EmptyBody, MapAttr, MapCreateBody, MapCreated, MapInfo, QueueCreateBody,
@@ -35,6 +36,8 @@ pub struct Driver<F: Function> {
     doorbells: Option<BarMapping>,
     /// Counts the resets of this driver. Queues and maps carry the count of their making.
     epoch: AtomicU64,
+    /// Vectors that nobody has.
+    vectors: Vectors,
     /// Where request ids come from.
     generations: Arc<Generations>,
     /// RESET_COUNT when the device was last brought up.
@@ -113,6 +116,7 @@ impl<F: Function> Driver<F> {
         };
         let queue_ids = vec![IdState::Free; usize::from(up.identity.queue_pairs)];
         Ok(Arc::new(Self {
+            vectors: Vectors::new(function.vectors()),
             function,
             config,
             identity: up.identity,
@@ -458,6 +462,16 @@ impl<F: Function> Driver<F> {
         Registers(&*self.function).health(count)
     }
 
+    /// Takes an MSI-X vector for its user to sleep at. `None`: there is none left, it cannot be
+    /// enabled, or the device works on the threads of those who wait for it, so that they must poll.
+    pub fn take_vector(self: &Arc<Self>) -> Option<Vector<F>> {
+        Vector::take(self)
+    }
+
+    pub(crate) fn vectors(&self) -> &Vectors {
+        &self.vectors
+    }
+
     pub(crate) fn generations(&self) -> &Arc<Generations> {
         &self.generations
     }
@@ -564,13 +578,15 @@ pub(crate) fn queue_create(
     sq: u64,
     cq: u64,
     notify: Option<u64>,
+    vector: Option<u32>,
 ) -> QueueCreateBody {
     QueueCreateBody {
         queue: queue.0.into(),
         reserved: 0.into(),
         depth: depth.into(),
-        vector: NO_VECTOR.into(),
-        reserved2: 0.into(),
+        vector: vector.unwrap_or(NO_VECTOR).into(),
+        coalesce_count: 0.into(),
+        coalesce_us: 0.into(),
         sq: sq.into(),
         cq: cq.into(),
         notify: notify.unwrap_or(0).into(),

@@ -20,9 +20,10 @@ mod map;
 mod queue;
 mod registers;
 mod rings;
+mod vectors;
 
 pub use bringup::Identity;
-pub use config::{DriverConfig, Notify};
+pub use config::{Coalescing, CompletionMode, DriverConfig, Notify};
 pub use driver::Driver;
 pub use error::{CompletionFault, DriverError, SubmitError};
 pub use map::{DeviceMap, MapParams};
@@ -30,3 +31,4 @@ pub use offmap_abi::admin::{Limit, MapInfo};
 pub use offmap_abi::{MapHandle, QueueId, RequestId, Status};
 pub use offmap_device_io::{DmaRegion, Function, Interrupt, IoError};
 pub use queue::{BatchDone, Counters, Dumped, Finished, Op, QueuePair, Token};
+pub use vectors::Vector;

@@ -4,7 +4,7 @@ use crate::behaved::BehavedMap;
 use crate::map::NicMap;
 use crate::pool::Pool;
 use crate::recovery::{Escalation, RecoverableMap, Recovery, RecoveryStats};
-use crate::ring::{NicRingMap, Vectors};
+use crate::ring::NicRingMap;
 use crate::{Profile, Situation, Usage, errno};
 use offmap_bpf::Error;
 use offmap_bpf::device::{MapSpec, OffloadCommands, OffloadDevice, OffloadRules, OffloadedMap};
@@ -28,7 +28,6 @@ pub(crate) struct Shared<F: Function> {
     pub(crate) escalation: Escalation<F>,
     pub(crate) profile: Profile,
     pub(crate) commands: OffloadCommands,
-    pub(crate) vectors: Vectors,
     seeds: Box<dyn SeedSource>,
     clock: Option<Box<dyn Clock>>,
     /// netdevsim's `bpf_map_accept`.
@@ -248,7 +247,6 @@ impl<F: Function> OffloadNic<F> {
         Ok(Arc::new(Self {
             shared: Arc::new(Shared {
                 commands: rules.commands,
-                vectors: Vectors::new(driver.function().vectors()),
                 driver,
                 pool,
                 escalation: Escalation::new(settings.recovery),

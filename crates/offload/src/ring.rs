@@ -8,7 +8,7 @@ use offmap_bpf::device::{MapSpec, OffloadedMap, RingBuffer, RingHeader};
 use offmap_bpf::error::Result;
 use offmap_bpf::uapi::MapFlags;
 use offmap_bpf::{Errno, Error};
-use offmap_driver::{DeviceMap, DmaRegion, Driver, DriverError, Function, Interrupt, MapParams};
+use offmap_driver::{DeviceMap, DmaRegion, Driver, DriverError, Function, MapParams, Vector};
 use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -25,29 +25,6 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The MSI-X vectors of one device that its rings use; its queues are polled.
-pub(crate) struct Vectors(Mutex<Vec<u32>>);
-
-impl Vectors {
-    pub(crate) fn new(count: u32) -> Self {
-        Self(Mutex::new((0..count).rev().collect()))
-    }
-
-    fn take(&self) -> Option<u32> {
-        locked(&self.0).pop()
-    }
-
-    fn put(&self, vector: u32) {
-        locked(&self.0).push(vector);
-    }
-}
-
-/// A vector that a ring has, and what comes by it.
-struct Bell {
-    vector: u32,
-    interrupt: Interrupt,
-}
-
 /// A ring that the device fills.
 struct NicRing<F: Function> {
     driver: Arc<Driver<F>>,
@@ -55,7 +32,7 @@ struct NicRing<F: Function> {
     memory: Arc<DmaRegion<F>>,
     data_bytes: u64,
     /// `None`: those who wait poll.
-    bell: Option<Bell>,
+    bell: Option<Vector<F>>,
     waiting: Mutex<Waiting>,
     changed: Condvar,
 }
@@ -90,7 +67,7 @@ impl<F: Function> NicRing<F> {
 
     /// Waits at the interrupt, or behind the one who does, until something may have changed
     /// since `seen`, or `time` is over.
-    fn sleep(&self, bell: &Bell, seen: u64, time: Duration) -> Result<()> {
+    fn sleep(&self, bell: &Vector<F>, seen: u64, time: Duration) -> Result<()> {
         let mut waiting = locked(&self.waiting);
         if waiting.rung != seen {
             return Ok(());
@@ -103,7 +80,7 @@ impl<F: Function> NicRing<F> {
         }
         waiting.led = true;
         drop(waiting);
-        let rung = bell.interrupt.wait(time);
+        let rung = self.driver.function().sleep(bell.interrupt(), time);
         let mut waiting = locked(&self.waiting);
         waiting.led = false;
         waiting.rung += 1;
@@ -156,7 +133,7 @@ impl<F: Function> RingBuffer for NicRing<F> {
         self.ring();
         if let Some(bell) = &self.bell {
             // An eventfd that cannot be written ends the leader's sleep by its time.
-            let _ = bell.interrupt.signal();
+            let _ = bell.interrupt().signal();
         }
     }
 
@@ -258,12 +235,12 @@ impl<F: Function> NicRingMap<F> {
         check(spec)?;
         let driver = &shared.driver;
         let data_bytes = u64::from(spec.max_entries);
-        let bell = Self::bell(shared);
+        let bell = driver.take_vector();
         let params = MapParams {
             map_type: spec.map_type.0,
             max_entries: spec.max_entries,
             name: spec.name,
-            vector: bell.as_ref().map_or(NO_VECTOR, |bell| bell.vector),
+            vector: bell.as_ref().map_or(NO_VECTOR, Vector::number),
             ..MapParams::default()
         };
         let bytes = memory_bytes(data_bytes);
@@ -274,15 +251,7 @@ impl<F: Function> NicRingMap<F> {
                     .create_map_with_memory(&params, len, spec.numa_node)
                     .map_err(|e| of_create(&shared.profile.name, &e, bytes))
             });
-        let (map, memory) = match created {
-            Ok(created) => created,
-            Err(error) => {
-                // A device that may have the map after all does no harm with the vector: whoever
-                // gets it next looks once too often.
-                Self::silence(shared, bell.as_ref());
-                return Err(error);
-            }
-        };
+        let (map, memory) = created?;
         Ok(Self {
             ring: Arc::new(NicRing {
                 driver: Arc::clone(driver),
@@ -303,31 +272,6 @@ impl<F: Function> NicRingMap<F> {
     pub(crate) fn counting(mut self, reservation: Option<Reservation<F>>) -> Self {
         self.reservation = Mutex::new(reservation);
         self
-    }
-
-    /// A vector, where the device runs by itself and has one left.
-    fn bell(shared: &Shared<F>) -> Option<Bell> {
-        let function = shared.driver.function();
-        if function.runs_on_caller() {
-            return None;
-        }
-        let vector = shared.vectors.take()?;
-        match function.enable_vector(vector) {
-            Ok(interrupt) => Some(Bell { vector, interrupt }),
-            Err(_) => {
-                // The ring is polled then.
-                shared.vectors.put(vector);
-                None
-            }
-        }
-    }
-
-    fn silence(shared: &Shared<F>, bell: Option<&Bell>) {
-        if let Some(bell) = bell {
-            // Of a device that is gone nothing comes any more.
-            let _ = shared.driver.function().disable_vector(bell.vector);
-            shared.vectors.put(bell.vector);
-        }
     }
 }
 
@@ -368,7 +312,6 @@ impl<F: Function> OffloadedMap for NicRingMap<F> {
             Ok(()) | Err(DriverError::DeviceReset | DriverError::DeviceGone { .. }) => {}
             Err(_) => shared.count_failed_free(),
         }
-        Self::silence(shared, ring.bell.as_ref());
         ring.ring();
     }
 }

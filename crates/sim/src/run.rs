@@ -15,7 +15,7 @@ use crate::spec::{Answer, Kind};
 use crate::world::World;
 use offmap_abi::Status;
 use offmap_driver::{
-    DeviceMap, Driver, DriverConfig, DriverError, Op, QueuePair, SubmitError, Token,
+    CompletionMode, DeviceMap, Driver, DriverConfig, DriverError, Op, QueuePair, SubmitError, Token,
 };
 use offmap_emulator::DeviceConfig;
 use offmap_firmware_model::Config as FirmwareConfig;
@@ -125,6 +125,8 @@ pub(crate) fn run(
     let sim = Arc::new(SimFunction::new(world));
     sim.world().rng = Rng::new(mix(plan.seed));
     let config = DriverConfig {
+        completion: CompletionMode::Poll,
+        coalescing: None,
         queue_depth: setup.depth,
         admin_timeout: ADMIN_TIMEOUT,
         op_timeout: OP_TIMEOUT,

@@ -3,13 +3,14 @@
 use super::plan::FaultPlan;
 use super::report::{FaultReport, Injection, RuleReport};
 use super::rule::{Behaviour, Command, Delay, Rule, Site};
+use crate::device::Clock;
 use offmap_abi::{AdminOpcode, Completion, IoOpcode, MapHandle, QueueId, RequestId, Submission};
 use offmap_firmware_model::hook::BitFlips;
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::{Rng, SeedableRng};
 use std::collections::BTreeMap;
 use std::fmt;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// A rule with its counts and its generator.
 struct Armed {
@@ -88,7 +89,7 @@ pub(crate) struct Engine {
     seed: u64,
     steps: u64,
     injections: Vec<Injection>,
-    clock: Box<dyn Fn() -> Duration + Send>,
+    clock: Clock,
     /// By queue: the command fetched last. A queue has at most one under way.
     current: BTreeMap<u16, Current>,
     /// Bounded: each has its place in a completion ring since it was fetched.
@@ -105,8 +106,7 @@ pub(crate) struct Engine {
 }
 
 impl Engine {
-    pub(crate) fn new() -> Self {
-        let start = Instant::now();
+    pub(crate) fn new(clock: Clock) -> Self {
         Self {
             rules: Vec::new(),
             sites: 0,
@@ -115,7 +115,7 @@ impl Engine {
             seed: 0,
             steps: 0,
             injections: Vec::new(),
-            clock: Box::new(move || start.elapsed()),
+            clock,
             current: BTreeMap::new(),
             completions: Vec::new(),
             interrupts: BTreeMap::new(),
@@ -157,7 +157,7 @@ impl Engine {
             .collect();
     }
 
-    pub(crate) fn set_clock(&mut self, clock: Box<dyn Fn() -> Duration + Send>) {
+    pub(crate) fn set_clock(&mut self, clock: Clock) {
         self.clock = clock;
     }
 

@@ -17,6 +17,7 @@ use offmap_device_io::BarOffset;
 use offmap_firmware_model::hook::{BitFlips, MemoryHook, Verdict};
 use offmap_firmware_model::{HostFault, HostMemory, Progress};
 use std::cell::RefCell;
+use std::sync::Arc;
 use std::time::Duration;
 use zerocopy::IntoBytes;
 
@@ -49,7 +50,10 @@ impl Device {
     /// The plan outlives resets. Once a device has had a plan its steps cost a little more, even
     /// with an empty one in its place.
     pub fn set_faults(&mut self, plan: &FaultPlan, seed: u64) {
-        let engine = self.faults.get_or_insert_with(|| Box::new(Engine::new()));
+        let clock = &self.clock;
+        let engine = self
+            .faults
+            .get_or_insert_with(|| Box::new(Engine::new(Arc::clone(clock))));
         engine.load(plan, seed);
     }
 
@@ -65,11 +69,13 @@ impl Device {
         self.faults.as_ref().map_or(0, |engine| engine.injected())
     }
 
-    /// The clock that delays in time go by, in place of the system's: time since a fixed moment,
+    /// The clock that the device goes by, in place of the system's: time since a fixed moment,
     /// never going back.
-    pub fn set_fault_clock(&mut self, clock: impl Fn() -> Duration + Send + 'static) {
-        let engine = self.faults.get_or_insert_with(|| Box::new(Engine::new()));
-        engine.set_clock(Box::new(clock));
+    pub fn set_clock(&mut self, clock: impl Fn() -> Duration + Send + Sync + 'static) {
+        self.clock = Arc::new(clock);
+        if let Some(engine) = self.faults.as_deref_mut() {
+            engine.set_clock(Arc::clone(&self.clock));
+        }
     }
 
     /// Whether the device was unplugged.
@@ -118,13 +124,9 @@ impl Device {
             if queue.is_stopped() {
                 continue;
             }
-            let posted = queue
-                .post(&self.dma, completion)
-                .and_then(|()| queue.announce(&self.dma));
-            match posted {
-                Ok(Some(vector)) => self.msix.raise(vector),
-                Ok(None) => {}
-                Err(stop) => self.halt(index, stop),
+            let posted = queue.post(&self.dma, completion);
+            if let Err(stop) = posted.and_then(|()| self.announce(index)) {
+                self.halt(index, stop);
             }
         }
         while let Some(vector) = self.faults.as_deref_mut().and_then(Engine::due_interrupt) {
@@ -245,10 +247,7 @@ impl Device {
         if self.event_pending() {
             return Ok(());
         }
-        if let Some(vector) = self.queues[index].announce(&self.dma)? {
-            self.raise(Some(id), vector);
-        }
-        Ok(())
+        self.announce(index)
     }
 
     /// Runs a command, or the next piece of the one under way, with its accesses watched.

@@ -143,7 +143,7 @@ impl fmt::Display for Command {
 pub enum Delay {
     /// That many steps of the device.
     Steps(u32),
-    /// That much time of the device's clock ([`crate::Device::set_fault_clock`]).
+    /// That much time of the device's clock ([`crate::Device::set_clock`]).
     Time(Duration),
 }
 

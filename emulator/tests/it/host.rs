@@ -149,7 +149,8 @@ impl<F: Function> Host<F> {
             reserved: 0.into(),
             depth: q.depth.into(),
             vector: vector.into(),
-            reserved2: 0.into(),
+            coalesce_count: 0.into(),
+            coalesce_us: 0.into(),
             sq: q.sq.iova.into(),
             cq: q.cq.iova.into(),
             notify: q.notify.as_ref().map_or(0, |n| n.iova).into(),
@@ -320,6 +321,13 @@ impl Queue {
         let word = EventWord::armed_at(index).to_word();
         n.memory.store_u64(NOTIFY_CQ_EVENT, word, Ordering::Release);
         fence(Ordering::SeqCst);
+    }
+
+    /// Wants no interrupt any more.
+    pub(crate) fn disarm_interrupt(&self) {
+        let n = self.notify.as_ref().unwrap();
+        let word = EventWord::DISARMED.to_word();
+        n.memory.store_u64(NOTIFY_CQ_EVENT, word, Ordering::Release);
     }
 
     /// The next completion, if it is there.

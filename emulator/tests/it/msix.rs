@@ -2,9 +2,13 @@
 
 use crate::host::*;
 use offmap_abi::regs::{MSIX_PBA, MSIX_TABLE};
+use offmap_abi::{AdminOpcode, QueueId, RequestId, Status, Submission};
 use offmap_device_io::{Function, Interrupt, IoError};
 use offmap_emulator::msix::Msix;
 use offmap_emulator::{Device, Inline};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 const CONTROL: u64 = 12;
 
@@ -160,4 +164,104 @@ fn a_vector_may_go_to_an_interrupt_made_elsewhere() {
     assert!(!msix.silence(3).unwrap());
     msix.raise(3);
     assert!(!outside.take().unwrap());
+}
+
+/// A queue on vector 1 whose interrupts are held back, and a clock that the test moves.
+fn gathering(count: u16, us: u16, notify: bool) -> (Host<Inline>, Queue, Queue, Arc<AtomicU64>) {
+    let host = Host::new(inline());
+    let clock = Arc::new(AtomicU64::new(0));
+    let time = Arc::clone(&clock);
+    host.f
+        .set_clock(move || Duration::from_micros(time.load(Ordering::Relaxed)))
+        .unwrap();
+    let mut admin = host.bring_up(16, NONE);
+    let q = host.queue(QueueId(1), 16, notify);
+    assert_eq!(create(&host, &mut admin, &q, (count, us)), Status::Success);
+    (host, admin, q, clock)
+}
+
+fn create(host: &Host<Inline>, admin: &mut Queue, q: &Queue, (count, us): (u16, u16)) -> Status {
+    let mut body = Host::<Inline>::create_body(q, 1);
+    (body.coalesce_count, body.coalesce_us) = (count.into(), us.into());
+    let command = Submission::new(AdminOpcode::QueueCreate.0, RequestId(7), &body);
+    host.run(admin, command).status()
+}
+
+#[test]
+fn interrupts_are_held_back_for_the_count_or_the_delay() {
+    let (host, _admin, mut q, clock) = gathering(3, 100, false);
+    let irq = enable(&*host.f, 1);
+    for round in 0..2 {
+        host.run(&mut q, nop(1));
+        host.run(&mut q, nop(2));
+        assert!(!irq.take().unwrap(), "two of three, round {round}");
+        host.run(&mut q, nop(3));
+        assert!(irq.take().unwrap(), "the third, round {round}");
+    }
+    // The delay counts from the first one.
+    host.run(&mut q, nop(4));
+    clock.fetch_add(60, Ordering::Relaxed);
+    host.run(&mut q, nop(5));
+    clock.fetch_add(39, Ordering::Relaxed);
+    host.f.progress();
+    assert!(!irq.take().unwrap(), "99 us");
+    clock.fetch_add(1, Ordering::Relaxed);
+    host.f.progress();
+    assert!(irq.take().unwrap(), "100 us");
+    clock.fetch_add(1000, Ordering::Relaxed);
+    host.f.progress();
+    assert!(!irq.take().unwrap(), "once");
+}
+
+#[test]
+fn an_interrupt_held_back_is_dropped_when_the_host_wants_none() {
+    let (host, _admin, mut q, clock) = gathering(8, 100, true);
+    let irq = enable(&*host.f, 1);
+    host.run(&mut q, nop(1));
+    clock.fetch_add(500, Ordering::Relaxed);
+    host.f.progress();
+    assert!(!irq.take().unwrap(), "not armed");
+    for disarmed in [false, true] {
+        q.arm_interrupt(q.taken);
+        host.run(&mut q, nop(2));
+        clock.fetch_add(99, Ordering::Relaxed);
+        host.f.progress();
+        assert!(!irq.take().unwrap());
+        if disarmed {
+            q.disarm_interrupt();
+        }
+        clock.fetch_add(1, Ordering::Relaxed);
+        host.f.progress();
+        assert_eq!(irq.take().unwrap(), !disarmed);
+    }
+}
+
+#[test]
+fn a_queue_that_ends_sends_what_it_holds_back() {
+    let (host, mut admin, mut q, _clock) = gathering(8, 60_000, false);
+    let irq = enable(&*host.f, 1);
+    host.run(&mut q, nop(1));
+    assert!(!irq.take().unwrap());
+    let body = offmap_abi::admin::QueueDeleteBody {
+        queue: 1.into(),
+        reserved: [0; 46],
+    };
+    let command = Submission::new(AdminOpcode::QueueDelete.0, RequestId(8), &body);
+    assert!(host.run(&mut admin, command).status().is_success());
+    assert!(irq.take().unwrap());
+    assert!(!irq.take().unwrap(), "once");
+}
+
+#[test]
+fn coalescing_without_an_end_is_refused() {
+    let (host, mut admin, _q, _) = gathering(0, 0, false);
+    let q = host.queue(QueueId(2), 16, false);
+    for bad in [(1, 0), (2, 0), (0, 1), (1, 1), (0, u16::MAX), (u16::MAX, 0)] {
+        assert_eq!(
+            create(&host, &mut admin, &q, bad),
+            Status::InvalidField,
+            "{bad:?}"
+        );
+    }
+    assert_eq!(create(&host, &mut admin, &q, (2, 1)), Status::Success);
 }

@@ -239,6 +239,27 @@ impl HashTable {
         }
     }
 
+    /// The entry that a lookup of the key would look at first, and its size in bytes: most likely the
+    /// key's, if there is one.
+    #[inline]
+    pub(crate) fn candidate(&self, access: &mut impl Access, key: &[u8]) -> Option<(DevAddr, u64)> {
+        let hash = match key.len() {
+            4 => self.hash_sized::<4>(key)?,
+            8 => self.hash_sized::<8>(key)?,
+            16 => self.hash_sized::<16>(key)?,
+            _ => self.hash.hash(key),
+        };
+        let probe = Bucket::probe(access, self.home_at(hash), tag_of(hash)).ok()?;
+        let entry = self.entry_at(probe.candidate?).ok()?;
+        Some((entry, self.entry_bytes))
+    }
+
+    #[inline(always)]
+    fn hash_sized<const N: usize>(&self, key: &[u8]) -> Option<u64> {
+        let key: &[u8; N] = key.try_into().ok()?;
+        Some(self.hash.hash(key))
+    }
+
     /// Nearly always the first candidate in the home bucket is the key, or there is none and
     /// no chain; only otherwise does the whole walk run.
     #[inline(always)]

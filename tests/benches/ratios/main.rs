@@ -2,11 +2,12 @@
 //! the median of the per-block ratios. Wall-clock time on shared processors moves too much
 //! for anything else.
 //!
-//! `cargo bench -p offmap-tests --bench ratios [-- --quick] [-- --host]`; the exit status is 0
-//! whether or not a bar is met, and each line says which it was. `--host` runs only the part on
-//! host maps. `OFFMAP_ENTRIES` and `OFFMAP_BLOCKS` set the sizes of the maps and of the sample.
+//! `cargo bench -p offmap-tests --bench ratios [-- --quick] [--host | --ring]`; the exit status is
+//! 0 whether or not a bar is met, and each line says which it was. `--host` runs only the part on
+//! host maps, `--ring` only that on the ring between two processors and the dump. `OFFMAP_ENTRIES` and `OFFMAP_BLOCKS` set the sizes of the maps and of the sample.
 
 mod host;
+mod ring;
 
 use offmap_tests::report::env_number;
 use offmap_tests::speed::{
@@ -207,6 +208,10 @@ fn main() {
         host::run(blocks, entries);
         return;
     }
+    if std::env::args().any(|arg| arg == "--ring") {
+        ring::run(blocks, entries);
+        return;
+    }
     let sides = Sides::new(entries);
     {
         lookups::<FREE>(blocks, &sides, "");
@@ -260,6 +265,7 @@ fn main() {
     }
     drop(sides);
     host::run(blocks, entries);
+    ring::run(blocks, entries);
     growth(blocks, quick);
 }
 

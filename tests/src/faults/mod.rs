@@ -37,7 +37,7 @@ impl<E: FrontEnd> Clocked<E> {
         let time_us = Arc::new(AtomicU64::new(0));
         let shared = Arc::clone(&time_us);
         inner
-            .set_fault_clock(move || Duration::from_micros(shared.load(Ordering::Relaxed)))
+            .set_clock(move || Duration::from_micros(shared.load(Ordering::Relaxed)))
             .expect("the device lives");
         Arc::new(Self { inner, time_us })
     }

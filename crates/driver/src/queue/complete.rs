@@ -1,15 +1,17 @@
 //! Taking completions, and waiting for them with a deadline (abi §5.2, §10 rules C1–C3, R2).
 
 use super::slots::{NO_LARGE, State};
-use super::{QueuePair, Token};
+use super::{Bell, QueuePair, Token};
 use crate::{CompletionFault, DriverError};
+use offmap_abi::notify::{EventWord, NOTIFY_CQ_EVENT};
 use offmap_abi::{Completion, RequestId, Status};
 use offmap_device_io::Function;
+use std::sync::atomic::{Ordering, fence};
 use std::time::Duration;
 
 /// Looks at the completion ring before a waiter looks at the clock for the first time. An
 /// inline device and an awake one answer within these.
-const FAST_TURNS: u32 = 64;
+pub(super) const FAST_TURNS: u32 = 64;
 /// Looks before a waiter starts to give its processor away between them, so that a device
 /// that runs on the same processor can.
 const SPIN_TURNS: u32 = 1024;
@@ -300,7 +302,7 @@ impl<F: Function> QueuePair<F> {
     /// Waits for the completion of `slot`, which is in flight.
     #[inline]
     pub(super) fn await_slot(&mut self, slot: u16) -> Result<Completion, DriverError> {
-        for _ in 0..FAST_TURNS {
+        for _ in 0..self.fast_turns {
             self.driver.function().progress();
             if let Some((_, completion)) = self.look(Some(slot))? {
                 return Ok(completion);
@@ -343,17 +345,15 @@ impl<F: Function> QueuePair<F> {
         let mut turns = 0u32;
         loop {
             let waited = self.driver.function().now().saturating_sub(started);
-            let burst = if turns < SPIN_TURNS {
-                FAST_TURNS
-            } else {
-                YIELD_TURNS
-            };
+            // Who sleeps in the end spins until then.
+            let yields = turns >= SPIN_TURNS && self.vector.is_none();
+            let burst = if yields { YIELD_TURNS } else { self.fast_turns };
             for _ in 0..burst {
                 self.driver.function().progress();
                 if let Some(found) = self.look(wanted)? {
                     return Ok(Some(found));
                 }
-                if turns >= SPIN_TURNS {
+                if yields {
                     self.driver.function().relax();
                 }
             }
@@ -372,7 +372,56 @@ impl<F: Function> QueuePair<F> {
             if waited >= timeout {
                 return Ok(None);
             }
+            if waited >= self.spin && self.vector.is_some() {
+                let until = health_at.min(timeout).saturating_sub(waited);
+                if let Some(found) = self.sleep(wanted, until)? {
+                    return Ok(Some(found));
+                }
+            }
         }
+    }
+
+    /// Sleeps until an interrupt, at most for `time` (rule N4). Returns a completion that came
+    /// before it fell asleep.
+    fn sleep(
+        &mut self,
+        wanted: Option<u16>,
+        time: Duration,
+    ) -> Result<Option<(u16, Completion)>, DriverError> {
+        if let Bell::Block { at } = self.bell {
+            let event = EventWord::armed_at(self.rings.head());
+            self.publish_event(at, event);
+            // The word is visible before the last look, so that either we see a completion or the
+            // device, which looks at the word after it posted, sees that it is wanted. (A queue
+            // with doorbells gets an interrupt for each burst, and one that came before this
+            // look ends the sleep at once.)
+            fence(Ordering::SeqCst);
+        }
+        let mut found = self.look(wanted);
+        if let Ok(None) = found
+            && let Some(vector) = &self.vector
+        {
+            self.counters.sleeps += 1;
+            match self.driver.function().sleep(vector.interrupt(), time) {
+                Ok(rung) => self.counters.interrupts += u64::from(rung),
+                Err(source) => {
+                    found = Err(self.breaks(DriverError::Io {
+                        what: "wait for a completion interrupt",
+                        source,
+                    }));
+                }
+            }
+        }
+        if let Bell::Block { at } = self.bell {
+            // Who is awake wants no interrupts.
+            self.publish_event(at, EventWord::DISARMED);
+        }
+        found
+    }
+
+    fn publish_event(&self, at: usize, event: EventWord) {
+        let buffer = self.region.buffer();
+        buffer.store_u64(at + NOTIFY_CQ_EVENT, event.to_word(), Ordering::Release);
     }
 
     /// Aborts what was waited for in vain, and waits once more. On success it is stashed; on

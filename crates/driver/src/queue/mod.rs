@@ -15,7 +15,7 @@ pub use submit::Op;
 
 use crate::driver::{self, Driver};
 use crate::rings::Rings;
-use crate::{DeviceMap, DriverError, Notify};
+use crate::{CompletionMode, DeviceMap, DriverError, Notify, Vector};
 use offmap_abi::admin::QueueCreateBody;
 use offmap_abi::notify::{NOTIFY_ALIGN, NOTIFY_BYTES};
 use offmap_abi::regs::Features;
@@ -27,6 +27,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 /// A command in flight on a queue pair, or finished and not yet taken.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -61,6 +62,10 @@ pub struct Counters {
     pub timeouts: u64,
     /// Completions that were not acceptable.
     pub rejected: u64,
+    /// Times that a waiter slept.
+    pub sleeps: u64,
+    /// Sleeps that an interrupt ended; the others ended by their time.
+    pub interrupts: u64,
 }
 
 /// How this queue tells the device of its tail and head.
@@ -94,6 +99,12 @@ pub struct QueuePair<F: Function> {
     region: Arc<DmaRegion<F>>,
     rings: Rings,
     bell: Bell,
+    /// Where waiters sleep; `None`: they poll.
+    vector: Option<Vector<F>>,
+    /// Looks at the completion ring before a waiter looks at the clock for the first time.
+    fast_turns: u32,
+    /// How long a waiter looks before it sleeps.
+    spin: Duration,
     /// Tail that the device was told.
     committed: u32,
     /// Head that the device was told.
@@ -146,13 +157,26 @@ impl<F: Function> QueuePair<F> {
             Bell::Block { at } => Some(region.iova(at).0),
             Bell::Doorbell => None,
         };
-        let body = driver::queue_create(
+        let (vector, fast_turns, spin) = match config.completion {
+            CompletionMode::Poll => (None, complete::FAST_TURNS, Duration::MAX),
+            CompletionMode::Interrupt => (driver.take_vector(), 1, Duration::ZERO),
+            CompletionMode::Hybrid { spin } => (driver.take_vector(), complete::FAST_TURNS, spin),
+        };
+        let mut body = driver::queue_create(
             id,
             depth,
             region.iova(0).0,
             region.iova(ring_bytes).0,
             notify,
+            vector.as_ref().map(Vector::number),
         );
+        if let Some(coalescing) = config.coalescing
+            && vector.is_some()
+            && identity.features.contains(Features::COALESCING)
+        {
+            body.coalesce_count = coalescing.count.into();
+            body.coalesce_us = (coalescing.delay.as_micros() as u16).into();
+        }
         let blank = Completion::new(RequestId(0), offmap_abi::Status::Internal);
         let pair = Self {
             id,
@@ -160,6 +184,13 @@ impl<F: Function> QueuePair<F> {
             epoch,
             rings: Rings::new(0, ring_bytes, ring_depth),
             bell,
+            fast_turns: if vector.is_some() {
+                fast_turns
+            } else {
+                complete::FAST_TURNS
+            },
+            vector,
+            spin,
             committed: 0,
             released: 0,
             release_every: (depth / 4).max(1),
@@ -199,6 +230,11 @@ impl<F: Function> QueuePair<F> {
     /// What it has done so far.
     pub fn counters(&self) -> Counters {
         self.counters
+    }
+
+    /// Whether those who wait on it sleep at an interrupt; otherwise they poll.
+    pub fn has_interrupt(&self) -> bool {
+        self.vector.is_some()
     }
 
     /// The driver that made it.
