@@ -243,6 +243,16 @@ impl MapFile {
         self.map.begin_write()
     }
 
+    /// The commands that reach the map's own operations.
+    pub(crate) fn commands(&self) -> OffloadCommands {
+        self.map.read_mostly.commands
+    }
+
+    /// As [`Map::writes_ended`].
+    pub(crate) fn writes_ended(&self) -> u32 {
+        self.map.writes_ended()
+    }
+
     /// `BPF_F_LOCK` is for values that have a lock. EINVAL.
     pub(crate) fn check_lock(&self, flags: u64) -> Result<()> {
         if flags & BPF_F_LOCK != 0 && !self.has_spin_lock() {

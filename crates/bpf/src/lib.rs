@@ -15,6 +15,7 @@ pub mod btf;
 mod btf_object;
 mod caller;
 pub mod device;
+mod entries;
 pub mod errno;
 pub mod error;
 mod file;
@@ -27,6 +28,7 @@ pub mod uapi;
 mod user_memory;
 
 pub use caller::{Caller, Capabilities, NetNs};
+pub use entries::{Entries, Entry};
 pub use errno::Errno;
 pub use error::{Error, Result};
 pub use file::{BtfInfo, MapBtfIds, MapFile, MapInfo, OffloadInfo};

@@ -239,25 +239,61 @@ impl HashTable {
         }
     }
 
-    /// The entry that a lookup of the key would look at first, and its size in bytes: most likely the
-    /// key's, if there is one.
-    #[inline]
-    pub(crate) fn candidate(&self, access: &mut impl Access, key: &[u8]) -> Option<(DevAddr, u64)> {
-        let hash = match key.len() {
-            4 => self.hash_sized::<4>(key)?,
-            8 => self.hash_sized::<8>(key)?,
-            16 => self.hash_sized::<16>(key)?,
+    /// The key's hash.
+    #[inline(always)]
+    pub(crate) fn hash_of(&self, key: &[u8]) -> u64 {
+        match key.len() {
+            4 => self.hash_sized::<4>(key),
+            8 => self.hash_sized::<8>(key),
+            16 => self.hash_sized::<16>(key),
             _ => self.hash.hash(key),
-        };
-        let probe = Bucket::probe(access, self.home_at(hash), tag_of(hash)).ok()?;
-        let entry = self.entry_at(probe.candidate?).ok()?;
+        }
+    }
+
+    /// With the length known, a hash is a few instructions.
+    #[inline(always)]
+    fn hash_sized<const N: usize>(&self, key: &[u8]) -> u64 {
+        match <&[u8; N]>::try_from(key) {
+            Ok(key) => self.hash.hash(key),
+            Err(_) => self.hash.hash(key),
+        }
+    }
+
+    /// Asks for the home bucket of a hash, or of that number.
+    #[inline(always)]
+    pub(crate) fn warm_bucket(&self, access: &mut impl Access, home: u64) {
+        access.prefetch(self.home_at(home), BUCKET_BYTES);
+    }
+
+    /// The entry that a lookup of a key of that hash would look at first, and its size in bytes: most
+    /// likely the key's, if there is one.
+    #[inline(always)]
+    pub(crate) fn candidate(&self, access: &mut impl Access, hash: u64) -> Option<(DevAddr, u64)> {
+        let reference = Bucket::peek_candidate(access, self.home_at(hash), tag_of(hash))?;
+        let entry = self.entry_at(reference).ok()?;
         Some((entry, self.entry_bytes))
     }
 
+    /// Calls `f` with the entries of a home bucket, and their size in bytes, looked at as
+    /// [`Access::peek`] does.
     #[inline(always)]
-    fn hash_sized<const N: usize>(&self, key: &[u8]) -> Option<u64> {
-        let key: &[u8; N] = key.try_into().ok()?;
-        Some(self.hash.hash(key))
+    pub(crate) fn candidates<A: Access>(
+        &self,
+        access: &mut A,
+        home: u64,
+        mut f: impl FnMut(&mut A, DevAddr, u64),
+    ) {
+        if home > self.home_mask {
+            return;
+        }
+        let Some(bucket) = Bucket::peek(access, self.home_at(home)) else {
+            return;
+        };
+        for slot in bucket.tags().used() {
+            if let Ok(entry) = self.entry_at(bucket.reference(slot)) {
+                f(access, entry, self.entry_bytes);
+            }
+        }
     }
 
     /// Nearly always the first candidate in the home bucket is the key, or there is none and
