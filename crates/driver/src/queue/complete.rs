@@ -180,6 +180,7 @@ impl<F: Function> QueuePair<F> {
             State::Done => return Ok(false),
             State::Free | State::Quarantined => return Err(self.no_such(token)),
         }
+        self.meter.events.aborts.bump();
         match self.driver.abort(self.id, token.request) {
             Err(e @ DriverError::QueueStopped { .. }) => Err(self.lose(e)),
             other => other,
@@ -257,8 +258,14 @@ impl<F: Function> QueuePair<F> {
             {
                 CompletionFault::ShortResult
             }
-            Some(_) => {
-                self.counters.completed += 1;
+            Some(entry) => {
+                let kind = entry.kind;
+                self.meter.ended(kind, completion.status());
+                if kind.is_timed()
+                    && let Some(timer) = &self.timer
+                {
+                    timer.end(&self.meter, kind, slot, self.driver.function().now());
+                }
                 let unpublished = self.rings.head().wrapping_sub(self.released);
                 if unpublished >= self.release_every {
                     self.publish_head()?;
@@ -271,7 +278,7 @@ impl<F: Function> QueuePair<F> {
 
     #[cold]
     pub(super) fn reject(&mut self, request: RequestId, fault: CompletionFault) -> DriverError {
-        self.counters.rejected += 1;
+        self.meter.events.rejected.bump();
         let queue = self.id;
         self.breaks(DriverError::BadCompletion {
             queue,
@@ -401,9 +408,10 @@ impl<F: Function> QueuePair<F> {
         if let Ok(None) = found
             && let Some(vector) = &self.vector
         {
-            self.counters.sleeps += 1;
+            self.meter.events.sleeps.bump();
             match self.driver.function().sleep(vector.interrupt(), time) {
-                Ok(rung) => self.counters.interrupts += u64::from(rung),
+                Ok(true) => self.meter.events.interrupts.bump(),
+                Ok(false) => {}
                 Err(source) => {
                     found = Err(self.breaks(DriverError::Io {
                         what: "wait for a completion interrupt",
@@ -427,7 +435,7 @@ impl<F: Function> QueuePair<F> {
     /// Aborts what was waited for in vain, and waits once more. On success it is stashed; on
     /// failure it is quarantined and the queue broken.
     fn end_overdue(&mut self, wanted: Option<u16>, after: Duration) -> Result<(), DriverError> {
-        self.counters.timeouts += 1;
+        self.meter.events.timeouts.bump();
         let mut overdue = self.slots.in_flight();
         overdue.retain(|request| wanted.is_none_or(|slot| slot == request.slot()));
         // One for all of them, the wait for the admin queue included.
@@ -435,6 +443,7 @@ impl<F: Function> QueuePair<F> {
         let deadline = now() + self.driver.config().admin_timeout;
         let mut stopped = false;
         for request in &overdue {
+            self.meter.events.aborts.bump();
             match self.driver.abort_until(self.id, *request, deadline) {
                 Ok(_) => {}
                 Err(DriverError::QueueStopped { .. }) => {

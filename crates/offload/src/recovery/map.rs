@@ -276,9 +276,9 @@ impl<F: Function> RecoverableMap<F> {
             let device = *self.current().device();
             let mut sent = false;
             let done = self.shared.pool.with(|queue| {
-                let before = queue.counters().submitted;
+                let before = queue.submissions();
                 let done = operation(queue, &device, taken);
-                sent = queue.counters().submitted != before;
+                sent = queue.submissions() != before;
                 done
             });
             let failure = match done {
