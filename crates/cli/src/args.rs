@@ -245,6 +245,14 @@ pub struct DemoArgs {
     #[arg(long, value_name = "FILE")]
     pub faults: Option<PathBuf>,
 
+    /// Print what the queues did to stderr: commands by kind and end, times in flight, events
+    #[arg(long)]
+    pub stats: bool,
+
+    /// Write the same to FILE as OpenMetrics text (see docs/metrics.md)
+    #[arg(long, value_name = "FILE")]
+    pub metrics: Option<PathBuf>,
+
     /// Where the device runs
     #[arg(long, value_name = "KIND", value_enum, default_value_t = DeviceKind::Inline)]
     pub device: DeviceKind,

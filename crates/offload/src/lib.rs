@@ -17,6 +17,7 @@ mod recovery;
 mod reply_cache;
 mod ring;
 mod slot_order;
+pub mod stats;
 
 pub use nic::{Clock, NicSettings, OffloadNic, RandomSeeds, SeedSource};
 pub use profile::{
@@ -24,3 +25,4 @@ pub use profile::{
     ReplyCacheRule, Situation, Usage,
 };
 pub use recovery::{RecoverMaps, Recovery, RecoveryStats, UnknownOutcome};
+pub use stats::NicStats;

@@ -248,6 +248,7 @@ impl<F: Function> RecoverableMap<F> {
                 return Err(error);
             }
             self.shared.escalation.recover(&self.shared, deadline)?;
+            self.shared.escalation.count_retry();
         }
     }
 
@@ -301,6 +302,7 @@ impl<F: Function> RecoverableMap<F> {
                         return Err(errno::of_driver(&error));
                     }
                     escalation.recover(&self.shared, deadline)?;
+                    escalation.count_retry();
                 }
                 failure => {
                     let outcome = self.pend(change);
