@@ -7,6 +7,7 @@
 //! `errno`.
 #![forbid(unsafe_code)]
 
+pub mod asynchronous;
 mod behaved;
 mod errno;
 mod map;

@@ -261,6 +261,10 @@ impl<F: Function> OffloadNic<F> {
         }))
     }
 
+    pub(crate) fn shared(&self) -> &Arc<Shared<F>> {
+        &self.shared
+    }
+
     /// The driver under it.
     pub fn driver(&self) -> &Arc<Driver<F>> {
         &self.shared.driver

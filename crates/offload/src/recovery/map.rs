@@ -98,7 +98,7 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// Whether a command that ended so has had its effect on the elements before that one and on no
 /// other.
-const fn is_settled(status: Status) -> bool {
+pub(crate) const fn is_settled(status: Status) -> bool {
     matches!(
         status,
         Status::Success
