@@ -357,12 +357,13 @@ fn kept_and_dropped<F: Function>(b: &Bench<F>, rounds: u32) {
     }
     let mut kept = Vec::new();
     let (mut dropped, mut taken) = (0, 0);
-    for _ in 0..rounds {
+    while taken < rounds || dropped < rounds {
         let n = rng.random_range(0..1000u32);
         match b.map.submit(&ElementOp::Lookup { key: &n_key(n) }) {
             Ok(ticket) => kept.push((n, ticket)),
             Err(SubmitError::Full) => {
                 b.queue.process();
+                std::thread::yield_now();
             }
             Err(error) => panic!("{error}"),
         }
@@ -387,12 +388,7 @@ fn kept_and_dropped<F: Function>(b: &Bench<F>, rounds: u32) {
     }
     for (n, ticket) in kept {
         assert_eq!(ticket.wait(), Ok(value_of(n).to_vec()));
-        taken += 1;
     }
-    assert!(
-        dropped > rounds / 50 && taken > rounds / 50,
-        "{dropped} {taken}"
-    );
     while b.queue.load().in_flight > 0 {
         b.queue.process();
     }
@@ -405,9 +401,9 @@ fn n_key(n: u32) -> [u8; 4] {
 
 #[test]
 fn dropped_tickets_leak_nothing_and_mislead_nobody() {
-    kept_and_dropped(&bench(), 20_000);
+    kept_and_dropped(&bench(), 3000);
     let threaded = Bench::over(Threaded::spawn(device()).unwrap(), driver());
-    kept_and_dropped(&threaded, 20_000);
+    kept_and_dropped(&threaded, 3000);
 }
 
 #[test]
