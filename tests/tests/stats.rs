@@ -10,7 +10,7 @@ use offmap_emulator::{DeviceConfig, Inline, Threaded};
 use offmap_offload::stats::openmetrics;
 use offmap_offload::{NicSettings, NicStats, OffloadNic, Profile, RecoverMaps, Recovery};
 use offmap_tests::faults::{Clocked, Rig, driver_config};
-use offmap_tests::openmetrics::{self as reader, Exposition};
+use offmap_tests::openmetrics::Exposition;
 use offmap_tests::stack::Stack;
 use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -422,7 +422,7 @@ fn the_reader_finds_what_is_wrong() {
     for (what, spoil) in spoils {
         let bad = spoil(&good);
         assert_ne!(bad, good, "{what} changes nothing");
-        let found = reader::Exposition::read(&bad);
+        let found = Exposition::read(&bad);
         assert!(found.is_err(), "{what} was not found in\n{bad}");
     }
 }

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::thread::{self, Thread};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Futures at once, on a queue of 64.
 const MANY: u32 = 10_000;
@@ -242,6 +242,63 @@ fn with_somebody_who_processes_futures_sleep_until_their_operations_end() {
     }
     run(&processed(Inline::new(device()).unwrap()));
     run(&processed(Threaded::spawn(device()).unwrap()));
+}
+
+#[test]
+fn an_interrupt_wakes_who_processes() {
+    let b = processed(Threaded::spawn(device()).unwrap());
+    assert!(b.queue.interrupt().is_some());
+    assert!(!b.queue.request_interrupt(), "nothing is in flight");
+    let done = AtomicBool::new(false);
+    let begun = Instant::now();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Acquire) {
+                b.queue.process_or_sleep(Duration::from_secs(20)).unwrap();
+            }
+        });
+        block_on(async {
+            for n in 0..300 {
+                write_and_read(b.map.clone(), n).await;
+                // The device parks, and who processes sleeps.
+                if n % 10 == 0 {
+                    thread::sleep(Duration::from_millis(1));
+                }
+            }
+        });
+        done.store(true, Ordering::Release);
+    });
+    // Each of 600 operations would take 128 ms without its interrupt.
+    let took = begun.elapsed();
+    assert!(took < Duration::from_secs(20), "{took:?}");
+    b.idle();
+
+    // A reactor's part, by hand.
+    let interrupt = b.queue.interrupt().unwrap();
+    let key = n_key(3);
+    for _ in 0..50 {
+        let mut future = Box::pin(b.map.lookup(&key));
+        let mut done = touch(future.as_mut());
+        while !done {
+            if b.queue.request_interrupt() {
+                assert!(
+                    interrupt.wait(Duration::from_secs(20)).unwrap(),
+                    "it never came"
+                );
+            }
+            b.queue.process();
+            done = touch(future.as_mut());
+        }
+    }
+    let inline = processed(Inline::new(device()).unwrap());
+    assert!(inline.queue.interrupt().is_none());
+    assert_eq!(
+        inline
+            .queue
+            .process_or_sleep(Duration::from_secs(20))
+            .unwrap(),
+        0
+    );
 }
 
 #[test]

@@ -427,6 +427,36 @@ impl<F: Function> QueuePair<F> {
         found
     }
 
+    /// Asks for an interrupt with the next completion, for one who sleeps at
+    /// [`QueuePair::interrupt`] by its own means. `false`: there will be none, since there is a
+    /// finished command already, none is in flight, or the pair has no interrupt.
+    ///
+    /// Who has slept takes the interrupt, polls until there is nothing, and asks again. A sleep
+    /// should have an end, since interrupts get lost, and deadlines pass without one.
+    ///
+    /// # Errors
+    ///
+    /// As [`QueuePair::poll`].
+    pub fn request_interrupt(&mut self) -> Result<bool, DriverError> {
+        self.usable()?;
+        self.commit()?;
+        if self.vector.is_none() || !self.done.is_empty() || self.outstanding() == 0 {
+            return Ok(false);
+        }
+        if let Bell::Block { at } = self.bell {
+            self.publish_event(at, EventWord::armed_at(self.rings.head()));
+            // As in `sleep`.
+            fence(Ordering::SeqCst);
+        }
+        match self.look(None)? {
+            Some((slot, completion)) => {
+                self.stash(slot, completion);
+                Ok(false)
+            }
+            None => Ok(true),
+        }
+    }
+
     fn publish_event(&self, at: usize, event: EventWord) {
         let buffer = self.region.buffer();
         buffer.store_u64(at + NOTIFY_CQ_EVENT, event.to_word(), Ordering::Release);

@@ -22,7 +22,7 @@ use offmap_abi::notify::{NOTIFY_ALIGN, NOTIFY_BYTES};
 use offmap_abi::regs::Features;
 use offmap_abi::ring::RingDepth;
 use offmap_abi::{Completion, QueueId, RequestId};
-use offmap_device_io::{DmaRegion, Function, PAGE_BYTES};
+use offmap_device_io::{DmaRegion, Function, Interrupt, PAGE_BYTES};
 use slots::{Larges, Slots};
 use stats::{Meter, Timer};
 use std::collections::VecDeque;
@@ -257,6 +257,11 @@ impl<F: Function> QueuePair<F> {
     /// Whether those who wait on it sleep at an interrupt; otherwise they poll.
     pub fn has_interrupt(&self) -> bool {
         self.vector.is_some()
+    }
+
+    /// The interrupt that those who wait on it sleep at.
+    pub fn interrupt(&self) -> Option<&Interrupt> {
+        self.vector.as_ref().map(Vector::interrupt)
     }
 
     /// The driver that made it.

@@ -17,11 +17,12 @@ use crate::map::NicMap;
 use crate::nic::Shared;
 use offmap_bpf::error::Result;
 use offmap_bpf::{DeferredFile, ElementOp, Errno, Error, MapFile};
-use offmap_driver::Function;
+use offmap_driver::{Function, Interrupt};
 use state::{Id, State};
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Waker;
+use std::time::Duration;
 
 const OTHER_NIC: Error = Error::new(
     Errno::EXDEV,
@@ -34,6 +35,9 @@ const NO_SUCH_MAP: Error = Error::new(
 );
 /// Looks of a waiter before it gives its processor away between them.
 const SPIN_TURNS: u32 = 1024;
+
+/// Longest sleep without a look: interrupts get lost.
+const LONGEST_SLEEP: Duration = Duration::from_millis(128);
 
 /// How an operation ended. `Ok`: done; with the value or the key that it returns, empty for
 /// others.
@@ -243,6 +247,46 @@ impl<F: Function> AsyncQueue<F> {
     /// answer to an abort or to the deletion of a queue that failed.
     pub fn process(&self) -> usize {
         self.core.with(State::step)
+    }
+
+    /// [`AsyncQueue::process`]; where that finds nothing it sleeps until the device's interrupt, but
+    /// no longer than `longest` and 128 ms, and does it again. For a thread that does nothing else.
+    /// Without an interrupt (the device works on its callers' threads, or has no vector left, or
+    /// the driver was told to poll) it gives its processor away once instead of sleeping.
+    ///
+    /// # Errors
+    ///
+    /// EIO when the interrupt cannot be waited for.
+    pub fn process_or_sleep(&self, longest: Duration) -> Result<usize> {
+        let (ended, interrupt) = self.core.with(|state, shared| {
+            let ended = state.step(shared);
+            let asleep = ended == 0 && state.request_interrupt(shared);
+            (ended, asleep.then(|| state.interrupt()).flatten())
+        });
+        let function = self.core.shared.driver.function();
+        match interrupt {
+            _ if ended > 0 => return Ok(ended),
+            None => function.relax(),
+            Some(interrupt) => {
+                let slept = function.sleep(&interrupt, longest.min(LONGEST_SLEEP));
+                slept.map_err(|error| Error::because(Errno::EIO, error.to_string()))?;
+            }
+        }
+        Ok(self.process())
+    }
+
+    /// The interrupt of its queue pair, for a reactor that waits for file descriptors: one that
+    /// [`AsyncQueue::request_interrupt`] has asked for becomes readable, is taken
+    /// ([`Interrupt::take`]), and then [`AsyncQueue::process`] is called. `None`: there is none.
+    /// After a failure of the queue it is another one.
+    pub fn interrupt(&self) -> Option<Arc<Interrupt>> {
+        self.core.with(|state, _| state.interrupt())
+    }
+
+    /// Asks for an interrupt with the next completion. `false`: none will come, because there is
+    /// something to process already, nothing is in flight, or there is no interrupt.
+    pub fn request_interrupt(&self) -> bool {
+        self.core.with(State::request_interrupt)
     }
 
     /// Operations in flight and the like.

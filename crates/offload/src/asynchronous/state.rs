@@ -12,7 +12,7 @@ use crate::nic::Shared;
 use crate::recovery::is_settled;
 use offmap_bpf::error::Result;
 use offmap_bpf::{Errno, Error, Writing};
-use offmap_driver::{DriverError, Function, Op, QueuePair, Status, Token};
+use offmap_driver::{DriverError, Function, Interrupt, Op, QueuePair, Status, Token};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::task::Waker;
@@ -69,6 +69,8 @@ pub(super) struct Entry<F: Function> {
 
 pub(super) struct State<F: Function> {
     queue: Option<QueuePair<F>>,
+    /// That of `queue`, for those who sleep at it without the lock.
+    interrupt: Option<Arc<Interrupt>>,
     /// Epoch of the driver in which `queue` was made.
     epoch: u64,
     entries: Box<[Option<Entry<F>>]>,
@@ -96,6 +98,11 @@ fn bytes_returned<F: Function>(op: &Op<'_>, map: &NicMap<F>) -> usize {
         Op::GetFirst { .. } | Op::GetNext { .. } => map.device().key_size(),
         Op::Nop | Op::Update { .. } | Op::Delete { .. } => 0,
     }
+}
+
+/// A second handle on the queue's interrupt. Without one its users poll.
+fn shared_interrupt<F: Function>(queue: &QueuePair<F>) -> Option<Arc<Interrupt>> {
+    queue.interrupt()?.try_clone().ok().map(Arc::new)
 }
 
 impl<F: Function> Entry<F> {
@@ -134,6 +141,7 @@ impl<F: Function> State<F> {
         let queue = queue.map_err(|error| errno::of_driver(&error))?;
         let depth = queue.depth();
         Ok(Self {
+            interrupt: shared_interrupt(&queue),
             queue: Some(queue),
             epoch,
             entries: (0..depth).map(|_| None).collect(),
@@ -255,6 +263,24 @@ impl<F: Function> State<F> {
         Ok(true)
     }
 
+    pub(super) fn interrupt(&self) -> Option<Arc<Interrupt>> {
+        self.interrupt.clone()
+    }
+
+    /// Whether an interrupt will come with the next completion.
+    pub(super) fn request_interrupt(&mut self, shared: &Arc<Shared<F>>) -> bool {
+        let Some(queue) = &mut self.queue else {
+            return false;
+        };
+        match queue.request_interrupt() {
+            Ok(will) => will && self.interrupt.is_some(),
+            Err(error) => {
+                self.lose(shared, &error);
+                false
+            }
+        }
+    }
+
     /// Has the device end what is overdue. What it was asked to end and did not, costs the queue
     /// pair.
     fn end_overdue(&mut self, shared: &Arc<Shared<F>>) {
@@ -309,6 +335,7 @@ impl<F: Function> State<F> {
             }
         }
         self.look_at = Duration::MAX;
+        self.interrupt = None;
         if let Some(queue) = self.queue.take() {
             if self.epoch == shared.driver.epoch() {
                 shared.pool.streak().count(queue.counters().completed);
@@ -349,6 +376,7 @@ impl<F: Function> State<F> {
             if queue.depth() != self.depth() {
                 return Err(NO_QUEUE);
             }
+            self.interrupt = shared_interrupt(&queue);
             self.queue = Some(queue);
         }
         self.queue.as_mut().ok_or(NO_QUEUE)
