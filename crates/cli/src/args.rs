@@ -32,7 +32,7 @@ iterate, batch, delete, fill to the brim and try one more. Every result, errno a
 buffer is compared, and then lookups are timed on both in turns.",
         after_long_help = "Exit status:
   0  every map agreed on every result and errno
-  1  some did not, or the NIC did not come up
+  1  some did not, or the NIC did not come up, or --metrics could not be written
   2  the command line, the object, the profile or the fault plan is bad; one
      sentence on stderr says what is wrong
 
