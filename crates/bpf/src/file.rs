@@ -1,5 +1,9 @@
 //! The open file of a map, and the commands on it.
 
+mod deferred;
+
+pub use deferred::{DeferredFile, ElementOp, Writing};
+
 use crate::btf::FieldRecord;
 use crate::caller::{Caller, NetNs};
 use crate::device::{BatchOutcome, OffloadCommands};

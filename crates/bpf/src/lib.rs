@@ -31,7 +31,9 @@ pub use caller::{Caller, Capabilities, NetNs};
 pub use entries::{Entries, Entry};
 pub use errno::Errno;
 pub use error::{Error, Result};
-pub use file::{BtfInfo, MapBtfIds, MapFile, MapInfo, OffloadInfo};
+pub use file::{
+    BtfInfo, DeferredFile, ElementOp, MapBtfIds, MapFile, MapInfo, OffloadInfo, Writing,
+};
 pub use map::ringbuf::{Reservation, RingBufferProducer, RingBufferReader};
 pub use map::{Mapping, ProgramTraits};
 pub use memory::{MemoryOwner, MemoryUsage};

@@ -32,7 +32,7 @@ iterate, batch, delete, fill to the brim and try one more. Every result, errno a
 buffer is compared, and then lookups are timed on both in turns.",
         after_long_help = "Exit status:
   0  every map agreed on every result and errno
-  1  some did not, or the NIC did not come up
+  1  some did not, or the NIC did not come up, or --metrics could not be written
   2  the command line, the object, the profile or the fault plan is bad; one
      sentence on stderr says what is wrong
 
@@ -244,6 +244,14 @@ pub struct DemoArgs {
     /// Have the device do wrong what this fault plan says (see docs/faults.md); --seed seeds it too
     #[arg(long, value_name = "FILE")]
     pub faults: Option<PathBuf>,
+
+    /// Print what the queues did to stderr: commands by kind and end, times in flight, events
+    #[arg(long)]
+    pub stats: bool,
+
+    /// Write the same to FILE as OpenMetrics text (see docs/metrics.md)
+    #[arg(long, value_name = "FILE")]
+    pub metrics: Option<PathBuf>,
 
     /// Where the device runs
     #[arg(long, value_name = "KIND", value_enum, default_value_t = DeviceKind::Inline)]

@@ -3,7 +3,7 @@
 //! [`object`] reads map definitions from compiled BPF objects, [`workload`] drives two maps
 //! alike and compares every answer, [`demo`] puts both to work over the whole stack,
 //! [`report`] says what came of it, [`faulty`] what a fault plan did, [`diff`] holds the map
-//! side against the running kernel, and [`profile`] shows capability profiles.
+//! side against the running kernel, [`profile`] shows capability profiles, and [`stats`] what the queues did.
 #![forbid(unsafe_code)]
 
 pub mod args;
@@ -15,4 +15,5 @@ pub mod object;
 pub mod profile;
 pub mod report;
 pub mod sim;
+pub mod stats;
 pub mod workload;

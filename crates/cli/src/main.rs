@@ -8,6 +8,7 @@ use offmap_cli::demo::{self, DemoError, Progress};
 use offmap_cli::diff;
 use offmap_cli::profile;
 use offmap_cli::sim;
+use offmap_cli::stats;
 use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 
@@ -48,7 +49,18 @@ fn demo(args: &DemoArgs) -> ExitCode {
     } else {
         report.text()
     };
-    print(&text, verdict(report.agree))
+    if args.stats {
+        // As with progress: nothing is left to be done when stderr is closed.
+        let _ = write!(std::io::stderr(), "{}", stats::text(&report.stats));
+    }
+    let code = match &args.metrics {
+        Some(path) => match stats::write_metrics(path, demo::NIC, &report.stats) {
+            Ok(()) => verdict(report.agree),
+            Err(sentence) => fail(&sentence, DISAGREED),
+        },
+        None => verdict(report.agree),
+    };
+    print(&text, code)
 }
 
 fn diff(args: &DiffArgs) -> ExitCode {

@@ -134,6 +134,7 @@ pub(crate) fn run(
         slot_bytes: setup.slot_bytes,
         batch_bytes: 4096,
         numa_node: None,
+        ..DriverConfig::default()
     };
     let driver = match Driver::bring_up(Arc::clone(&sim), config) {
         Ok(driver) => driver,

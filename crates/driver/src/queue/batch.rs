@@ -388,7 +388,8 @@ impl<F: Function> QueuePair<F> {
     ) -> Result<(Token, Arrays, Place), DriverError> {
         self.usable()?;
         self.check_map(command.map)?;
-        let Some((_, area)) = self.slots.peek() else {
+        let Some((slot, area)) = self.slots.peek() else {
+            self.meter.events.full.bump();
             return Err(DriverError::Full { queue: self.id });
         };
         let key = command.map.key_size();
@@ -446,12 +447,12 @@ impl<F: Function> QueuePair<F> {
             statuses: iova(command.statuses, arrays.statuses).into(),
             cursor: u64::from(command.cursor).into(),
         };
-        let Some(request) = self.slots.claim(false, 0, place) else {
+        let kind = self.begins(command.opcode, slot);
+        let Some(request) = self.slots.claim(kind, false, 0, place) else {
             unreachable!("a free slot was seen above");
         };
         let entry = Submission::new(command.opcode.0, request, &body).with_map(command.map.handle);
         self.rings.push(self.region.buffer(), entry);
-        self.counters.submitted += 1;
         Ok((self.token(request), arrays, place))
     }
 }

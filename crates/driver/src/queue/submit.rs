@@ -1,6 +1,7 @@
 //! Writing commands, and telling the device of them (abi §4.2, §7, §10 rules S1–S4, N1).
 
 use super::slots::{NO_LARGE, Place};
+use super::stats::Kind;
 use super::{Bell, QueuePair, Token};
 use crate::registers::Registers;
 use crate::{DeviceMap, DriverError, SubmitError};
@@ -245,7 +246,7 @@ impl<F: Function> QueuePair<F> {
                 self.kick_if_wanted(at)
             }
             Bell::Doorbell => {
-                self.counters.doorbells += 1;
+                self.meter.events.doorbells.bump();
                 self.ring_doorbell(sq_doorbell(self.id), tail)
             }
         }
@@ -266,7 +267,7 @@ impl<F: Function> QueuePair<F> {
 
     #[cold]
     fn kick(&mut self) -> Result<(), DriverError> {
-        self.counters.kicks += 1;
+        self.meter.events.kicks.bump();
         let written = Registers(&**self.driver.function()).write32("KICK", KICK, self.id.0.into());
         written.map_err(|e| self.breaks(e))
     }
@@ -313,8 +314,8 @@ impl<F: Function> QueuePair<F> {
             element.check(map)?;
             handle = map.handle;
         }
-        let Some((_, area)) = self.slots.peek() else {
-            return Err(SubmitError::Full);
+        let Some((slot, area)) = self.slots.peek() else {
+            return Err(self.full());
         };
         let (key_len, value_len) = (element.key.len(), element.value.len());
         let key_outside = key_len > INLINE_KEY_BYTES;
@@ -379,7 +380,8 @@ impl<F: Function> QueuePair<F> {
             // be what another command left here, of another map perhaps.
             region.buffer().zero(value_at, element.room);
         }
-        let claimed = self.slots.claim(inline_result, element.room as u32, result);
+        let kind = self.begins(element.opcode, slot);
+        let claimed = (self.slots).claim(kind, inline_result, element.room as u32, result);
         let Some(request) = claimed else {
             unreachable!("a free slot was seen above");
         };
@@ -387,8 +389,24 @@ impl<F: Function> QueuePair<F> {
             .with_map(handle)
             .with_flags(flags);
         self.rings.push(self.region.buffer(), entry);
-        self.counters.submitted += 1;
         Ok(self.token(request))
+    }
+
+    #[cold]
+    fn full(&self) -> SubmitError {
+        self.meter.events.full.bump();
+        SubmitError::Full
+    }
+
+    /// Counts a command that takes `slot`, and starts its time when it is one that is timed.
+    #[inline(always)]
+    pub(super) fn begins(&mut self, opcode: IoOpcode, slot: u16) -> Kind {
+        self.meter.submitted(opcode);
+        let mut kind = Kind::of(opcode);
+        if let Some(timer) = &mut self.timer {
+            timer.begin(&mut kind, slot, || self.driver.function().now());
+        }
+        kind
     }
 
     #[inline(always)]
