@@ -10,6 +10,11 @@
 #[path = "litmus/dma.rs"]
 mod dma;
 
+/// What `queue.rs` finds of the device around it.
+mod device {
+    pub(crate) use offmap_emulator::Clock;
+}
+
 #[path = "../../emulator/src/entry.rs"]
 #[allow(dead_code, reason = "the tests use their part of it")]
 mod entry;
@@ -22,20 +27,20 @@ mod queue;
 #[allow(dead_code, reason = "the tests use their part of it")]
 mod rings;
 
+use device::Clock;
 use dma::{Dma, Weak, Words};
 use loom::thread;
-use offmap_abi::notify::{
-    EventWord, NOTIFY_BYTES, NOTIFY_CQ_EVENT, NOTIFY_CQ_HEAD, NOTIFY_SQ_TAIL,
-};
+use offmap_abi::notify::{NOTIFY_BYTES, NOTIFY_CQ_HEAD, NOTIFY_SQ_TAIL};
 use offmap_abi::ring::RingDepth;
 use offmap_abi::submission::SUBMISSION_BYTES;
 use offmap_abi::{Completion, IoOpcode, QueueId, RequestId, Status, Submission};
 use offmap_device_io::{DmaBuffer, DmaPlacement, SharedWords};
-use queue::{Queue, QueueSpec};
+use queue::{Announce, Coalescing, Queue, QueueSpec};
 use rings::Rings;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 const DEPTH: u32 = 2;
 const RING: usize = DEPTH as usize * SUBMISSION_BYTES;
@@ -75,6 +80,7 @@ fn pair(host: &Weak, device: &Weak) -> (Host, Device) {
         id: QueueId(1),
         depth: depth(),
         vector: 0,
+        coalescing: Coalescing::default(),
         sq: SQ as u64,
         cq: CQ as u64,
         notify: NOTIFY as u64,
@@ -381,15 +387,11 @@ fn interrupt(host: &Weak, device: &Weak) {
     assert!(device.fetch().is_some());
     let device = thread::spawn(move || {
         device.post(5);
-        let wanted = device.queue.announce(&device.dma);
-        wanted.expect("the block can be reached").is_some()
+        let clock: Clock = Arc::new(|| Duration::ZERO);
+        let announced = device.queue.announce(&device.dma, &clock);
+        announced.expect("the block can be reached") == Announce::Raise(0)
     });
-    let event = EventWord::armed_at(host.rings.head()).to_word();
-    let armed = host
-        .words
-        .store(NOTIFY + NOTIFY_CQ_EVENT, event, Ordering::Release);
-    let Ok(()) = armed;
-    host.words.full_fence();
+    host.rings.ask_for_interrupt(&host.words, NOTIFY);
     let asleep = host.rings.pop(&host.words).is_none();
     let interrupted = device.join().unwrap();
     assert!(
@@ -401,6 +403,26 @@ fn interrupt(host: &Weak, device: &Weak) {
 #[test]
 fn n4_no_interrupt_is_lost() {
     loom::model(|| interrupt(&Weak::default(), &Weak::default()));
+}
+
+#[test]
+fn n4_needs_the_second_look() {
+    assert!(breaks(|| {
+        let (mut host, mut device) = pair(&Weak::default(), &Weak::default());
+        host.push(5);
+        assert!(device.fetch().is_some());
+        let device = thread::spawn(move || {
+            device.post(5);
+            let clock: Clock = Arc::new(|| Duration::ZERO);
+            let announced = device.queue.announce(&device.dma, &clock);
+            announced.expect("the block can be reached") == Announce::Raise(0)
+        });
+        host.rings.ask_for_interrupt(&host.words, NOTIFY);
+        assert!(
+            device.join().unwrap(),
+            "asleep with a completion and no interrupt"
+        );
+    }));
 }
 
 #[test]

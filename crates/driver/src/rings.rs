@@ -1,10 +1,12 @@
 //! The two rings of a queue pair in DMA memory, and what a notify block says of them (abi §4, §10
-//! rules S1, S2, C1, C3, N1).
+//! rules S1, S2, C1, C3, N1, N4).
 //!
 //! Written over [`SharedWords`], so that the litmus tests run this very code over loom's words.
 
 use offmap_abi::completion::{COMPLETION_BYTES, COMPLETION_WORDS};
-use offmap_abi::notify::{EventWord, NOTIFY_CQ_HEAD, NOTIFY_SQ_EVENT, NOTIFY_SQ_TAIL};
+use offmap_abi::notify::{
+    EventWord, NOTIFY_CQ_EVENT, NOTIFY_CQ_HEAD, NOTIFY_SQ_EVENT, NOTIFY_SQ_TAIL,
+};
 use offmap_abi::ring::RingDepth;
 use offmap_abi::submission::{SUBMISSION_BYTES, SUBMISSION_WORDS, phase_of};
 use offmap_abi::{Completion, Submission};
@@ -111,6 +113,18 @@ impl Rings {
     {
         let Ok(()) = words.store(block + NOTIFY_CQ_HEAD, self.head.into(), Ordering::Release);
         wants_kick(words, block, committed)
+    }
+
+    /// Asks in the notify block at `block` for an interrupt at the next completion (rule N4). The
+    /// word is visible before any look that follows, so that either that look sees a completion, or
+    /// the device, which looks at the word after it posted, sees that it is wanted.
+    pub(crate) fn ask_for_interrupt<W>(&self, words: &W, block: usize)
+    where
+        W: SharedWords<Fault = Infallible>,
+    {
+        let event = EventWord::armed_at(self.head).to_word();
+        let Ok(()) = words.store(block + NOTIFY_CQ_EVENT, event, Ordering::Release);
+        words.full_fence();
     }
 }
 
