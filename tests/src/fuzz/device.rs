@@ -116,7 +116,7 @@ impl Rig {
             }
             9 => self.queues[which].publish_tail(bytes.word()),
             10 => self.queues[which].publish_head(bytes.word()),
-            11 | 12 => register(&*function, bytes),
+            11 | 12 => register(&function, bytes),
             13 => {
                 let offset = (bytes.below(4200)) as u16;
                 let mut buf = bytes.u64().to_le_bytes();

@@ -170,7 +170,7 @@ impl Liar {
         });
         match lie.flatten() {
             // A minute for each READY would be much to wait for, and nothing new.
-            Some(lie) if offset != regs::READY_TIMEOUT_MS || lie < 1000 || lie > 60_000 => {
+            Some(lie) if offset != regs::READY_TIMEOUT_MS || !(1000..=60_000).contains(&lie) => {
                 state.lies += 1;
                 lie
             }
