@@ -6,7 +6,7 @@
 //! are adjacent in IOVA space, because behind an IOMMU their border cannot be seen.
 //!
 //! There is one way to that memory. Bulk data passes `Dma::bulk`, and words that the host may
-//! access at the same moment pass `Words::access`; whatever wants to see, delay or spoil the
+//! access at the same moment pass `Words::word`; whatever wants to see, delay or spoil the
 //! device's accesses stands in these two.
 //!
 //! Translations are cached in two places: a [`Span`] per ring and notify block, and a few
@@ -25,12 +25,13 @@
 //! virtual machine's memory in thousands of pieces would run into the system's limit on
 //! mappings, and get [`IoError::Os`].
 
-use offmap_abi::submission::{SUBMISSION_WORDS, phase_of};
-use offmap_device_io::{IoError, Iova, IovaRange, PAGE_BYTES};
+use crate::entry;
+use offmap_abi::submission::SUBMISSION_WORDS;
+use offmap_device_io::{IoError, Iova, IovaRange, PAGE_BYTES, SharedWords};
 use offmap_firmware_model::{HostFault, HostMemory};
 use std::fs::File;
 use std::os::fd::BorrowedFd;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering, fence};
 use vm_memory::{FileOffset, MmapRegion, VolatileMemory, VolatileSlice};
 
 /// Words of a ring entry: submissions and completions have equally many.
@@ -241,6 +242,12 @@ impl Dma {
         Ok(())
     }
 
+    /// No later load of a shared word passes an earlier store of one.
+    #[inline(always)]
+    pub(crate) fn full_fence(&self) {
+        fence(Ordering::SeqCst);
+    }
+
     /// Copies host memory to `into`. On a fault some of `into` may have been written.
     #[inline]
     pub fn read(&mut self, iova: u64, into: &mut [u8]) -> Result<(), DmaFault> {
@@ -433,16 +440,14 @@ impl Span {
     #[inline]
     pub fn load(&mut self, dma: &Dma, offset: u64) -> Result<u64, DmaFault> {
         let piece = self.piece(dma, offset, 8)?;
-        dma.words(piece)?.access(0, Access::Load(Ordering::Acquire))
+        dma.words(piece)?.load(0, Ordering::Acquire)
     }
 
     /// Stores the aligned 8-byte word at `offset` of the span, with release.
     #[inline]
     pub fn store(&mut self, dma: &Dma, offset: u64, value: u64) -> Result<(), DmaFault> {
         let piece = self.piece(dma, offset, 8)?;
-        dma.words(piece)?
-            .access(0, Access::Store(value, Ordering::Release))?;
-        Ok(())
+        dma.words(piece)?.store(0, value, Ordering::Release)
     }
 
     /// Loads the ring entry at `offset` of the span if its phase is `phase`: word 0 once, with
@@ -455,16 +460,7 @@ impl Span {
         phase: bool,
     ) -> Result<Option<[u64; ENTRY_WORDS]>, DmaFault> {
         let piece = self.piece(dma, offset, ENTRY_BYTES)?;
-        let words = dma.words(piece)?;
-        let word0 = words.access(0, Access::Load(Ordering::Acquire))?;
-        if phase_of(word0) != phase {
-            return Ok(None);
-        }
-        let mut entry = [word0; ENTRY_WORDS];
-        for (i, word) in entry.iter_mut().enumerate().skip(1) {
-            *word = words.access(i, Access::Load(Ordering::Relaxed))?;
-        }
-        Ok(Some(entry))
+        entry::load(&dma.words(piece)?, phase)
     }
 
     /// Stores a ring entry at `offset` of the span, word 0 last and with release (rule C1).
@@ -476,12 +472,7 @@ impl Span {
         entry: &[u64; ENTRY_WORDS],
     ) -> Result<(), DmaFault> {
         let piece = self.piece(dma, offset, ENTRY_BYTES)?;
-        let words = dma.words(piece)?;
-        for (i, word) in entry.iter().enumerate().skip(1) {
-            words.access(i, Access::Store(*word, Ordering::Relaxed))?;
-        }
-        words.access(0, Access::Store(entry[0], Ordering::Release))?;
-        Ok(())
+        entry::store(&dma.words(piece)?, entry)
     }
 
     /// Stores the first `count` words of a ring entry in the order in which
@@ -496,12 +487,7 @@ impl Span {
         count: usize,
     ) -> Result<(), DmaFault> {
         let piece = self.piece(dma, offset, ENTRY_BYTES)?;
-        let words = dma.words(piece)?;
-        let order = (1..ENTRY_WORDS).chain([0]);
-        for (i, word) in order.map(|i| (i, entry[i])).take(count) {
-            words.access(i, Access::Store(word, Ordering::Release))?;
-        }
-        Ok(())
+        entry::store_part(&dma.words(piece)?, entry, count)
     }
 
     #[cold]
@@ -525,13 +511,6 @@ impl Span {
     }
 }
 
-/// An access of one word, seen from the device.
-#[derive(Clone, Copy)]
-enum Access {
-    Load(Ordering),
-    Store(u64, Ordering),
-}
-
 /// The words of a piece of host memory.
 struct Words<'d> {
     memory: VolatileSlice<'d>,
@@ -539,21 +518,32 @@ struct Words<'d> {
 }
 
 impl Words<'_> {
-    /// Loads word `index`, or stores it and returns what was stored. All words that device and
-    /// host share pass here.
+    /// The word at `offset` bytes. All words that device and host share are reached here.
     #[inline(always)]
-    fn access(&self, index: usize, access: Access) -> Result<u64, DmaFault> {
-        let word: &AtomicU64 = self
-            .memory
-            .get_atomic_ref(index * 8)
-            .map_err(|_| DmaFault(Iova(self.iova)))?;
-        Ok(match access {
-            Access::Load(order) => word.load(order),
-            Access::Store(value, order) => {
-                word.store(value, order);
-                value
-            }
-        })
+    fn word(&self, offset: usize) -> Result<&AtomicU64, DmaFault> {
+        self.memory
+            .get_atomic_ref(offset)
+            .map_err(|_| DmaFault(Iova(self.iova)))
+    }
+}
+
+impl SharedWords for Words<'_> {
+    type Fault = DmaFault;
+
+    #[inline(always)]
+    fn load(&self, offset: usize, order: Ordering) -> Result<u64, DmaFault> {
+        Ok(self.word(offset)?.load(order))
+    }
+
+    #[inline(always)]
+    fn store(&self, offset: usize, value: u64, order: Ordering) -> Result<(), DmaFault> {
+        self.word(offset)?.store(value, order);
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn full_fence(&self) {
+        fence(Ordering::SeqCst);
     }
 }
 

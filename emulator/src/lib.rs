@@ -18,6 +18,7 @@ mod config;
 pub mod config_space;
 mod device;
 pub mod dma;
+mod entry;
 mod error;
 pub mod faults;
 mod function;
@@ -28,7 +29,7 @@ pub mod regs;
 mod threaded;
 
 pub use config::{DeviceConfig, DeviceMemory};
-pub use device::{Clock, Device, Step, bar_info};
+pub use device::{Clock, Device, Diagnostics, Step, bar_info};
 pub use error::EmulatorError;
 pub use function::{Emulated, FrontEnd};
 pub use inline::{Inline, InlineFrontEnd};

@@ -15,6 +15,7 @@ mod interrupt;
 mod iova;
 mod numa;
 mod prefetch;
+mod shared;
 mod word;
 
 pub use bar::{BarInfo, BarMapping, BarOffset};
@@ -23,6 +24,7 @@ pub use error::IoError;
 pub use interrupt::Interrupt;
 pub use iova::{Iova, IovaAllocator, IovaRange};
 pub use prefetch::prefetch;
+pub use shared::SharedWords;
 
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};

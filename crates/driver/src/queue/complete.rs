@@ -6,7 +6,7 @@ use crate::{CompletionFault, DriverError};
 use offmap_abi::notify::{EventWord, NOTIFY_CQ_EVENT};
 use offmap_abi::{Completion, RequestId, Status};
 use offmap_device_io::Function;
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// Looks at the completion ring before a waiter looks at the clock for the first time. An
@@ -396,13 +396,9 @@ impl<F: Function> QueuePair<F> {
         time: Duration,
     ) -> Result<Option<(u16, Completion)>, DriverError> {
         if let Bell::Block { at } = self.bell {
-            let event = EventWord::armed_at(self.rings.head());
-            self.publish_event(at, event);
-            // The word is visible before the last look, so that either we see a completion or the
-            // device, which looks at the word after it posted, sees that it is wanted. (A queue
-            // with doorbells gets an interrupt for each burst, and one that came before this
-            // look ends the sleep at once.)
-            fence(Ordering::SeqCst);
+            // Then the last look. (A queue with doorbells gets an interrupt for each burst, and one
+            // that came before this look ends the sleep at once.)
+            self.rings.ask_for_interrupt(self.region.buffer(), at);
         }
         let mut found = self.look(wanted);
         if let Ok(None) = found

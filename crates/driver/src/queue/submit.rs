@@ -6,14 +6,11 @@ use super::{Bell, QueuePair, Token};
 use crate::registers::Registers;
 use crate::{DeviceMap, DriverError, SubmitError};
 use offmap_abi::completion::INLINE_RESULT_BYTES;
-use offmap_abi::notify::{
-    EventWord, NOTIFY_CQ_HEAD, NOTIFY_SQ_EVENT, NOTIFY_SQ_TAIL, cq_doorbell, sq_doorbell,
-};
+use offmap_abi::notify::{cq_doorbell, sq_doorbell};
 use offmap_abi::regs::{DOORBELLS, KICK};
 use offmap_abi::submission::{ElementBody, INLINE_KEY_BYTES, INLINE_VALUE_BYTES, IovaRef};
 use offmap_abi::{IoOpcode, RequestId, Submission, SubmissionFlags};
 use offmap_device_io::{DmaRegion, Function};
-use std::sync::atomic::{Ordering, fence};
 
 /// A command on one element.
 #[derive(Clone, Copy, Debug)]
@@ -240,29 +237,16 @@ impl<F: Function> QueuePair<F> {
         self.committed = tail;
         match self.bell {
             Bell::Block { at } => {
-                let buffer = self.region.buffer();
-                // S2, then N1.
-                buffer.store_u64(at + NOTIFY_SQ_TAIL, tail.into(), Ordering::Release);
-                self.kick_if_wanted(at)
+                if self.rings.publish_tail(self.region.buffer(), at) {
+                    return self.kick();
+                }
+                Ok(())
             }
             Bell::Doorbell => {
                 self.meter.events.doorbells.bump();
                 self.ring_doorbell(sq_doorbell(self.id), tail)
             }
         }
-    }
-
-    /// Rule N1: the tail or head that was just stored is visible before the event word is read,
-    /// so that either the device sees it before it parks, or we see that it wants a KICK.
-    #[inline(always)]
-    fn kick_if_wanted(&mut self, at: usize) -> Result<(), DriverError> {
-        fence(Ordering::SeqCst);
-        let buffer = self.region.buffer();
-        let word = buffer.load_u64(at + NOTIFY_SQ_EVENT, Ordering::Relaxed);
-        if EventWord::from_word(word).wants(self.committed) {
-            return self.kick();
-        }
-        Ok(())
     }
 
     #[cold]
@@ -292,10 +276,10 @@ impl<F: Function> QueuePair<F> {
         match self.bell {
             Bell::Block { at } => {
                 let buffer = self.region.buffer();
-                buffer.store_u64(at + NOTIFY_CQ_HEAD, head.into(), Ordering::Release);
-                // A device that had no room for completions may have parked with commands
-                // before it, and no tail will come to wake it.
-                self.kick_if_wanted(at)
+                if self.rings.publish_head(buffer, at, self.committed) {
+                    return self.kick();
+                }
+                Ok(())
             }
             Bell::Doorbell => self.ring_doorbell(cq_doorbell(self.id), head),
         }
