@@ -200,7 +200,7 @@ fn a_walk_costs_few_descriptors() {
 fn a_profile_without_batches_is_walked_entry_by_entry() {
     let stack = Stack::inline(DeviceConfig::default());
     let driver = std::sync::Arc::clone(&stack.driver);
-    let nic = OffloadNic::new(driver, Profile::netdevsim()).unwrap();
+    let nic = OffloadNic::new(driver, Profile::named("netdevsim").unwrap()).unwrap();
     let stack = Stack::over_nic(nic);
     let attr = MapCreateAttr {
         max_entries: 2,

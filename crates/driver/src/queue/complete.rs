@@ -440,9 +440,7 @@ impl<F: Function> QueuePair<F> {
             return Ok(false);
         }
         if let Bell::Block { at } = self.bell {
-            self.publish_event(at, EventWord::armed_at(self.rings.head()));
-            // As in `sleep`.
-            fence(Ordering::SeqCst);
+            self.rings.ask_for_interrupt(self.region.buffer(), at);
         }
         match self.look(None)? {
             Some((slot, completion)) => {
