@@ -650,7 +650,7 @@ impl Device {
     }
 
     /// Whether the host has enabled the device; some registers are read-only meanwhile.
-    pub(crate) fn is_enabled(&self) -> bool {
+    pub fn is_enabled(&self) -> bool {
         let control = self.registers.get(regs::CONTROL) as u32;
         Control::from_bits_retain(control).contains(Control::ENABLE)
     }

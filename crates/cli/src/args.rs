@@ -170,9 +170,29 @@ pub struct SimArgs {
     #[arg(long, value_name = "SECONDS")]
     pub seconds: Option<u64>,
 
+    /// Which seeds draw a fault plan of their own for the device
+    #[arg(long, value_name = "SHARE", value_enum, default_value_t = FaultPlans::Half,
+          conflicts_with = "faults")]
+    pub fault_plans: FaultPlans,
+
+    /// Have the device of every seed do wrong what this fault plan says (see docs/faults.md)
+    #[arg(long, value_name = "FILE")]
+    pub faults: Option<PathBuf>,
+
     /// Print one JSON document
     #[arg(long)]
     pub json: bool,
+}
+
+/// Seeds that draw a fault plan.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum FaultPlans {
+    /// No seed
+    None,
+    /// Every other seed, about: the seed itself decides
+    Half,
+    /// Every seed
+    All,
 }
 
 /// `I/N`.

@@ -15,6 +15,8 @@
 #![forbid(unsafe_code)]
 
 mod campaign;
+mod excuse;
+mod faults;
 mod function;
 mod linearize;
 mod map;
@@ -28,4 +30,5 @@ mod spec;
 mod world;
 
 pub use campaign::{Config, Report, Violation, campaign};
+pub use faults::Faults;
 pub use mutation::Mutation;

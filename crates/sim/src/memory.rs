@@ -14,6 +14,7 @@
 //! there when its ownership word has the phase of its turn. Bytes of the device's view that
 //! change otherwise are stray writes, which [`Memory::stray`] finds.
 
+mod flip;
 mod spoil;
 
 use crate::mutation::Mutation;
@@ -65,6 +66,8 @@ struct Region {
     device: DmaBuffer,
     /// What the device's view holds if only known stores were made.
     image: Vec<u8>,
+    /// A fault may have made the device write anything here.
+    spoiled: bool,
 }
 
 /// A store under way.
@@ -108,6 +111,23 @@ pub(crate) struct Ring {
     stores: VecDeque<Store>,
 }
 
+impl Ring {
+    /// Where the device may write although no completion has said so yet: a command that was
+    /// begun may have written part of its result.
+    fn open(&self) -> Vec<(u64, u64)> {
+        let mut open = Vec::new();
+        for command in &self.in_flight {
+            open.extend(ranges(self.queue, command, false));
+        }
+        let bytes = u64::from(self.depth.entries()) * ENTRY_BYTES as u64;
+        open.push((self.cq, bytes));
+        if self.notify != 0 {
+            open.push((self.notify, NOTIFY_BYTES as u64));
+        }
+        open
+    }
+}
+
 /// A completion that the device has posted.
 pub(crate) struct Posted {
     pub(crate) queue: QueueId,
@@ -128,6 +148,8 @@ pub(crate) struct Memory {
     earlier: BTreeMap<(u32, [u8; 16]), [u8; 48]>,
     swapped: Option<(QueueId, u64, u64)>,
     pub(crate) mutated: u64,
+    /// Nobody knows any more what the device may write.
+    wild: bool,
 }
 
 impl Memory {
@@ -143,6 +165,7 @@ impl Memory {
             earlier: BTreeMap::new(),
             swapped: None,
             mutated: 0,
+            wild: false,
         }
     }
 
@@ -168,6 +191,7 @@ impl Memory {
         let region = Region {
             device,
             image: vec![0; len],
+            spoiled: self.wild,
         };
         let region = self.regions.entry(iova.0).or_insert(region);
         Ok(&region.device)
@@ -183,7 +207,7 @@ impl Memory {
         let (first, end) = (iova.0, iova.0 + len as u64);
         let stray = self.stray(iova.0);
         self.host.unmap(iova, len)?;
-        self.rings.retain(|r| !(first..end).contains(&r.sq));
+        self.close_rings(|r| (first..end).contains(&r.sq));
         // Stores to memory that is gone are nobody's.
         let inside =
             |s: &Store| matches!(s.what, What::Bytes { iova, .. } if (first..end).contains(&iova));
@@ -232,7 +256,7 @@ impl Memory {
         let Some(depth) = RingDepth::new(depth) else {
             return;
         };
-        self.rings.retain(|r| r.queue != queue);
+        self.close_rings(|r| r.queue == queue);
         self.rings.push(Ring {
             queue,
             cpu,
@@ -258,7 +282,8 @@ impl Memory {
 
     /// The device has forgotten its queues.
     pub(crate) fn forget_rings(&mut self) {
-        self.rings.clear();
+        self.wild = false;
+        self.close_rings(|_| true);
         self.swapped = None;
     }
 
@@ -324,6 +349,7 @@ impl Memory {
             self.push_words(cpu, at, &words[..1], false);
         }
         for (iova, len) in ranges(queue, &entry, true) {
+            let len = self.reachable(iova, len);
             self.push_range(cpu, iova, len);
         }
         let cut = 1 + rng.index(ENTRY_WORDS - 2);
@@ -513,6 +539,7 @@ impl Memory {
         let mut list = Vec::new();
         if let Some(command) = &command {
             for (iova, len) in ranges(queue, command, false) {
+                let len = self.reachable(iova, len);
                 self.keep(iova, len);
                 for (at, count) in lines(iova, len) {
                     let mut bytes = [0; 64];
@@ -635,24 +662,13 @@ impl Memory {
     /// Whether the device wrote to the region at `iova` what no command let it; says where.
     pub(crate) fn stray(&mut self, iova: u64) -> Option<String> {
         let len = self.regions.get(&iova)?.image.len() as u64;
-        // A command that was begun may have written part of its result.
-        let mut open: Vec<(u64, u64)> = Vec::new();
-        for ring in &self.rings {
-            for command in &ring.in_flight {
-                open.extend(ranges(ring.queue, command, false));
-            }
-            let bytes = u64::from(ring.depth.entries()) * ENTRY_BYTES as u64;
-            open.push((ring.cq, bytes));
-            if ring.notify != 0 {
-                open.push((ring.notify, NOTIFY_BYTES as u64));
-            }
-        }
+        let open: Vec<(u64, u64)> = self.rings.iter().flat_map(Ring::open).collect();
         for (at, count) in open {
             if (iova..iova + len).contains(&at) {
                 self.keep(at, count);
             }
         }
-        let region = self.regions.get(&iova)?;
+        let region = self.regions.get(&iova).filter(|r| !r.spoiled)?;
         let mut now = vec![0; region.image.len()];
         region.device.read(0, &mut now);
         if now == region.image {
@@ -663,6 +679,16 @@ impl Memory {
             "the device wrote to byte {at:#x} of the {len} bytes mapped at {iova:#x}, which no \
              command named"
         ))
+    }
+
+    /// Rings are gone. What the device has begun to write for them is there.
+    fn close_rings(&mut self, gone: impl Fn(&Ring) -> bool) {
+        let of = self.rings.iter().filter(|ring| gone(ring));
+        let open: Vec<(u64, u64)> = of.flat_map(Ring::open).collect();
+        for (at, count) in open {
+            self.keep(at, count);
+        }
+        self.rings.retain(|ring| !gone(ring));
     }
 
     /// [`Memory::stray`] for all regions.

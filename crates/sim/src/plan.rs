@@ -3,6 +3,7 @@
 //! Each action carries a seed of its own for all that is drawn while it runs, so that the list
 //! can lose some and the rest still means something: that is how a failure is shrunk.
 
+use crate::faults::{FaultSetup, Faults};
 use crate::rng::{Rng, mix};
 use offmap_driver::Notify;
 
@@ -75,11 +76,13 @@ pub(crate) struct Setup {
 pub(crate) struct Plan {
     pub(crate) seed: u64,
     pub(crate) setup: Setup,
+    /// What the device does wrong.
+    pub(crate) faults: Option<FaultSetup>,
     pub(crate) actions: Vec<Action>,
 }
 
 impl Plan {
-    pub(crate) fn of(seed: u64) -> Self {
+    pub(crate) fn of(seed: u64, faults: &Faults) -> Self {
         let mut rng = Rng::new(mix(seed ^ 0x6f66_666d_6170));
         let setup = Setup {
             hosts: 1 + rng.index(HOSTS as usize),
@@ -113,6 +116,7 @@ impl Plan {
         Self {
             seed,
             setup,
+            faults: faults.of(seed),
             actions,
         }
     }

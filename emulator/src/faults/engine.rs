@@ -36,6 +36,8 @@ struct Current {
 pub(crate) struct Passage {
     pub(crate) queue: Option<u16>,
     pub(crate) register: Option<u64>,
+    /// The address of an access to host or device memory.
+    pub(crate) at: Option<u64>,
 }
 
 /// A rule that fired, and what it does.
@@ -182,6 +184,10 @@ impl Engine {
         }
     }
 
+    pub(crate) fn injections(&self) -> &[Injection] {
+        &self.injections
+    }
+
     pub(crate) fn injected(&self) -> u64 {
         self.rules.iter().map(|armed| armed.injected).sum()
     }
@@ -256,6 +262,8 @@ impl Engine {
                         matched: armed.matched,
                         queue: passage.queue,
                         request: current.filter(|_| site.has_command()).map(|c| c.request),
+                        at: passage.at.or(passage.register),
+                        flips: None,
                     });
                 }
             }
@@ -305,11 +313,19 @@ impl Engine {
         len: usize,
     ) -> BitFlips {
         let first = match (at, self.rules.get_mut(fired.rule)) {
-            (Some(at), _) => at.into(),
+            (Some(at), _) => u64::from(at) % (len.max(1) as u64 * 8),
             (None, Some(armed)) => armed.rng.next_u64() % (len.max(1) as u64 * 8),
             (None, None) => 0,
         };
-        BitFlips { first, count: bits }
+        let flips = BitFlips { first, count: bits };
+        // That of the passage at hand is the last one, as long as all of them are kept.
+        if let Some(last) = self.injections.last_mut()
+            && last.rule == fired.rule + 1
+            && last.flips.is_none()
+        {
+            last.flips = Some(flips);
+        }
+        flips
     }
 
     /// What a flip of device memory comes to: `None`, and counted, when it is corrected.
