@@ -159,7 +159,8 @@ impl Device {
         }
         if self.favours > 0 && self.favoured < self.queues.len() {
             self.favours -= 1;
-            if self.serve_queue::<FAULTS>(self.favoured) > 0 || (FAULTS && self.befell()) {
+            let cost = self.serve_queue::<FAULTS>(self.favoured);
+            if (FAULTS && self.befell()) || cost > 0 {
                 return Step::Worked;
             }
         }

@@ -87,7 +87,10 @@ impl<S: Storage> Firmware<S> {
     pub fn value_address(&mut self, map: MapHandle, key: &[u8]) -> Option<(DevAddr, usize)> {
         let map = self.maps.get(map).ok()?;
         check_key(map, key).ok()?;
-        let at = map.table.with_value(&mut self.memory, key, |_, at| at).ok()?;
+        let at = map
+            .table
+            .with_value(&mut self.memory, key, |_, at| at)
+            .ok()?;
         Some((at, map.value_bytes()))
     }
 

@@ -68,10 +68,7 @@ pub struct FailedSeed {
 /// # Errors
 ///
 /// [`FaultFileError`], when the fault plan's file is not usable.
-pub fn simulate(
-    args: &SimArgs,
-    progress: &mut dyn FnMut(u64),
-) -> Result<Document, FaultFileError> {
+pub fn simulate(args: &SimArgs, progress: &mut dyn FnMut(u64)) -> Result<Document, FaultFileError> {
     let faults = match (&args.faults, args.fault_plans) {
         (Some(path), _) => Faults::Plan {
             plan: FaultPlan::load(path)?,

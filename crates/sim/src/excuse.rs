@@ -4,6 +4,7 @@
 //! which the device does wrong, and notes here whose calls may fail, whose answers nobody can
 //! know, and which values are no longer what was written. `docs/simulation.md` has the table.
 
+use crate::mutation::Mutation;
 use crate::world::World;
 use offmap_abi::notify::DOORBELL_STRIDE;
 use offmap_abi::regs;
@@ -289,10 +290,14 @@ impl World {
             Behaviour::Fail => {
                 self.excuse(queue, request, Excuse::Status(Status::DmaFault));
             }
-            Behaviour::Tear { .. } => self.queue_stops(queue),
+            Behaviour::Tear { .. } => {
+                self.queue_stops(queue);
+                self.plant_beside(Mutation::ReportTorn, queue, request);
+            }
             Behaviour::NoMemory if admin => self.excuses.no_memory += 1,
             Behaviour::NoMemory => {
                 self.excuse(queue, request, Excuse::Status(Status::NoMemory));
+                self.plant_beside(Mutation::StoreAndRefuse, queue, request);
             }
             // An interrupt is only a hint, and a completion that others overtake only late.
             Behaviour::Drop
@@ -360,6 +365,11 @@ impl World {
         let is_memory = matches!(site, Site::MemoryRead | Site::MemoryWrite);
         if is_memory && self.excuses.ecc {
             if bits > 1 {
+                // A change that ends in the middle may leave its map in a state that is none.
+                let command = self.memory.command(QueueId(queue), RequestId(request));
+                if let Some(command) = command.filter(changes) {
+                    self.cut(command.map());
+                }
                 self.excuse(queue, request, Excuse::Status(Status::MediaError));
             }
             return;

@@ -143,7 +143,7 @@ fn rule(rng: &mut Rng, ecc: bool) -> Rule {
         let site = rng.pick(&Site::ALL);
         let behaviour = behaviour(rng, ecc);
         // The violent ones once more less often than the others.
-        if behaviour.fits(site) && (!is_violent(behaviour) || rng.one_in(6)) {
+        if behaviour.fits(site) && (!is_violent(behaviour) || rng.one_in(3)) {
             break (site, behaviour);
         }
     };
@@ -231,7 +231,7 @@ fn behaviour(rng: &mut Rng, ecc: bool) -> Behaviour {
         36 => Behaviour::StopFirmware,
         37 => Behaviour::Fatal,
         38 => Behaviour::Reset,
-        _ if rng.one_in(4) => Behaviour::Unplug,
+        _ if rng.one_in(2) => Behaviour::Unplug,
         _ => Behaviour::Reset,
     }
 }

@@ -109,6 +109,8 @@ pub(crate) struct Ring {
     in_flight: Vec<Submission>,
     /// The device's stores that the host does not see yet.
     stores: VecDeque<Store>,
+    /// For a mutation: the place and the slot of a completion that comes for the second time.
+    duplicate: Option<(u64, u16)>,
 }
 
 impl Ring {
@@ -147,6 +149,8 @@ pub(crate) struct Memory {
     /// For mutations: what earlier lookups returned, and a request id kept back.
     earlier: BTreeMap<(u32, [u8; 16]), [u8; 48]>,
     swapped: Option<(QueueId, u64, u64)>,
+    /// For a mutation: buffers of commands that were aborted.
+    freed_early: Vec<u64>,
     pub(crate) mutated: u64,
     /// Nobody knows any more what the device may write.
     wild: bool,
@@ -164,6 +168,7 @@ impl Memory {
             mutation,
             earlier: BTreeMap::new(),
             swapped: None,
+            freed_early: Vec::new(),
             mutated: 0,
             wild: false,
         }
@@ -272,6 +277,7 @@ impl Memory {
             parked_full: false,
             in_flight: Vec::new(),
             stores: VecDeque::new(),
+            duplicate: None,
         });
     }
 
@@ -537,6 +543,9 @@ impl Memory {
             status: completion.status(),
         });
         let mut list = Vec::new();
+        if command.is_none() && self.mutation == Some(Mutation::AcceptDuplicate) {
+            self.rings[index].duplicate = Some((at, request.slot()));
+        }
         if let Some(command) = &command {
             for (iova, len) in ranges(queue, command, false) {
                 let len = self.reachable(iova, len);
@@ -606,16 +615,24 @@ impl Memory {
             at = 0;
         }
         if let Some(store) = list.remove(at) {
-            reach_host(&mut self.host, &store.what);
+            self.let_through(index, &store.what);
         }
         true
     }
 
+    /// A store of the device becomes visible.
+    fn let_through(&mut self, index: usize, what: &What) {
+        if self.mutation.is_some() {
+            self.accept_duplicate(index, what);
+        }
+        reach_host(&mut self.host, what);
+    }
+
     /// Makes all stores of the device visible: its full fence.
     pub(crate) fn flush_device(&mut self) {
-        for ring in &mut self.rings {
-            for store in ring.stores.drain(..) {
-                reach_host(&mut self.host, &store.what);
+        for index in 0..self.rings.len() {
+            for store in std::mem::take(&mut self.rings[index].stores) {
+                self.let_through(index, &store.what);
             }
         }
     }

@@ -5,9 +5,9 @@ mod batches;
 mod end;
 mod faulty;
 
+use crate::excuse::Excuse;
 use crate::function::SimFunction;
 use crate::linearize::{Call, Verdict};
-use crate::excuse::Excuse;
 use crate::map::{FIRST_VALUE, SimMap, shape};
 use crate::memory::Pool;
 use crate::mutation::Mutation;
@@ -421,7 +421,12 @@ impl Run {
         for mut flight in flights {
             flight.call.answer = Answer::Unknown;
             if let Some(id) = id {
-                let excuses = self.sim.world().excuses.of(id, flight.token.request().0).collect::<Vec<_>>();
+                let excuses = self
+                    .sim
+                    .world()
+                    .excuses
+                    .of(id, flight.token.request().0)
+                    .collect::<Vec<_>>();
                 self.spoil(&mut flight.call, &excuses);
             }
             // The host does not know it; for the witness it is a good proposal.

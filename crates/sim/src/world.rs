@@ -9,10 +9,10 @@ use crate::memory::{Arrived, Memory, Pool, Posted};
 use crate::mutation::Mutation;
 use crate::rng::Rng;
 use offmap_abi::regs;
-use offmap_abi::{IoOpcode, QueueId, Status, Submission};
+use offmap_abi::{IoOpcode, QueueId, RequestId, Status, Submission};
 use offmap_device_io::{BarOffset, DmaBuffer, IoError, Iova};
-use offmap_emulator::regs::Width;
 use offmap_emulator::faults::FaultPlan;
+use offmap_emulator::regs::Width;
 use offmap_emulator::{Device, DeviceConfig, EmulatorError, Step};
 use offmap_firmware_model::{HostFault, HostMemory};
 use std::collections::BTreeMap;
@@ -365,6 +365,25 @@ impl World {
         step
     }
 
+    /// A bug that shows where a fault is.
+    pub(crate) fn plant_beside(&mut self, mutation: Mutation, queue: u16, request: u64) {
+        let (queue, request) = (QueueId(queue), RequestId(request));
+        if self.mutation != Some(mutation) || queue.is_admin() {
+            return;
+        }
+        if mutation == Mutation::ReportTorn {
+            return self.memory.report_as_done(queue, request);
+        }
+        if let Some(command) = self.memory.command(queue, request) {
+            self.memory.mutated += 1;
+            // As in `step`: nobody waits for this one.
+            let _ = self
+                .device
+                .firmware_mut()
+                .io(u16::MAX, &command, &mut NoHost);
+        }
+    }
+
     /// Whether a fault lets the device sleep over commands of a queue.
     fn may_miss_wake_up(&self, queue: QueueId) -> bool {
         self.excuses.disturbed
@@ -487,6 +506,9 @@ impl World {
         self.forget();
         self.stalled_until = 0;
         self.front = Front::Polling { idle: 0 };
+        if self.mutation == Some(Mutation::WriteAfterReset) {
+            self.memory.stray_write(&mut self.rng);
+        }
     }
 
     /// The function is pulled out.

@@ -198,6 +198,7 @@ impl Engine {
         self.completions.clear();
         self.interrupts.clear();
         self.slow = 0;
+        self.event = None;
         self.stopped = false;
     }
 

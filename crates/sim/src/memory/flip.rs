@@ -39,10 +39,7 @@ impl Memory {
         flips: BitFlips,
     ) -> Option<(Submission, Submission, bool)> {
         let ring = self.rings.iter_mut().find(|r| r.queue == queue)?;
-        let command = ring
-            .in_flight
-            .iter_mut()
-            .find(|s| s.request() == request)?;
+        let command = ring.in_flight.iter_mut().find(|s| s.request() == request)?;
         let was = *command;
         let mut bytes = [0; ENTRY_BYTES];
         // The phase of the turn does not matter: of the copy the device does not look at it.

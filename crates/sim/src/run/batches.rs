@@ -88,7 +88,9 @@ impl Run {
                     };
                     call.ended = self.stamp();
                     let bytes = &values[i * stride..][..stride];
-                    if let Some(answer) = self.answer(slot, &mut call, None, (*status, bytes), false) {
+                    if let Some(answer) =
+                        self.answer(slot, &mut call, None, (*status, bytes), false)
+                    {
                         call.answer = answer;
                         self.record((slot, serial), call);
                     }
@@ -230,8 +232,8 @@ impl Run {
                 cursor = done.cursor;
                 continue;
             }
-            let interrupted = done.status == Status::Interrupted
-                && (self.disturbed() || self.queue_is_excused());
+            let interrupted =
+                done.status == Status::Interrupted && (self.disturbed() || self.queue_is_excused());
             let valid = matches!(done.status, Status::Success | Status::NotFound);
             if interrupted || (!valid && self.ends_excused(slot, call.began, done.status)) {
                 self.unknown_removals((slot, serial), keys, call);

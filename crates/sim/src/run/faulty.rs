@@ -67,7 +67,12 @@ impl Run {
                 of.late || of.stopped || self.lost().iter().any(|r| !flights.contains(r))
             }
             DriverError::BadCompletion { queue, .. } if queue.is_admin() => self.admin_may_fail(),
-            DriverError::BadCompletion { .. } => of.bad,
+            DriverError::BadCompletion { request, .. } => {
+                let world = self.sim.world();
+                let mut its = world.excuses.of(id, request.0);
+                // Another command was run in its place.
+                of.bad || its.any(|excuse| excuse == Excuse::Answer)
+            }
             DriverError::QueueStopped { .. } => of.stopped,
             DriverError::QueueBroken { .. } => of.any() || !self.lost().is_empty(),
             DriverError::AdminTimeout { .. }
