@@ -118,6 +118,8 @@ pub(crate) struct Excuses {
     known: usize,
     pub(crate) total: u64,
     slow_steps: u64,
+    /// The last injection was the loss of a register write.
+    last_lost: bool,
     /// Any call may fail, until a reset.
     pub(crate) disturbed: bool,
     /// Admin calls may fail, until a reset.
@@ -126,6 +128,8 @@ pub(crate) struct Excuses {
     pub(crate) wild: bool,
     /// A KICK was lost since the device parked.
     pub(crate) kick_lost: bool,
+    /// An interrupt was lost, or comes late, since the last reset.
+    pub(crate) interrupt_lost: bool,
     /// MAP_CREATEs that may be refused.
     pub(crate) no_memory: u64,
     queues: Vec<QueueExcuse>,
@@ -147,11 +151,21 @@ impl Excuses {
         self.commands.retain(|c| c.queue != queue);
     }
 
+    /// Whether the write of a register was lost since there were so many injections.
+    pub(crate) fn write_lost(&self, before: u64) -> bool {
+        self.total != before && self.last_lost
+    }
+
     /// A reset has ended what befell the device as a whole.
     pub(crate) fn reset(&mut self) {
         self.slow_steps = 0;
         (self.disturbed, self.admin, self.wild) = (false, false, false);
-        self.kick_lost = false;
+        (self.kick_lost, self.interrupt_lost) = (false, false);
+    }
+
+    /// Whether slow memory may make anything late that has no deadline.
+    pub(crate) fn slow(&self) -> bool {
+        self.slow_steps > 0
     }
 
     pub(crate) fn queue(&self, queue: QueueId) -> QueueExcuse {
@@ -249,6 +263,7 @@ impl World {
         let request = injection.request.map_or(0, |r| r.0);
         let admin = queue == 0;
         let entry = matches!(site, Site::Fetch | Site::Complete);
+        self.excuses.last_lost = behaviour == Behaviour::Drop && site == Site::RegisterWrite;
         match behaviour {
             Behaviour::Slow { steps } => {
                 self.excuses.slow_steps += u64::from(steps);
@@ -299,7 +314,10 @@ impl World {
                 self.excuse(queue, request, Excuse::Status(Status::NoMemory));
                 self.plant_beside(Mutation::StoreAndRefuse, queue, request);
             }
-            // An interrupt is only a hint, and a completion that others overtake only late.
+            Behaviour::Drop | Behaviour::Delay(_) if site == Site::Interrupt => {
+                self.excuses.interrupt_lost = true;
+            }
+            // An interrupt that comes twice is only a hint, and a completion that others overtake only late.
             Behaviour::Drop
             | Behaviour::Delay(_)
             | Behaviour::Duplicate
@@ -480,7 +498,9 @@ impl World {
         let known = self.excuses.maps.iter().find(|m| m.handle == map);
         let mut owner: Option<usize> = None;
         // A queue has one key, which stands for whichever value comes next.
-        if let Some(known) = known.filter(|_| flips.count == 1) {
+        // A command that changes the map reads more than values, and in the same places.
+        let read_by_change = before && changes(&command);
+        if let Some(known) = known.filter(|_| flips.count == 1 && !read_by_change) {
             for (key, bytes) in known.keys.iter().enumerate().filter(|(_, k)| !k.is_empty()) {
                 let value = self.device.firmware_mut().value_address(map, bytes);
                 let inside =

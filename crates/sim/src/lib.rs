@@ -26,6 +26,7 @@ mod plan;
 mod rng;
 mod run;
 mod shrink;
+mod sleep;
 mod spec;
 mod world;
 

@@ -21,8 +21,9 @@ use crate::mutation::Mutation;
 use crate::rng::Rng;
 use offmap_abi::admin::QueueCreateBody;
 use offmap_abi::notify::{
-    EventWord, NOTIFY_BYTES, NOTIFY_CQ_HEAD, NOTIFY_SQ_EVENT, NOTIFY_SQ_TAIL,
+    EventWord, NOTIFY_BYTES, NOTIFY_CQ_EVENT, NOTIFY_CQ_HEAD, NOTIFY_SQ_EVENT, NOTIFY_SQ_TAIL,
 };
+use offmap_abi::regs::NO_VECTOR;
 use offmap_abi::ring::RingDepth;
 use offmap_abi::submission::{BatchBody, ElementBody, IovaRef, phase_of};
 use offmap_abi::{
@@ -103,6 +104,9 @@ pub(crate) struct Ring {
     posted: u32,
     tail: u64,
     head: u64,
+    /// When the host wants an interrupt, as it stored it last.
+    wanted: u64,
+    has_vector: bool,
     event: u64,
     /// No room for completions when the device parked.
     parked_full: bool,
@@ -154,6 +158,8 @@ pub(crate) struct Memory {
     pub(crate) mutated: u64,
     /// Nobody knows any more what the device may write.
     wild: bool,
+    /// For a mutation: the completion event words stay where they are.
+    events_held: bool,
 }
 
 impl Memory {
@@ -171,6 +177,7 @@ impl Memory {
             freed_early: Vec::new(),
             mutated: 0,
             wild: false,
+            events_held: false,
         }
     }
 
@@ -273,6 +280,8 @@ impl Memory {
             posted: 0,
             tail: 0,
             head: 0,
+            wanted: EventWord::DISARMED.to_word(),
+            has_vector: false,
             event: 0,
             parked_full: false,
             in_flight: Vec::new(),
@@ -346,6 +355,9 @@ impl Memory {
             let body: QueueCreateBody = entry.body();
             let rings = [body.sq.get(), body.cq.get(), body.notify.get()];
             self.add_ring(cpu, QueueId(body.queue.get()), rings, body.depth.get());
+            if let Some(ring) = self.rings.last_mut() {
+                ring.has_vector = body.vector.get() != NO_VECTOR;
+            }
         }
         let entry = self.spoil_submission(queue, entry, rng);
         let words = entry.to_words(phase);
@@ -397,6 +409,21 @@ impl Memory {
         let head = self.host_word(notify + NOTIFY_CQ_HEAD as u64);
         let tail = self.host_word(notify + NOTIFY_SQ_TAIL as u64);
         let mut fence = false;
+        let wanted = self.host_word(notify + NOTIFY_CQ_EVENT as u64);
+        if let Some(wanted) = wanted.filter(|w| *w != self.rings[index].wanted)
+            && !self.events_held
+        {
+            self.rings[index].wanted = wanted;
+            self.push_words(cpu, notify + NOTIFY_CQ_EVENT as u64, &[wanted], true);
+            // Rule N4: it is visible before the last look. Who takes it back is in no hurry.
+            if wanted != EventWord::DISARMED.to_word() {
+                if self.mutation == Some(Mutation::SleepWithoutFence) {
+                    self.mutated += 1;
+                } else {
+                    self.apply_memory(cpu);
+                }
+            }
+        }
         if let Some(head) = head.filter(|h| *h != self.rings[index].head) {
             self.rings[index].head = head;
             self.push_words(cpu, notify + NOTIFY_CQ_HEAD as u64, &[head], true);
@@ -499,6 +526,16 @@ impl Memory {
     pub(crate) fn collect(&mut self, rng: &mut Rng, posted: &mut Vec<Posted>) {
         for index in 0..self.rings.len() {
             while self.next_completion(index, rng, posted) {}
+            let ring = &self.rings[index];
+            if ring.has_vector && !ring.stores.is_empty() {
+                if self.mutation == Some(Mutation::InterruptWithoutFence) {
+                    self.mutated += 1;
+                } else {
+                    // Rule N4: the device's fence between its completions and its look at the
+                    // event word, which was in the same step.
+                    self.flush_ring(index);
+                }
+            }
             let notify = self.rings[index].notify;
             if notify == 0 {
                 continue;
@@ -631,10 +668,46 @@ impl Memory {
     /// Makes all stores of the device visible: its full fence.
     pub(crate) fn flush_device(&mut self) {
         for index in 0..self.rings.len() {
-            for store in std::mem::take(&mut self.rings[index].stores) {
-                self.let_through(index, &store.what);
-            }
+            self.flush_ring(index);
         }
+    }
+
+    fn flush_ring(&mut self, index: usize) {
+        for store in std::mem::take(&mut self.rings[index].stores) {
+            self.let_through(index, &store.what);
+        }
+    }
+
+    /// For a mutation: whether completion event words stay where they are.
+    pub(crate) fn hold_events(&mut self, held: bool) {
+        self.events_held = held;
+    }
+
+    fn ring_of(&self, cpu: usize) -> Option<&Ring> {
+        let mut of = self.rings.iter().rev();
+        of.find(|ring| ring.cpu == cpu && !ring.queue.is_admin())
+    }
+
+    /// The queue of a host.
+    pub(crate) fn queue_of(&self, cpu: usize) -> Option<QueueId> {
+        self.ring_of(cpu).map(|ring| ring.queue)
+    }
+
+    /// Completions after which a host that falls asleep wants to be woken.
+    pub(crate) fn completions_known(&self, cpu: usize) -> u32 {
+        self.ring_of(cpu).map_or(0, |ring| {
+            if ring.notify != 0 {
+                EventWord::from_word(ring.wanted).index
+            } else {
+                ring.posted
+            }
+        })
+    }
+
+    /// Whether the device has posted more than those.
+    pub(crate) fn completions_since(&self, cpu: usize, known: u32) -> bool {
+        self.ring_of(cpu)
+            .is_some_and(|ring| ring.posted.wrapping_sub(known) as i32 > 0)
     }
 
     /// Notes which queues have no room for completions, as the device sees it when it parks.

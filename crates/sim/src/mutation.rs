@@ -58,11 +58,17 @@ pub enum Mutation {
     AbortFreesEarly,
     /// The device writes to host memory after a reset (rule R1).
     WriteAfterReset,
+    /// No full fence between the completion event word and the last look before a sleep (rule N4).
+    SleepWithoutFence,
+    /// No look at the completion ring between the completion event word and the sleep (rule N4).
+    NoLookBeforeSleep,
+    /// No full fence between completions and the device's look at the event word (rule N4).
+    InterruptWithoutFence,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 28] = [
         Self::CompletionBeforeData,
         Self::OwnershipBeforeBody,
         Self::NoHostFence,
@@ -88,5 +94,8 @@ impl Mutation {
         Self::StoreAndRefuse,
         Self::AbortFreesEarly,
         Self::WriteAfterReset,
+        Self::SleepWithoutFence,
+        Self::NoLookBeforeSleep,
+        Self::InterruptWithoutFence,
     ];
 }

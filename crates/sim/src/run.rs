@@ -33,6 +33,8 @@ const ADMIN_TIMEOUT: Duration = Duration::from_millis(50);
 const CALL_BOUND: Duration = Duration::from_millis(75);
 /// A command in flight has its result within this time, as long as nothing holds the device up.
 const FLIGHT_NS: u64 = 60_000_000;
+/// MSI-X vectors: one host of four polls for want of one.
+const VECTORS: u16 = 3;
 /// Device memory: enough for every map of a run.
 const MEMORY_BYTES: u64 = 1 << 20;
 /// Resets that are tried in a row, each of which met a fault.
@@ -112,7 +114,7 @@ pub(crate) fn run(
     let config = DeviceConfig {
         queue_pairs: setup.hosts as u16 + 1,
         queue_depth_max: 16,
-        vectors: 2,
+        vectors: VECTORS,
         polls_before_park: setup.polls_before_park,
         firmware: FirmwareConfig {
             batch: setup.batch,
@@ -129,11 +131,12 @@ pub(crate) fn run(
         Ok(world) => world,
         Err(e) => return failed(format!("the simulated device cannot be built: {e}")),
     };
-    let sim = Arc::new(SimFunction::new(world));
+    let polled = setup.completion == CompletionMode::Poll;
+    let sim = Arc::new(SimFunction::new(world, polled));
     sim.world().rng = Rng::new(mix(plan.seed));
     let config = DriverConfig {
-        completion: CompletionMode::Poll,
-        coalescing: None,
+        completion: setup.completion,
+        coalescing: setup.coalescing,
         queue_depth: setup.depth,
         admin_timeout: ADMIN_TIMEOUT,
         op_timeout: OP_TIMEOUT,
@@ -584,11 +587,11 @@ impl Run {
         self.take_news();
         let excuses = self.excuses(request, call.began);
         let ended = aborted || self.disturbed() || self.queue_is_excused();
+        self.spoil(call, &excuses);
         let map = self.maps[slot].as_ref()?;
         if map.cut.is_some() || excuses.contains(&Excuse::Answer) {
             return Some(Answer::Unknown);
         }
-        self.spoil(call, &excuses);
         if excuses.contains(&Excuse::Status(status)) {
             // Memory that failed its check says nothing of what was done before.
             return (status == Status::MediaError).then_some(Answer::Unknown);

@@ -58,7 +58,7 @@ pub(crate) struct World {
     pub(crate) removed: bool,
     /// The CPU that last wrote an admin register.
     admin_cpu: usize,
-    mutation: Option<Mutation>,
+    pub(crate) mutation: Option<Mutation>,
     /// When each command was done, by (queue, request).
     pub(crate) done_at: BTreeMap<(u16, u64), u64>,
     posted: Vec<Posted>,
@@ -74,6 +74,7 @@ pub(crate) struct World {
     admin_registers: [u64; 3],
     pub(crate) kicks: u64,
     pub(crate) parks: u64,
+    pub(crate) sleeps: u64,
     pub(crate) ticks: u64,
 }
 
@@ -84,8 +85,12 @@ impl World {
         mutation: Option<Mutation>,
         pool: Pool,
     ) -> Result<Self, EmulatorError> {
+        let clock = Arc::new(AtomicU64::new(0));
+        let mut device = Device::new(config)?;
+        let time = Arc::clone(&clock);
+        device.set_clock(move || Duration::from_nanos(time.load(Ordering::Relaxed)));
         Ok(Self {
-            device: Device::new(config)?,
+            device,
             memory: Memory::new(cpus, mutation),
             pool,
             rng: Rng::new(0),
@@ -105,10 +110,11 @@ impl World {
             violation: None,
             excuses: Excuses::default(),
             injected: BTreeMap::new(),
-            clock: Arc::default(),
+            clock,
             admin_registers: [0; 3],
             kicks: 0,
             parks: 0,
+            sleeps: 0,
             ticks: 0,
         })
     }
@@ -116,9 +122,6 @@ impl World {
     /// The device does wrong what this setup says, from now on.
     pub(crate) fn set_faults(&mut self, setup: &FaultSetup) {
         self.device.set_faults(&setup.plan, setup.seed);
-        let clock = Arc::clone(&self.clock);
-        self.device
-            .set_fault_clock(move || Duration::from_nanos(clock.load(Ordering::Relaxed)));
         let rules = self.device.fault_report().rules;
         let rules = rules.iter().map(|r| (r.site, r.behaviour)).collect();
         self.excuses.begin(rules, setup.plan.has_ecc());
@@ -203,6 +206,10 @@ impl World {
         }
     }
 
+    pub(crate) fn cpu(&self) -> usize {
+        self.cpu
+    }
+
     fn cpus(&self) -> usize {
         self.memory.cpus()
     }
@@ -247,8 +254,7 @@ impl World {
         self.learn();
         let admin = [regs::ADMIN_SQ, regs::ADMIN_CQ, regs::ADMIN_DEPTH];
         if let Some(at) = admin.iter().position(|r| *r == write.offset)
-            // One that met a fault may be lost; the driver makes another try then.
-            && self.excuses.total == faults
+            && !self.excuses.write_lost(faults)
         {
             self.admin_registers[at] = write.value;
         }

@@ -72,6 +72,15 @@ enum Due {
     Time(Duration),
 }
 
+impl Due {
+    /// Steps are counted from `origin` on.
+    fn rebase(&mut self, origin: u64) {
+        if let Self::Step(step) = self {
+            *step = step.saturating_sub(origin);
+        }
+    }
+}
+
 /// A completion that is held back.
 struct HeldCompletion {
     queue: QueueId,
@@ -137,6 +146,13 @@ impl Engine {
         self.needs_map_type = plan.rules.iter().any(|rule| rule.map_type.is_some());
         self.ecc = plan.ecc;
         self.seed = seed;
+        // What is held back comes as late as it was to come.
+        for due in self.completions.iter_mut().map(|held| &mut held.due) {
+            due.rebase(self.steps);
+        }
+        for due in self.interrupts.values_mut() {
+            due.rebase(self.steps);
+        }
         self.steps = 0;
         self.injections = Vec::new();
         // Seeds that differ by one, and rules beside each other, start far apart: the generator

@@ -431,10 +431,11 @@ impl Run {
             return;
         };
         let began = self.now_ns();
-        if let Err(e) = self.driver().free_map(&map) {
+        let freed = self.driver().free_map(&map);
+        self.in_bound("MAP_FREE", began);
+        if let Err(e) = freed {
             self.admin_failed("MAP_FREE", &e);
         }
-        self.in_bound("MAP_FREE", began);
     }
 
     /// Whether a status is one that the end of a batch may have.

@@ -70,7 +70,11 @@ impl Run {
         self.outcome.violation = world.violation.take();
         self.outcome.ticks = world.ticks;
         self.outcome.mutated = world.memory.mutated;
-        for (event, count) in [("park", world.parks), ("kick", world.kicks)] {
+        for (event, count) in [
+            ("park", world.parks),
+            ("kick", world.kicks),
+            ("sleep", world.sleeps),
+        ] {
             if count > 0 {
                 self.outcome.events.insert(event, count);
             }
