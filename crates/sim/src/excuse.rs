@@ -500,6 +500,7 @@ impl World {
         // A queue has one key, which stands for whichever value comes next.
         // A command that changes the map reads more than values, and in the same places.
         let read_by_change = before && changes(&command);
+        let of = self.memory.key_of(&command);
         if let Some(known) = known.filter(|_| flips.count == 1 && !read_by_change) {
             for (key, bytes) in known.keys.iter().enumerate().filter(|(_, k)| !k.is_empty()) {
                 let value = self.device.firmware_mut().value_address(map, bytes);
@@ -512,7 +513,9 @@ impl World {
                 }
             }
         }
-        match owner {
+        // Later commands of the step may have given the cell to another key.
+        let its_own = owner.filter(|o| known.is_some_and(|m| of.as_ref() == Some(&m.keys[*o])));
+        match its_own {
             Some(key) => self.excuses.cells.push(Cell {
                 map,
                 key: key as u8,

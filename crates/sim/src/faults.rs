@@ -64,8 +64,8 @@ impl Faults {
         draws.then(|| draw(&mut rng, seed))
     }
 
-    /// What the command line needs to have them again.
-    pub(crate) fn options(&self) -> String {
+    /// What the command line of `offmap sim` needs besides the seed to have them again.
+    pub fn options(&self) -> String {
         match self {
             Self::None => " --fault-plans none".into(),
             Self::Half => String::new(),

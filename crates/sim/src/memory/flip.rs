@@ -73,6 +73,21 @@ impl Memory {
         before.is_some_and(|(first, region)| first + region.image.len() as u64 > iova)
     }
 
+    /// The key of a command on one element.
+    pub(crate) fn key_of(&mut self, command: &Submission) -> Option<Vec<u8>> {
+        if IoOpcode(command.opcode).is_batch() {
+            return None;
+        }
+        let body: ElementBody = command.body();
+        let len = body.key_len.get() as usize;
+        if command.flags().contains(SubmissionFlags::KEY_INLINE) {
+            return body.key.get(..len).map(<[u8]>::to_vec);
+        }
+        let iova = IovaRef::iova_of(&body.key);
+        let mut key = vec![0; self.reachable(iova, len as u64) as usize];
+        (key.len() == len && self.host_bytes(iova, &mut key)).then_some(key)
+    }
+
     /// Whether a byte of host memory belongs to the value, and to nothing else, of a command on
     /// one element.
     pub(crate) fn is_value(&self, command: &Submission, at: u64) -> bool {

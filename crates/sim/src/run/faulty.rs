@@ -154,6 +154,7 @@ impl Run {
     pub(super) fn take_news(&mut self) {
         let news = std::mem::take(&mut self.sim.world().excuses.news);
         for what in news {
+            self.trace(|| format!("  fault: {what:?}"));
             let of = match what {
                 News::CutAll { moment } => {
                     for map in self.maps.iter_mut().flatten() {
