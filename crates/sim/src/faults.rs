@@ -213,7 +213,7 @@ fn behaviour(rng: &mut Rng, ecc: bool) -> Behaviour {
         },
         15..21 => {
             let bits = match rng.below(4) {
-                0 if ecc => 2,
+                0 | 1 if ecc => 2,
                 _ => 1,
             };
             let at = rng.one_in(2).then(|| rng.below(512) as u32);
