@@ -165,7 +165,7 @@ fn rule(rng: &mut Rng, ecc: bool) -> Rule {
             words += &format!(", {queue}");
             span /= 3;
         } else if site.has_command() && behaviour != Behaviour::NoMemory && rng.one_in(2) {
-            let opcode = rng.pick(&IoOpcode::ALL);
+            let opcode = rng.pick(IoOpcode::ALL);
             rule = rule.of(Command::Io(opcode));
             words += &format!(", {opcode}");
             span /= 6;

@@ -321,7 +321,7 @@ impl SimMap {
         let took = |c: &Call| matches!(c.kind, Kind::Delete | Kind::LookupDelete);
         let stored = |c: &Call| matches!(c.kind, Kind::Update { .. });
         let mut calls = self.calls.iter().filter(during);
-        !walk.once && calls.any(|c| took(c)) && self.calls.iter().filter(during).any(|c| stored(c))
+        !walk.once && calls.any(took) && self.calls.iter().filter(during).any(stored)
     }
 
     fn was_ever(&self, key: u8, ended: u64) -> bool {

@@ -597,10 +597,7 @@ impl Run {
             return (status == Status::MediaError).then_some(Answer::Unknown);
         }
         let map = self.maps[slot].as_ref()?;
-        let returns_value = match call.kind {
-            Kind::Lookup | Kind::LookupDelete => true,
-            _ => false,
-        };
+        let returns_value = matches!(call.kind, Kind::Lookup | Kind::LookupDelete);
         let answer = match status {
             Status::Success if returns_value => map.value_of(bytes).map(Answer::Value),
             Status::Success if matches!(call.kind, Kind::First | Kind::Next) => {
