@@ -176,7 +176,8 @@ impl Device {
         }
         if self.favours > 0 && self.favoured < self.queues.len() {
             self.favours -= 1;
-            if self.serve_queue::<FAULTS>(self.favoured) > 0 || (FAULTS && self.befell()) {
+            let cost = self.serve_queue::<FAULTS>(self.favoured);
+            if (FAULTS && self.befell()) || cost > 0 {
                 return Step::Worked;
             }
         }
@@ -691,7 +692,7 @@ impl Device {
     }
 
     /// Whether the host has enabled the device; some registers are read-only meanwhile.
-    pub(crate) fn is_enabled(&self) -> bool {
+    pub fn is_enabled(&self) -> bool {
         let control = self.registers.get(regs::CONTROL) as u32;
         Control::from_bits_retain(control).contains(Control::ENABLE)
     }

@@ -87,8 +87,12 @@ fn simulate(args: &SimArgs) -> ExitCode {
     let bar = Bar::new().0;
     bar.set_length(args.seeds.div_ceil(args.shard.1));
     bar.set_message("seeds");
-    let document = sim::simulate(args, &mut |seeds| bar.set_position(seeds));
+    let simulated = sim::simulate(args, &mut |seeds| bar.set_position(seeds));
     bar.finish_and_clear();
+    let document = match simulated {
+        Ok(document) => document,
+        Err(error) => return fail(&error.to_string(), BAD_INPUT),
+    };
     let text = match args.json {
         false => document.text(),
         true => match serde_json::to_string_pretty(&document) {

@@ -184,9 +184,12 @@ impl<F: Function> QueuePair<F> {
             let part = self.run_batch(&command, keys, values, |_, completion, _, _| {
                 let done = completion.count.get() as usize;
                 let status = completion.status();
-                // A failure is that of an element of this command; success is all of it.
+                // A failure is that of an element of this command; success is all of it. Where host
+                // memory could not be reached all may be done, and their statuses not written.
                 let fits = if status.is_success() {
                     done == count
+                } else if status == Status::DmaFault {
+                    done <= count
                 } else {
                     done < count
                 };
