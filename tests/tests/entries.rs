@@ -193,7 +193,8 @@ fn a_walk_costs_few_descriptors() {
             left += 1;
         }
     });
-    assert_eq!(one, 1 + 1 + left);
+    // The page takes one command, or two where the second finds that the next bucket does not fit.
+    assert!((1..=2).contains(&(one - 1 - left)), "{one} for {left}");
 }
 
 #[test]

@@ -5,7 +5,7 @@ use offmap_abi::ringbuf as layout;
 use offmap_bpf::uapi::MapCreateAttr;
 use offmap_bpf::{Caller, Errno, MapFile, MapType, RingBufferReader};
 use offmap_device_io::{Function, Iova};
-use offmap_driver::{MapHandle, Status};
+use offmap_driver::{CompletionMode, DriverConfig, MapHandle, Status};
 use offmap_emulator::{DeviceConfig, Emulated, FrontEnd, Inline, Threaded};
 use offmap_tests::stack::Stack;
 use offmap_tests::tap::Tap;
@@ -84,12 +84,21 @@ fn inline(bytes: u32) -> Bench<Inline> {
 }
 
 fn threaded(bytes: u32) -> Bench<Threaded> {
-    Bench::new(Stack::threaded(config(4)), bytes)
+    Bench::new(polling(config(4)), bytes)
+}
+
+/// Queues that are polled, so that the device's vectors are all for rings.
+fn polling(config: DeviceConfig) -> Stack<Threaded> {
+    let settings = DriverConfig {
+        completion: CompletionMode::Poll,
+        ..DriverConfig::default()
+    };
+    Stack::with_driver(Threaded::spawn(config).expect("a device"), settings)
 }
 
 /// One vector, which another ring has: this one is polled.
 fn polled(bytes: u32) -> (Bench<Threaded>, MapFile) {
-    let stack = Stack::threaded(config(1));
+    let stack = polling(config(1));
     let other = stack.map(&ring_attr(4096), true);
     let file = stack.map(&ring_attr(bytes), true);
     let reader = file.ringbuf().unwrap();
