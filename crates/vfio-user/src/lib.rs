@@ -12,5 +12,13 @@
 #![forbid(unsafe_code)]
 
 pub mod capabilities;
+mod client;
+mod function;
+mod listener;
 pub mod message;
+pub mod server;
 pub mod wire;
+
+pub use client::{Attach, Client};
+pub use function::VfioUser;
+pub use listener::{BindError, Listener};
