@@ -1,6 +1,7 @@
 //! A device behind a vfio-user socket as a [`Function`].
 
 use crate::client::{Attach, Client};
+use crate::shared;
 use crate::wire::{
     self, Area, Command, DeviceInfoBody, DmaFlags, DmaMapBody, DmaUnmapBody, IrqFlags, IrqInfoBody,
     RegionAccessBody, RegionFlags, RegionInfoBody, SetIrqsBody, SparseMmapCap,
@@ -9,9 +10,8 @@ use offmap_device_io::{
     BarInfo, BarMapping, BarOffset, DmaBuffer, Function, Interrupt, IoError, Iova, IovaRange,
     PAGE_BYTES,
 };
-use rustix::fs::{SealFlags, fcntl_get_seals, fstat};
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use zerocopy::IntoBytes;
@@ -249,14 +249,8 @@ impl Function for VfioUser {
         let Some(start) = base.checked_add(offset.0) else {
             return Ok(None);
         };
-        // A server that could shorten the file could kill us with SIGBUS; such a file is not
-        // mapped, and its registers are messages.
-        let seals = fcntl_get_seals(fd).unwrap_or(SealFlags::empty());
-        let long = fstat(fd)
-            .ok()
-            .and_then(|stat| u64::try_from(stat.st_size).ok())
-            .is_some_and(|file| start <= file && bytes <= file - start);
-        if !seals.contains(SealFlags::SHRINK) || !long {
+        // Where the server could take the file's memory away, its registers are messages.
+        if shared::check(fd).is_err() || !shared::holds(fd, start, bytes) {
             return Ok(None);
         }
         BarMapping::new(fd, start, len).map(Some)

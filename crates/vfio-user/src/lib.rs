@@ -17,6 +17,7 @@ mod function;
 mod listener;
 pub mod message;
 pub mod server;
+pub mod shared;
 pub mod wire;
 
 pub use client::{Attach, Client};

@@ -10,7 +10,7 @@
 use crate::capabilities::{Capabilities, DATA_BYTES};
 use crate::message::{Message, ReceiveError, Wait, receive, send};
 use crate::wire::{self, Area, Command, Header, IrqFlags, RegionFlags};
-use rustix::io::Errno;
+pub use rustix::io::Errno;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 use zerocopy::IntoBytes;
