@@ -4,6 +4,7 @@
 //! written here once, generic over what they judge.
 
 pub mod btf;
+pub mod command;
 pub mod conformance;
 pub mod contract;
 pub mod counting;
@@ -18,6 +19,7 @@ pub mod model_lpm;
 pub mod pins;
 pub mod profiles;
 pub mod report;
+pub mod served;
 pub mod speed;
 pub mod stack;
 pub mod subject;

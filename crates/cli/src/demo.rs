@@ -9,10 +9,13 @@ use crate::workload::{self, Disagreement, Limits, MapAccess, Shape};
 use offmap_bpf::device::{MapSpec, OffloadDevice};
 use offmap_bpf::uapi::{BPF_OBJ_NAME_LEN, MapFlags, MapType};
 use offmap_bpf::{Caller, Errno, Fd, IfIndex, MapCreateAttr, MapFile, System, SystemConfig};
+use offmap_device_io::IoError;
 use offmap_driver::{Driver, DriverConfig, DriverError};
 use offmap_emulator::faults::{FaultFileError, FaultPlan};
 use offmap_emulator::{DeviceConfig, Emulated, EmulatorError, FrontEnd, Inline, Threaded};
 use offmap_offload::{OffloadNic, Profile, ProfileError, Situation, Usage};
+use offmap_vfio_user::{Attach, VfioUser};
+use std::path::Path;
 use std::sync::Arc;
 use thiserror::Error;
 
@@ -32,6 +35,19 @@ pub enum DemoError {
     /// The fault plan cannot be used.
     #[error(transparent)]
     Faults(#[from] FaultFileError),
+    /// A fault plan, and a device that another process has.
+    #[error(
+        "--faults is for a device in this process; start `offmap nic --faults FILE` to have the one behind the socket do wrong"
+    )]
+    FaultsElsewhere,
+    /// There is no device behind the socket.
+    #[error("there is no SmartNIC at {path}: {source}; `offmap nic --socket {path}` starts one")]
+    Attach {
+        /// The socket.
+        path: String,
+        /// What went wrong.
+        source: IoError,
+    },
     /// The emulated device could not be built.
     #[error("the emulated SmartNIC cannot be built: {0}")]
     Emulator(#[from] EmulatorError),
@@ -67,11 +83,12 @@ pub fn run(args: &DemoArgs, progress: &mut dyn Progress) -> Result<Report, DemoE
         })?,
     };
     let profile = Profile::find(&args.profile)?;
-    let up = match args.device {
+    let up = match &args.device {
         DeviceKind::Inline => bring_up(&Inline::new(DeviceConfig::default())?, &profile, args)?,
         DeviceKind::Threaded => {
             bring_up(&Threaded::spawn(DeviceConfig::default())?, &profile, args)?
         }
+        DeviceKind::VfioUser(path) => attach(path, &profile, args)?,
     };
     let Up {
         nic,
@@ -112,6 +129,25 @@ struct Up {
     device_types: u64,
     /// With a fault plan, which begins once the NIC is up.
     watch: Option<Watch>,
+}
+
+/// Brings up the NIC behind a vfio-user socket.
+fn attach(path: &Path, profile: &Profile, args: &DemoArgs) -> Result<Up, DemoError> {
+    if args.faults.is_some() {
+        return Err(DemoError::FaultsElsewhere);
+    }
+    let device = VfioUser::attach(path, Attach::default()).map_err(|source| DemoError::Attach {
+        path: path.display().to_string(),
+        source,
+    })?;
+    let config = profile.driver_config(DriverConfig::default());
+    let driver = Driver::bring_up(Arc::new(device), config)?;
+    let device_types = driver.identity().map_types;
+    Ok(Up {
+        nic: OffloadNic::new(driver, profile.clone())?,
+        device_types,
+        watch: None,
+    })
 }
 
 fn bring_up<E: FrontEnd>(
