@@ -98,6 +98,15 @@ impl<E: FrontEnd> Emulated<E> {
         self.front_end.with_device(|d| d.faults_injected())
     }
 
+    /// DMA mappings at the moment, and files that are mapped for them.
+    ///
+    /// # Errors
+    ///
+    /// As [`Emulated::set_faults`].
+    pub fn dma_mapped(&self) -> Result<(usize, usize), IoError> {
+        self.front_end.with_device(|d| d.dma_mapped())
+    }
+
     /// The clock that the device goes by, as [`Device::set_clock`].
     ///
     /// # Errors

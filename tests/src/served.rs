@@ -230,26 +230,14 @@ impl Drop for ServerProcess {
     }
 }
 
-/// Attaches, and waits while another client is about to leave.
+/// Attaches.
 ///
 /// # Panics
 ///
 /// When the server cannot be attached to.
 #[track_caller]
 pub fn attach(path: &Path) -> VfioUser {
-    let started = Instant::now();
-    loop {
-        match VfioUser::attach(path, Attach::default()) {
-            Ok(function) => return function,
-            Err(IoError::Os { source, .. })
-                if source.kind() == std::io::ErrorKind::ResourceBusy
-                    && started.elapsed() < PATIENCE =>
-            {
-                thread::sleep(Duration::from_millis(1));
-            }
-            Err(e) => panic!("{}: {e}", path.display()),
-        }
-    }
+    VfioUser::attach(path, Attach::default()).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
 /// A client with the server that it is attached to.
@@ -257,6 +245,13 @@ pub struct OverSocket<S> {
     inner: VfioUser,
     /// The server; it ends after the client has left.
     pub server: S,
+}
+
+impl<S> OverSocket<S> {
+    /// The client.
+    pub fn inner(&self) -> &VfioUser {
+        &self.inner
+    }
 }
 
 impl OverSocket<ServerThread> {

@@ -128,6 +128,11 @@ impl VfioUser {
         })
     }
 
+    /// The connection, for commands that a [`Function`] has no method for.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
     fn find(&self, bar: u8) -> Result<&Bar, IoError> {
         let found = self.bars.get(usize::from(bar)).and_then(Option::as_ref);
         found.ok_or(IoError::NoBar { bar })

@@ -67,7 +67,8 @@ pub struct Wait<'w> {
     pub whole: Duration,
     /// Ends the wait when it becomes readable.
     pub stop: Option<BorrowedFd<'w>>,
-    /// Is called when the descriptor is readable: connections that are to be turned away.
+    /// Is called when the descriptor is readable and the socket is not: connections that are
+    /// to be turned away.
     pub aside: Option<(BorrowedFd<'w>, &'w dyn Fn())>,
 }
 
@@ -115,13 +116,14 @@ impl Wait<'_> {
             if self.stop.is_some() && hit(1) {
                 return Err(ReceiveError::Stopped);
             }
+            // First who is here: it may just have left, and the one who comes is the next.
+            if hit(0) {
+                return Ok(());
+            }
             if let Some((_, turn_away)) = aside
                 && hit(1 + usize::from(self.stop.is_some()))
             {
                 turn_away();
-            }
-            if hit(0) {
-                return Ok(());
             }
         }
     }
