@@ -50,9 +50,11 @@ fn body(rng: &mut Xoshiro256PlusPlus, command: Command) -> Vec<u8> {
             ]
         }
         Command::DEVICE_GET_REGION_INFO => {
-            let mut info = RegionInfoBody::default();
-            info.argsz = rng.random_range(32..100u32).into();
-            info.index = rng.random_range(0..10u32).into();
+            let info = RegionInfoBody {
+                argsz: rng.random_range(32..100u32).into(),
+                index: rng.random_range(0..10u32).into(),
+                ..Default::default()
+            };
             info.as_bytes().to_vec()
         }
         Command::DEVICE_SET_IRQS => {
@@ -232,7 +234,7 @@ fn answer(
             let mut info =
                 wire::take::<RegionInfoBody>(body).map_or_else(Default::default, |i| i.0);
             let mapped = info.index.get() == 0 && info.argsz.get() >= 64;
-            info.size = if info.index.get() % 7 == 0 {
+            info.size = if info.index.get().is_multiple_of(7) {
                 1u64 << 18
             } else {
                 0

@@ -172,8 +172,10 @@ fn argsz_is_checked() {
             ..Default::default()
         };
         raw.bad(Command::DEVICE_GET_IRQ_INFO, irq.as_bytes(), &[], INVAL);
-        let mut region = RegionInfoBody::default();
-        region.argsz = (argsz * 2).into();
+        let region = RegionInfoBody {
+            argsz: (argsz * 2).into(),
+            ..Default::default()
+        };
         raw.bad(
             Command::DEVICE_GET_REGION_INFO,
             region.as_bytes(),
