@@ -75,7 +75,7 @@ impl Server {
     ///
     /// # Errors
     ///
-    /// The system's, when no client can be accepted any more.
+    /// The system's, when no client can be accepted any more, or that the device has died.
     pub fn run(&self, stop: BorrowedFd<'_>, tell: &mut dyn FnMut(&str)) -> std::io::Result<()> {
         let mut served = Served {
             device: Arc::clone(&self.device),
@@ -88,12 +88,13 @@ impl Server {
             refusals: 0,
             tell,
         };
-        let done = self
-            .listener
-            .run(&mut served, stop, |served, ended| match ended {
+        let done = self.listener.run(&mut served, stop, |served, ended| {
+            match ended {
                 None => served.begin(),
                 Some(ended) => served.end(ended),
-            });
+            }
+            served.alive()
+        });
         if done.is_err() {
             served.leave();
         }
@@ -154,6 +155,12 @@ impl Served<'_> {
             Ended::Broken(e) => (self.tell)(&format!("the client was dropped: {e}")),
             _ => (self.tell)("the client has left"),
         }
+    }
+
+    /// A device whose thread has panicked serves nobody any more.
+    fn alive(&self) -> std::io::Result<()> {
+        let alive = self.device.front_end.with_device(|_| ());
+        alive.map_err(std::io::Error::other)
     }
 
     /// Frees the device of a client.

@@ -134,24 +134,24 @@ impl Listener {
 
     /// Serves one client after the other, until `stop` becomes readable. Whoever comes while
     /// a client is served gets EBUSY and is turned away. `around` hears of each client, before
-    /// it is served and with how that ended.
+    /// it is served and with how that ended, and says whether there is a device still.
     ///
     /// # Errors
     ///
-    /// As [`Listener::accept`].
+    /// As [`Listener::accept`], and what `around` returns.
     pub fn run<B: Backend>(
         &self,
         backend: &mut B,
         stop: BorrowedFd<'_>,
-        mut around: impl FnMut(&mut B, Option<&Ended>),
+        mut around: impl FnMut(&mut B, Option<&Ended>) -> io::Result<()>,
     ) -> io::Result<()> {
         while let Some(client) = self.accept(stop)? {
-            around(backend, None);
+            around(backend, None)?;
             let turn_away = || self.turn_away();
             let aside = (self.socket.as_fd(), &turn_away as &dyn Fn());
             let ended = serve(&client, backend, stop, Some(aside));
             drop(client);
-            around(backend, Some(&ended));
+            around(backend, Some(&ended))?;
             if matches!(ended, Ended::Stopped) {
                 break;
             }

@@ -33,7 +33,12 @@ fn a_guests_pages_are_a_table_and_one_mapping() {
     }
     raw.alive();
     assert_eq!(mapped(&server), (RANGES as usize, 1));
-    assert!(maps() < before + 200, "{before} mappings became {}", maps());
+    // What other tests map meanwhile is some hundreds.
+    assert!(
+        maps() < before + 5000,
+        "{before} mappings became {}",
+        maps()
+    );
     raw.good(
         Command::DMA_UNMAP,
         unmap(1 << 32, 4096 * (RANGES / 2)).as_bytes(),
