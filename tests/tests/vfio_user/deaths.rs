@@ -46,12 +46,15 @@ fn the_server_is_killed_in_mid_load() {
     .unwrap();
     let map = driver.create_map(&params(1000)).expect("a map");
     let operations = AtomicU64::new(0);
+    let queues: Vec<_> = (0..3u64)
+        .map(|n| (n, driver.create_queue().expect("a queue")))
+        .collect();
     thread::scope(|scope| {
-        let load: Vec<_> = (0..3u64)
-            .map(|n| {
-                let (driver, map, operations) = (&driver, &map, &operations);
+        let load: Vec<_> = queues
+            .into_iter()
+            .map(|(n, mut queue)| {
+                let (map, operations) = (&map, &operations);
                 scope.spawn(move || {
-                    let mut queue = driver.create_queue().expect("a queue");
                     for i in 0.. {
                         let key = (n * 1000 + i % 100).to_le_bytes();
                         let began = Instant::now();
