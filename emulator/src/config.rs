@@ -8,7 +8,29 @@ use offmap_abi::ring::RingDepth;
 use offmap_firmware_model as firmware;
 
 /// The memory that backs the modelled device memory: anonymous, zeroed, touched lazily.
-pub type DeviceMemory = MmapMut;
+#[derive(Debug)]
+pub struct DeviceMemory(MmapMut);
+
+impl AsRef<[u8]> for DeviceMemory {
+    #[inline(always)]
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl AsMut<[u8]> for DeviceMemory {
+    #[inline(always)]
+    fn as_mut(&mut self) -> &mut [u8] {
+        &mut self.0
+    }
+}
+
+impl firmware::Storage for DeviceMemory {
+    #[inline(always)]
+    fn prefetch(bytes: &[u8]) {
+        offmap_device_io::prefetch(bytes);
+    }
+}
 
 /// What an emulated device is built with.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -92,6 +114,6 @@ impl DeviceConfig {
             .map_err(fail)?;
         // A wish: kernels without transparent huge pages refuse it, and nothing is lost.
         let _ = memory.advise(Advice::HugePage);
-        Ok(memory)
+        Ok(DeviceMemory(memory))
     }
 }

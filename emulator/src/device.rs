@@ -23,7 +23,7 @@ use offmap_device_io::{BarInfo, BarMapping, BarOffset, DmaBuffer, DmaPlacement, 
 use offmap_device_io::{IoError, Iova};
 use offmap_firmware_model::{Firmware, Progress};
 use std::sync::Arc;
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 /// What READY_TIMEOUT_MS says. Enable and reset take effect before the access that asks for
@@ -56,6 +56,21 @@ pub enum Step {
     Worked,
 }
 
+/// What a device knows of its own past, beyond what registers show. Nothing resets it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Diagnostics {
+    /// How often the device forgot its queues and maps, or stopped itself, with commands under
+    /// way.
+    pub cuts: u64,
+    /// Commands that this met in the middle: fetched and begun, with some of their data moved by
+    /// DMA, and not completed. Nobody is told of them any more.
+    pub cut_short: u64,
+    /// Of those, the ones of the last time.
+    pub last_cut_short: u64,
+    /// Commands that are in the middle now.
+    pub under_way: u64,
+}
+
 /// The function.
 pub struct Device {
     pub(crate) config: ConfigSpace,
@@ -83,6 +98,7 @@ pub struct Device {
     pub(crate) clock: Clock,
     /// What the device does wrong on purpose, since it was first given a plan.
     pub(crate) faults: Option<Box<Engine>>,
+    diagnostics: Diagnostics,
 }
 
 impl Device {
@@ -122,6 +138,7 @@ impl Device {
             queue_pairs: config.queue_pairs,
             queue_depth_max: config.queue_depth_max,
             faults: None,
+            diagnostics: Diagnostics::default(),
         })
     }
 
@@ -165,7 +182,8 @@ impl Device {
         }
         if self.favours > 0 && self.favoured < self.queues.len() {
             self.favours -= 1;
-            if self.serve_queue::<FAULTS>(self.favoured) > 0 || (FAULTS && self.befell()) {
+            let cost = self.serve_queue::<FAULTS>(self.favoured);
+            if (FAULTS && self.befell()) || cost > 0 {
                 return Step::Worked;
             }
         }
@@ -327,7 +345,7 @@ impl Device {
             return true;
         }
         self.for_each_served(|queue, dma, _| queue.arm(dma));
-        fence(Ordering::SeqCst);
+        self.dma.full_fence();
         if self.faults.as_ref().is_some_and(|engine| engine.stopped) {
             // Firmware that hangs asks for nothing and waits for a reset.
             return true;
@@ -407,9 +425,33 @@ impl Device {
         &mut self.firmware
     }
 
+    /// What the device knows of its own past.
+    pub fn diagnostics(&self) -> Diagnostics {
+        let begun = self.queues.iter().filter(|q| q.under_way().is_some());
+        Diagnostics {
+            under_way: begun.count() as u64 + u64::from(self.admin_work.is_some()),
+            ..self.diagnostics
+        }
+    }
+
+    /// Counts the commands that end here in the middle. They are under way no more.
+    fn cut_short(&mut self) {
+        let cut = self.diagnostics().under_way;
+        self.admin_work = None;
+        for queue in &mut self.queues {
+            queue.set_under_way(None);
+        }
+        if cut > 0 {
+            self.diagnostics.cuts += 1;
+            self.diagnostics.cut_short += cut;
+            self.diagnostics.last_cut_short = cut;
+        }
+    }
+
     /// Stops the device until the next reset, or until ENABLE is cleared.
     pub(crate) fn fail(&mut self, cause: FatalCause) {
         self.running = false;
+        self.cut_short();
         self.registers
             .set(regs::STATUS, DeviceStatus::FATAL.bits().into());
         self.registers.set(regs::FATAL_CAUSE, cause.0.into());
@@ -437,8 +479,8 @@ impl Device {
             engine.reset();
         }
         self.running = false;
+        self.cut_short();
         self.queues.clear();
-        self.admin_work = None;
         self.holding = false;
         self.next = 0;
         self.favours = 0;
@@ -724,7 +766,7 @@ impl Device {
     }
 
     /// Whether the host has enabled the device; some registers are read-only meanwhile.
-    pub(crate) fn is_enabled(&self) -> bool {
+    pub fn is_enabled(&self) -> bool {
         let control = self.registers.get(regs::CONTROL) as u32;
         Control::from_bits_retain(control).contains(Control::ENABLE)
     }

@@ -6,7 +6,7 @@
 //! are adjacent in IOVA space, because behind an IOMMU their border cannot be seen.
 //!
 //! There is one way to that memory. Bulk data passes `Dma::bulk`, and words that the host may
-//! access at the same moment pass `Words::access`; whatever wants to see, delay or spoil the
+//! access at the same moment pass `Words::word`; whatever wants to see, delay or spoil the
 //! device's accesses stands in these two.
 //!
 //! Translations are cached in two places: a [`Span`] per ring and notify block, and a few
@@ -25,14 +25,15 @@
 //! system allows a process some 65,000 mappings. IOVAs are entries of a table, at most
 //! [`MAPPINGS_MAX`].
 
-use offmap_abi::submission::{SUBMISSION_WORDS, phase_of};
-use offmap_device_io::{IoError, Iova, IovaRange, PAGE_BYTES};
+use crate::entry;
+use offmap_abi::submission::SUBMISSION_WORDS;
+use offmap_device_io::{IoError, Iova, IovaRange, PAGE_BYTES, SharedWords};
 use offmap_firmware_model::{HostFault, HostMemory};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::BorrowedFd;
 use std::os::unix::fs::MetadataExt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering, fence};
 use vm_memory::{FileOffset, MmapRegion, VolatileMemory, VolatileSlice};
 
 /// Words of a ring entry: submissions and completions have equally many.
@@ -99,13 +100,20 @@ enum Direction {
 }
 
 /// A file of the host, mapped once for all ranges of it that have the same protection.
+///
+/// Its size is a power of two: each access finds one by its index.
 #[derive(Debug)]
+#[repr(align(64))]
 struct Backing {
+    id: BackingId,
     file: FileKey,
     memory: MmapRegion<()>,
     /// Entries of the table that lead here.
     users: usize,
 }
+
+/// Says which backing, where its place in the list of them may change; never used again.
+type BackingId = u64;
 
 /// Device and inode number of a file, and whether it is mapped to be written.
 type FileKey = (u64, u64, bool);
@@ -115,13 +123,13 @@ type FileKey = (u64, u64, bool);
 struct Mapping {
     len: u64,
     permission: Permission,
-    /// The index of the backing, and where in it the memory starts; `None`: the host gave no
-    /// file with it, so that every access is a fault.
-    target: Option<(usize, u64)>,
+    /// The backing, and where in it the memory starts; `None`: the host gave no file with it,
+    /// so that every access is a fault.
+    target: Option<(BackingId, u64)>,
 }
 
-/// A part of a mapping: the backing, where the part starts in it, its length, and what the
-/// device may do with it.
+/// A part of a mapping: the place of the backing, where the part starts in it, its length, and
+/// what the device may do with it.
 #[derive(Clone, Copy, Debug)]
 struct Found {
     index: usize,
@@ -136,6 +144,7 @@ struct Found {
 struct Recent {
     iova: u64,
     len: u64,
+    /// The place of the backing, and where in it the range starts.
     index: usize,
     base: u64,
 }
@@ -173,9 +182,15 @@ const RECENT: usize = 4;
 pub struct Dma {
     /// By their first IOVA; disjoint.
     mappings: BTreeMap<u64, Mapping>,
-    /// The files behind them. Freed places are used again.
-    backings: Vec<Option<Backing>>,
-    by_file: BTreeMap<FileKey, usize>,
+    /// The files behind them. A place holds another one after one has gone, which a
+    /// translation outlives as little as the mapping.
+    backings: Vec<Backing>,
+    /// The places of the backings.
+    places: BTreeMap<BackingId, usize>,
+    /// The backing that serves new mappings of a file.
+    by_file: BTreeMap<FileKey, BackingId>,
+    /// The id of the next backing.
+    next_id: BackingId,
     generation: u64,
     enabled: bool,
     recent: [Recent; RECENT],
@@ -195,7 +210,9 @@ impl Dma {
         Self {
             mappings: BTreeMap::new(),
             backings: Vec::new(),
+            places: BTreeMap::new(),
             by_file: BTreeMap::new(),
+            next_id: 0,
             generation: 1,
             enabled: false,
             recent: [Recent::NONE; RECENT],
@@ -296,7 +313,7 @@ impl Dma {
         iova: Iova,
         len: usize,
         permission: Permission,
-    ) -> Result<usize, IoError> {
+    ) -> Result<BackingId, IoError> {
         let file = File::from(
             fd.try_clone_to_owned()
                 .map_err(|e| IoError::os("cannot duplicate the DMA descriptor", e))?,
@@ -312,13 +329,14 @@ impl Dma {
             return Err(IoError::DmaMap { iova, len, why });
         };
         let key = (metadata.dev(), metadata.ino(), permission.write);
-        if let Some(&index) = self.by_file.get(&key)
-            && let Some(Some(backing)) = self.backings.get_mut(index)
+        if let Some(&id) = self.by_file.get(&key)
+            && let Some(&place) = self.places.get(&id)
+            && let Some(backing) = self.backings.get_mut(place)
             // The file may have grown since.
             && end <= backing.memory.size() as u64
         {
             backing.users += 1;
-            return Ok(index);
+            return Ok(id);
         }
         let cannot = |e| IoError::os("cannot map the DMA memory", e);
         let whole = usize::try_from(size)
@@ -333,23 +351,17 @@ impl Dma {
                 vm_memory::mmap::MmapRegionError::Mmap(e) => cannot(e),
                 e => cannot(std::io::Error::other(e)),
             })?;
-        let backing = Some(Backing {
+        let id = self.next_id;
+        self.next_id += 1;
+        self.places.insert(id, self.backings.len());
+        self.backings.push(Backing {
+            id,
             file: key,
             memory,
             users: 1,
         });
-        let index = match self.backings.iter().position(Option::is_none) {
-            Some(free) => {
-                self.backings[free] = backing;
-                free
-            }
-            None => {
-                self.backings.push(backing);
-                self.backings.len() - 1
-            }
-        };
-        self.by_file.insert(key, index);
-        Ok(index)
+        self.by_file.insert(key, id);
+        Ok(id)
     }
 
     /// Takes away what [`Dma::map`] gave. No access follows.
@@ -410,32 +422,38 @@ impl Dma {
     pub fn unmap_all(&mut self) {
         self.mappings.clear();
         self.backings.clear();
+        self.places.clear();
         self.by_file.clear();
         self.invalidate();
     }
 
     /// Mappings at the moment, and files that are mapped for them.
     pub fn mapped(&self) -> (usize, usize) {
-        let files = self.backings.iter().flatten().count();
-        (self.mappings.len(), files)
+        (self.mappings.len(), self.backings.len())
     }
 
     /// A mapping has gone: so does its backing, after the last one.
     fn release(&mut self, mapping: Mapping) {
-        let Some((index, _)) = mapping.target else {
+        let Some((id, _)) = mapping.target else {
             return;
         };
-        let Some(place) = self.backings.get_mut(index) else {
+        let Some(&place) = self.places.get(&id) else {
             return;
         };
-        if let Some(backing) = place {
-            backing.users -= 1;
-            if backing.users == 0 {
-                if self.by_file.get(&backing.file) == Some(&index) {
-                    self.by_file.remove(&backing.file);
-                }
-                *place = None;
-            }
+        let Some(backing) = self.backings.get_mut(place) else {
+            return;
+        };
+        backing.users -= 1;
+        if backing.users > 0 {
+            return;
+        }
+        if self.by_file.get(&backing.file) == Some(&id) {
+            self.by_file.remove(&backing.file);
+        }
+        self.places.remove(&id);
+        self.backings.swap_remove(place);
+        if let Some(moved) = self.backings.get(place) {
+            self.places.insert(moved.id, place);
         }
     }
 
@@ -451,6 +469,12 @@ impl Dma {
             }
         }
         Ok(())
+    }
+
+    /// No later load of a shared word passes an earlier store of one.
+    #[inline(always)]
+    pub(crate) fn full_fence(&self) {
+        fence(Ordering::SeqCst);
     }
 
     /// Copies host memory to `into`. On a fault some of `into` may have been written.
@@ -515,7 +539,7 @@ impl Dma {
     #[inline(always)]
     fn memory(&self, piece: Piece) -> Result<VolatileSlice<'_>, DmaFault> {
         let fault = DmaFault(Iova(piece.iova));
-        let Some(Some(backing)) = self.backings.get(piece.index) else {
+        let Some(backing) = self.backings.get(piece.index) else {
             return Err(fault);
         };
         backing
@@ -586,10 +610,11 @@ impl Dma {
             return Err(fault);
         }
         let (&first, m) = self.mappings.range(..=iova).next_back().ok_or(fault)?;
-        let (index, offset) = m.target.ok_or(fault)?;
+        let (id, offset) = m.target.ok_or(fault)?;
         if iova - first >= m.len {
             return Err(fault);
         }
+        let index = *self.places.get(&id).ok_or(fault)?;
         let found = Found {
             index,
             offset,
@@ -672,16 +697,14 @@ impl Span {
     #[inline]
     pub fn load(&mut self, dma: &Dma, offset: u64) -> Result<u64, DmaFault> {
         let piece = self.piece(dma, offset, 8, Direction::Read)?;
-        dma.words(piece)?.access(0, Access::Load(Ordering::Acquire))
+        dma.words(piece)?.load(0, Ordering::Acquire)
     }
 
     /// Stores the aligned 8-byte word at `offset` of the span, with release.
     #[inline]
     pub fn store(&mut self, dma: &Dma, offset: u64, value: u64) -> Result<(), DmaFault> {
         let piece = self.piece(dma, offset, 8, Direction::Write)?;
-        dma.words(piece)?
-            .access(0, Access::Store(value, Ordering::Release))?;
-        Ok(())
+        dma.words(piece)?.store(0, value, Ordering::Release)
     }
 
     /// Loads the ring entry at `offset` of the span if its phase is `phase`: word 0 once, with
@@ -694,16 +717,7 @@ impl Span {
         phase: bool,
     ) -> Result<Option<[u64; ENTRY_WORDS]>, DmaFault> {
         let piece = self.piece(dma, offset, ENTRY_BYTES, Direction::Read)?;
-        let words = dma.words(piece)?;
-        let word0 = words.access(0, Access::Load(Ordering::Acquire))?;
-        if phase_of(word0) != phase {
-            return Ok(None);
-        }
-        let mut entry = [word0; ENTRY_WORDS];
-        for (i, word) in entry.iter_mut().enumerate().skip(1) {
-            *word = words.access(i, Access::Load(Ordering::Relaxed))?;
-        }
-        Ok(Some(entry))
+        entry::load(&dma.words(piece)?, phase)
     }
 
     /// Stores a ring entry at `offset` of the span, word 0 last and with release (rule C1).
@@ -715,12 +729,7 @@ impl Span {
         entry: &[u64; ENTRY_WORDS],
     ) -> Result<(), DmaFault> {
         let piece = self.piece(dma, offset, ENTRY_BYTES, Direction::Write)?;
-        let words = dma.words(piece)?;
-        for (i, word) in entry.iter().enumerate().skip(1) {
-            words.access(i, Access::Store(*word, Ordering::Relaxed))?;
-        }
-        words.access(0, Access::Store(entry[0], Ordering::Release))?;
-        Ok(())
+        entry::store(&dma.words(piece)?, entry)
     }
 
     /// Stores the first `count` words of a ring entry in the order in which
@@ -735,12 +744,7 @@ impl Span {
         count: usize,
     ) -> Result<(), DmaFault> {
         let piece = self.piece(dma, offset, ENTRY_BYTES, Direction::Write)?;
-        let words = dma.words(piece)?;
-        let order = (1..ENTRY_WORDS).chain([0]);
-        for (i, word) in order.map(|i| (i, entry[i])).take(count) {
-            words.access(i, Access::Store(word, Ordering::Release))?;
-        }
-        Ok(())
+        entry::store_part(&dma.words(piece)?, entry, count)
     }
 
     #[cold]
@@ -771,13 +775,6 @@ impl Span {
     }
 }
 
-/// An access of one word, seen from the device.
-#[derive(Clone, Copy)]
-enum Access {
-    Load(Ordering),
-    Store(u64, Ordering),
-}
-
 /// The words of a piece of host memory.
 struct Words<'d> {
     memory: VolatileSlice<'d>,
@@ -785,21 +782,32 @@ struct Words<'d> {
 }
 
 impl Words<'_> {
-    /// Loads word `index`, or stores it and returns what was stored. All words that device and
-    /// host share pass here.
+    /// The word at `offset` bytes. All words that device and host share are reached here.
     #[inline(always)]
-    fn access(&self, index: usize, access: Access) -> Result<u64, DmaFault> {
-        let word: &AtomicU64 = self
-            .memory
-            .get_atomic_ref(index * 8)
-            .map_err(|_| DmaFault(Iova(self.iova)))?;
-        Ok(match access {
-            Access::Load(order) => word.load(order),
-            Access::Store(value, order) => {
-                word.store(value, order);
-                value
-            }
-        })
+    fn word(&self, offset: usize) -> Result<&AtomicU64, DmaFault> {
+        self.memory
+            .get_atomic_ref(offset)
+            .map_err(|_| DmaFault(Iova(self.iova)))
+    }
+}
+
+impl SharedWords for Words<'_> {
+    type Fault = DmaFault;
+
+    #[inline(always)]
+    fn load(&self, offset: usize, order: Ordering) -> Result<u64, DmaFault> {
+        Ok(self.word(offset)?.load(order))
+    }
+
+    #[inline(always)]
+    fn store(&self, offset: usize, value: u64, order: Ordering) -> Result<(), DmaFault> {
+        self.word(offset)?.store(value, order);
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn full_fence(&self) {
+        fence(Ordering::SeqCst);
     }
 }
 

@@ -2,7 +2,7 @@
 //! [`Function`] made of it.
 
 use crate::config::DeviceMemory;
-use crate::device::{Device, bar_info};
+use crate::device::{Device, Diagnostics, bar_info};
 use crate::dma::IOVA_RANGES;
 use crate::faults::{FaultPlan, FaultReport};
 use crate::regs::Width;
@@ -66,6 +66,15 @@ impl<E: FrontEnd> Emulated<E> {
     ) -> Result<Status, IoError> {
         self.front_end
             .with_device(|d| d.engine_ringbuf_output(engine, map, data, flags))
+    }
+
+    /// What the device knows of its own past.
+    ///
+    /// # Errors
+    ///
+    /// [`IoError::Gone`] when the device has died.
+    pub fn diagnostics(&self) -> Result<Diagnostics, IoError> {
+        self.front_end.with_device(|d| d.diagnostics())
     }
 
     /// Gives the device a plan of what to do wrong, as [`Device::set_faults`].

@@ -21,6 +21,7 @@ mod config;
 pub mod config_space;
 mod device;
 pub mod dma;
+mod entry;
 mod error;
 pub mod faults;
 mod function;
@@ -33,7 +34,7 @@ mod threaded;
 pub mod vfio_user;
 
 pub use config::{DeviceConfig, DeviceMemory};
-pub use device::{Clock, Device, Step, bar_info};
+pub use device::{Clock, Device, Diagnostics, Step, bar_info};
 pub use error::EmulatorError;
 pub use function::{Emulated, FrontEnd};
 pub use inline::{Inline, InlineFrontEnd};

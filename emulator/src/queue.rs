@@ -20,7 +20,7 @@ use offmap_abi::ring::RingDepth;
 use offmap_abi::{Completion, QueueId, RequestId, Status, Submission};
 use offmap_device_io::DmaBuffer;
 use std::collections::VecDeque;
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// How many looks in a row may find no entry before one looks at the tail. Entries announce
@@ -499,7 +499,7 @@ impl Queue {
         let Some(notify) = &mut self.notify else {
             return Ok(Some(self.raised));
         };
-        fence(Ordering::SeqCst);
+        dma.full_fence();
         let event = EventWord::from_word(notify.load(dma, NOTIFY_CQ_EVENT as u64)?);
         Ok(event.wants(self.posted).then_some(event.index))
     }

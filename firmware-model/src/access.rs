@@ -47,6 +47,21 @@ pub trait Access {
         f: impl FnOnce(&mut [u8]) -> R,
     ) -> Result<R, MemoryFault>;
 
+    /// Looks at the `len` bytes at `at` without an access of the device: what the machine that runs
+    /// the model does to have them in its caches. `None`: this policy has nothing to gain by that.
+    #[inline(always)]
+    fn peek<R>(&mut self, at: DevAddr, len: usize, f: impl FnOnce(&[u8]) -> R) -> Option<R> {
+        let _ = (at, len, f);
+        None
+    }
+
+    /// Has that machine bring the cache lines of the `len` bytes at `at` closer, without waiting for
+    /// them.
+    #[inline(always)]
+    fn prefetch(&mut self, at: DevAddr, len: u64) {
+        let _ = (at, len);
+    }
+
     /// Copies the `len` bytes at `at` to host memory at `iova`, by DMA. No access to device
     /// memory is open while host memory is reached: the bytes go through a buffer, piece by
     /// piece. A policy under which nothing else runs meanwhile may do it in one copy.

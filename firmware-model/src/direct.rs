@@ -12,7 +12,7 @@ use crate::table::{NextKey, ValueWrite, copy_out};
 use crate::{Firmware, HostMemory, Progress, RingOutput, RingStats, Storage};
 use offmap_abi::admin::MapInfo;
 use offmap_abi::submission::UPDATE_EXIST;
-use offmap_abi::{IoOpcode, MapHandle, Status, Submission};
+use offmap_abi::{DevAddr, IoOpcode, MapHandle, Status, Submission};
 
 /// How device memory is used.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -80,6 +80,18 @@ impl<S: Storage> Firmware<S> {
             memory.with_bytes(at, value.len(), |bytes| copy_out(value, bytes))
         })??;
         Ok(())
+    }
+
+    /// Where the value of `key` lies, and its length, for those that look at memory from outside;
+    /// of a trie that of the longest prefix that covers the key. `None` where there is none.
+    pub fn value_address(&mut self, map: MapHandle, key: &[u8]) -> Option<(DevAddr, usize)> {
+        let map = self.maps.get(map).ok()?;
+        check_key(map, key).ok()?;
+        let at = map
+            .table
+            .with_value(&mut self.memory, key, |_, at| at)
+            .ok()?;
+        Some((at, map.value_bytes()))
     }
 
     /// Stores `value`, all slots of it for a per-CPU map. `flags` is one of the

@@ -44,8 +44,15 @@ use memory::DeviceMemory;
 use offmap_abi::{Completion, DevAddr, IoOpcode, RequestId, Status, Submission};
 
 /// The bytes that stand for device memory. Zeroed when handed over.
-pub trait Storage: AsRef<[u8]> + AsMut<[u8]> + Send {}
-impl<T: AsRef<[u8]> + AsMut<[u8]> + Send> Storage for T {}
+pub trait Storage: AsRef<[u8]> + AsMut<[u8]> + Send {
+    /// Has the machine that runs the model bring the cache line in which `bytes`, a part of this
+    /// storage, begin closer. It may do nothing.
+    #[inline(always)]
+    fn prefetch(bytes: &[u8]) {
+        let _ = bytes;
+    }
+}
+impl Storage for alloc::vec::Vec<u8> {}
 
 /// Host memory as the firmware reaches it: by DMA, checked access by access.
 pub trait HostMemory {

@@ -18,6 +18,8 @@ use offmap_abi::{DevAddr, Status};
 
 /// Bytes of a chunk, the unit in which writes are remembered: a power of two.
 const CHUNK_BYTES: u64 = 64 << 10;
+/// Bytes of a cache line of the machine that runs the model.
+const CACHE_LINE: usize = 64;
 /// Clean chunks that one zeroing step may pass over.
 const CLEAN_CHUNKS_PER_STEP: u64 = 1 << 16;
 
@@ -207,6 +209,25 @@ impl<S: Storage> Access for DeviceMemory<S> {
         f: impl FnOnce(&mut [u8]) -> R,
     ) -> Result<R, MemoryFault> {
         self.bytes_mut(at, len).map(f)
+    }
+
+    #[inline(always)]
+    fn peek<R>(&mut self, at: DevAddr, len: usize, f: impl FnOnce(&[u8]) -> R) -> Option<R> {
+        self.bytes(at, len).map(f).ok()
+    }
+
+    #[inline(always)]
+    fn prefetch(&mut self, at: DevAddr, len: u64) {
+        let Ok(bytes) = self.bytes(at, len as usize) else {
+            return;
+        };
+        // The bytes need not begin with a line, so that the last one may be in one more.
+        for line in bytes.chunks(CACHE_LINE) {
+            S::prefetch(line);
+        }
+        if let Some(last) = bytes.len().checked_sub(1) {
+            S::prefetch(&bytes[last..]);
+        }
     }
 
     /// One copy: nothing else runs meanwhile.

@@ -1,6 +1,10 @@
 //! Bodies of fuzz targets as plain functions: run for a bounded time by `tests/tests/fuzz.rs`,
 //! and by cargo-fuzz from the folder `fuzz`.
 
+mod bytes;
+pub mod device;
+pub mod driver;
+
 use offmap_bpf::{Caller, System, SystemConfig, UserArena, UserMemory, command};
 
 /// Where the caller's memory is, and how much of it.

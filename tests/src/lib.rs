@@ -16,6 +16,7 @@ pub mod fuzz;
 pub mod kernel;
 pub mod model;
 pub mod model_lpm;
+pub mod openmetrics;
 pub mod pins;
 pub mod profiles;
 pub mod report;

@@ -31,6 +31,82 @@ fn small_map(rng: &mut Xoshiro256PlusPlus, call: &mut [u8]) {
     }
 }
 
+/// Inputs of random bytes for as long as the budget says; `run` gets each and returns what it
+/// adds to the line that is printed. Each must end in bounded time.
+fn campaign(name: &str, longest: usize, mut run: impl FnMut(&[u8])) -> u64 {
+    let first = setting("OFFMAP_SEED").unwrap_or_else(|| {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        now.map_or(1, |time| time.as_nanos() as u64)
+    });
+    let budget = Duration::from_secs(setting("OFFMAP_FUZZ_SECONDS").unwrap_or(5));
+    let (start, mut inputs) = (Instant::now(), 0);
+    while start.elapsed() < budget || inputs < 20 {
+        let seed = first.wrapping_add(inputs);
+        let mut rng = Xoshiro256PlusPlus::seed_from_u64(seed);
+        let mut input = vec![0; rng.random_range(1..=longest)];
+        rng.fill_bytes(&mut input);
+        let began = Instant::now();
+        let told = Told { name, seed };
+        run(&input);
+        drop(told);
+        let took = began.elapsed();
+        assert!(
+            took < Duration::from_secs(20),
+            "{name}: an input took {took:?}: OFFMAP_SEED={seed}"
+        );
+        inputs += 1;
+    }
+    println!("{name}: seed {first}, {inputs} inputs");
+    inputs
+}
+
+/// Says which seed it was when an input panics.
+struct Told<'n> {
+    name: &'n str,
+    seed: u64,
+}
+
+impl Drop for Told<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}: OFFMAP_SEED={}", self.name, self.seed);
+        }
+    }
+}
+
+/// A device that lies, under the driver.
+#[test]
+fn a_lying_device() {
+    let mut total = fuzz::driver::Ran::default();
+    let mut up = 0_u64;
+    let inputs = campaign("a lying device", 4096, |input| {
+        let ran = fuzz::driver::driver(input);
+        total.calls += ran.calls;
+        total.succeeded += ran.succeeded;
+        total.lies += ran.lies;
+        up += u64::from(ran.came_up);
+    });
+    println!("a lying device: {total:?}, {up} of {inputs} came up");
+    assert!(up > inputs / 4, "{up} of {inputs} got as far as a queue");
+    assert!(total.succeeded > total.calls / 20, "{total:?}");
+    assert!(total.lies > total.calls / 2, "{total:?}");
+}
+
+/// A host that does anything, to the device.
+#[test]
+fn a_lying_host() {
+    let (mut blows, mut answered, mut fatal) = (0_u64, 0_u64, 0_u64);
+    let inputs = campaign("a lying host", 4096, |input| {
+        let ran = fuzz::device::device(input);
+        blows += u64::from(ran.blows);
+        answered += u64::from(ran.answered);
+        fatal += u64::from(ran.fatal);
+    });
+    println!("a lying host: {blows} blows, {answered} answers, {fatal} of {inputs} stopped it");
+    assert!(answered > blows / 20, "{answered} answers to {blows} blows");
+    assert!(fatal < inputs, "no input got further");
+}
+
 #[test]
 fn raw_calls() {
     let first = setting("OFFMAP_SEED").unwrap_or_else(|| {

@@ -1,22 +1,24 @@
 //! A host that writes nonsense, and device memory that goes bad: bounded time, no panic, no
 //! hang, and after a reset the device works. `OFFMAP_SEED` replays a run.
 
+use offmap_abi::admin::EmptyBody;
 use offmap_abi::regs;
-use offmap_abi::submission::SUBMISSION_BYTES;
-use offmap_abi::{IoOpcode, QueueId, Status, Submission};
+use offmap_abi::submission::{BatchBody, ElementBody, IovaRef, SUBMISSION_BYTES};
+use offmap_abi::{IoOpcode, QueueId, Status, Submission, SubmissionFlags};
 use offmap_bpf::{Errno, MapType};
 use offmap_device_io::{BarOffset, Function};
 use offmap_emulator::{DeviceConfig, Inline, Threaded};
 use offmap_tests::conformance::elements::Table;
-use offmap_tests::conformance::host::{Host, Notify, QueueOptions};
+use offmap_tests::conformance::host::{Host, Notify, QueueOptions, next_request};
 use offmap_tests::model::Shape;
 use offmap_tests::report::{aloud, seed};
 use offmap_tests::stack::{Stack, attr};
 use rand::{Rng, RngExt, SeedableRng};
 use rand_xoshiro::Xoshiro256PlusPlus;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
+use zerocopy::FromZeros;
 
 /// How long each test goes on; its first rounds are what a seed replays.
 const BUDGET: Duration = Duration::from_secs(6);
@@ -220,4 +222,259 @@ fn bad_device_memory_inline() {
 #[test]
 fn bad_device_memory_threaded() {
     corrupt("threaded", |c| Threaded::spawn(c).expect("a device"));
+}
+
+/// Words that a second thread may write while the device reads them.
+struct Scribbler {
+    stop: AtomicBool,
+}
+
+impl Scribbler {
+    /// Runs `host` while another thread calls `scribble` over and over.
+    fn beside<R>(mut scribble: impl FnMut() + Send, host: impl FnOnce() -> R) -> R {
+        let this = Self {
+            stop: AtomicBool::new(false),
+        };
+        /// Ends the thread when `host` panics, too.
+        struct Ends<'s>(&'s Scribbler);
+        impl Drop for Ends<'_> {
+            fn drop(&mut self) {
+                self.0.stop.store(true, Ordering::Relaxed);
+            }
+        }
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !this.stop.load(Ordering::Relaxed) {
+                    scribble();
+                }
+            });
+            let _ends = Ends(&this);
+            host()
+        })
+    }
+}
+
+/// Keys, values and operands of entries change while the device fetches them. What it stores is
+/// consistent all the same: it reads each once, and goes by its copy. A key that was read twice
+/// would be in another key's bucket: listed, and not found.
+#[test]
+fn operands_that_change_while_they_are_read() {
+    const POOL: u64 = 4096;
+    const COUNT: usize = 64;
+    const SLOTS: usize = 2;
+    const VALUE: usize = 64;
+    const VALUES_AT: usize = COUNT * 8;
+    const STATUSES_AT: usize = VALUES_AT + COUNT * VALUE;
+    let base = seed();
+    let host = Host::bring_up(Threaded::spawn(small()).expect("a device"));
+    let options = QueueOptions {
+        notify: Notify::Shadow,
+        vector: regs::NO_VECTOR,
+    };
+    let map = host.map(&Host::<Threaded>::map_body(1, 8, VALUE as u32, POOL as u32));
+    // With room behind: what the other thread makes of a count or a place stays in it.
+    let memory = host.dma(64 << 10);
+    let mut queue = host.queue(1, 16, options);
+    let key = |n: u64| (n % POOL).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    for i in 0..COUNT {
+        memory
+            .buffer()
+            .store_u64(i * 8, key(i as u64), Ordering::Relaxed);
+    }
+    // The ring's own memory a second time, for the other thread.
+    let ring = offmap_device_io::BarMapping::new(queue.ring().fd(), 0, 4096).expect("a view");
+    let mut rng = Xoshiro256PlusPlus::seed_from_u64(base);
+    let scribble = || {
+        // Mostly the few keys that element commands use: what is read twice differs then.
+        for _ in 0..256 {
+            let n = rng.next_u64();
+            let (slot, value) = ((n >> 60) as usize % SLOTS, key(n));
+            memory
+                .buffer()
+                .store_u64(slot * 8, value, Ordering::Relaxed);
+        }
+        for _ in 0..16 {
+            let word = rng.random_range(0..COUNT * (8 + VALUE) / 8);
+            let value = key(rng.next_u64());
+            memory
+                .buffer()
+                .store_u64(word * 8, value, Ordering::Relaxed);
+        }
+        // Operands of an entry, not its ownership word: flags, lengths, places.
+        let entry = rng.random_range(0..16) * SUBMISSION_BYTES;
+        let at = entry + rng.random_range(2..8) * 8;
+        ring.store_u64(at, ring.load_u64(at) ^ 1 << rng.random_range(0..4));
+    };
+    let (mut done, mut answers) = (0_u64, [0_u64; 2]);
+    Scribbler::beside(scribble, || {
+        let mut rng = Xoshiro256PlusPlus::seed_from_u64(!base);
+        let started = Instant::now();
+        while started.elapsed() < BUDGET / 2 {
+            for _ in 0..16 {
+                let (opcode, body) = match rng.random_range(0..8) {
+                    0 => (IoOpcode::BatchUpdate, COUNT),
+                    1 => (IoOpcode::BatchDelete, 8),
+                    2 => (IoOpcode::BatchLookup, COUNT),
+                    3 => (IoOpcode::Lookup, 0),
+                    4 => (IoOpcode::Delete, 0),
+                    _ => (IoOpcode::Update, 0),
+                };
+                let at = rng.random_range(0..SLOTS);
+                let entry = if opcode.is_batch() {
+                    let mut batch = BatchBody::new_zeroed();
+                    batch.count = (body as u32).into();
+                    batch.key_len = 8.into();
+                    batch.value_len = (VALUE as u32).into();
+                    batch.keys = memory.iova(0).0.into();
+                    batch.values = memory.iova(VALUES_AT).0.into();
+                    batch.statuses = memory.iova(STATUSES_AT).0.into();
+                    Submission::new(opcode.0, next_request(), &batch)
+                } else {
+                    let mut element = ElementBody::new_zeroed();
+                    element.key_len = 8.into();
+                    element.value_len = (VALUE as u32).into();
+                    element.key = IovaRef::field(memory.iova(at * 8).0);
+                    element.value = IovaRef::field(memory.iova(VALUES_AT + at * VALUE).0);
+                    Submission::new(opcode.0, next_request(), &element)
+                };
+                queue.push(entry.with_map(map));
+            }
+            queue.publish();
+            for _ in 0..16 {
+                let status = queue.wait().status();
+                assert_ne!(status, Status::Internal, "seed {base}: an inconsistent map");
+                answers[usize::from(status == Status::Success)] += 1;
+                done += 1;
+            }
+        }
+    });
+    // Nothing of the queue is touched any more.
+    drop(ring);
+    let mut table = Table::new(&host, &mut queue, map, (8, VALUE), 1);
+    let keys = table.keys(POOL as usize);
+    let entries = host.query(map).expect("the map").entries.get() as usize;
+    assert_eq!(keys.len(), entries, "seed {base}: listed and counted");
+    for key in &keys {
+        assert!(
+            table.lookup(key).is_ok(),
+            "seed {base}: {key:x?} is listed and not found"
+        );
+    }
+    for key in &keys {
+        assert_eq!(table.delete(key), Status::Success, "seed {base}");
+    }
+    assert_eq!(host.query(map).expect("the map").entries.get(), 0);
+    aloud(&format!(
+        "hostile: {done} commands on operands that change, seed {base}: {} succeeded, {} did not; \
+         {entries} entries at the end",
+        answers[1], answers[0]
+    ));
+    assert!(answers[1] > done / 20, "{answers:?}");
+}
+
+/// Rings on one another, results sent into rings, a ring buffer over a ring: the device may stop
+/// those queues, and serves the others all the same, with a bound on what a step does.
+fn entangled<F: Function>(make: impl Fn(DeviceConfig) -> Arc<F>) {
+    let mut config = small();
+    config.queue_pairs = 4;
+    let mut host = Host::bring_up(make(config));
+    let options = QueueOptions {
+        notify: Notify::Shadow,
+        vector: 0,
+    };
+    for round in 0..24_usize {
+        let mut sane = host.queue(3, 8, options);
+        let map = host.map(&Host::<F>::map_body(1, 8, 64, 16));
+        assert_eq!(
+            Table::new(&host, &mut sane, map, (8, 64), 1).update(&[0; 8], &[0xff; 64], 0),
+            Status::Success
+        );
+        let (mut first, mut of_first) = host.queue_memory(1, 8, options);
+        let (mut second, mut of_second) = host.queue_memory(2, 8, options);
+        let [sq, cq, notify] = [0, 1, 2].map(|i| first.iovas()[i]);
+        match round % 8 {
+            // Each completion is a submission of the same queue.
+            0 => of_first.cq = sq.into(),
+            // Two queues that feed each other.
+            1 => {
+                of_second.sq = cq.into();
+                of_second.cq = sq.into();
+            }
+            // Twice the same queue.
+            2 => {
+                (of_second.sq, of_second.cq, of_second.notify) =
+                    (sq.into(), cq.into(), notify.into())
+            }
+            // A notify block in a ring.
+            3 => of_first.notify = cq.into(),
+            4 => of_first.notify = (sq + 64).into(),
+            5 => of_second.notify = notify.into(),
+            // The sane queue's rings.
+            6 => of_second.sq = sane.iovas()[1].into(),
+            _ => {}
+        }
+        for body in [&of_first, &of_second] {
+            let made = host.queue_create(body);
+            let ends = [Status::Success, Status::InvalidField, Status::DmaFault];
+            assert!(ends.contains(&made), "round {round}: {made:?}");
+        }
+        // Lookups whose results go to rings and notify blocks.
+        for i in 0..8_u64 {
+            let target = [sq, cq, notify, second.iovas()[0]][i as usize % 4] + i / 4 * 64;
+            let mut body = ElementBody::new_zeroed();
+            body.key_len = 8.into();
+            body.value_len = 64.into();
+            body.value = IovaRef::field(target);
+            let entry = Submission::new(IoOpcode::Lookup.0, next_request(), &body)
+                .with_map(map)
+                .with_flags(SubmissionFlags::KEY_INLINE);
+            first.push(entry);
+            second.push(entry);
+        }
+        first.publish();
+        second.publish();
+        let started = Instant::now();
+        for n in 0..200 {
+            if round % 8 == 6 {
+                // Its completions are commands of another queue; only that it ends counts.
+                host.function().progress();
+                continue;
+            }
+            let nop = Submission::new(IoOpcode::Nop.0, next_request(), &EmptyBody::ZERO);
+            sane.submit(nop);
+            let mut turns = 0;
+            while sane.poll().is_none() {
+                host.function().progress();
+                turns += 1;
+                if host.function().runs_on_caller() {
+                    assert!(turns < 1000, "round {round}, {n}: the sane queue starves");
+                }
+                assert!(
+                    started.elapsed() < Duration::from_secs(20),
+                    "round {round}, {n}"
+                );
+            }
+        }
+        assert!(
+            !host.status().contains(regs::DeviceStatus::FATAL),
+            "round {round}"
+        );
+        for queue in [1, 2, 3] {
+            let gone = host.queue_delete(QueueId(queue));
+            let ends = [Status::Success, Status::InvalidQueue];
+            assert!(ends.contains(&gone), "round {round}: {gone:?}");
+        }
+        drop((first, second, sane));
+        host = host.reset();
+    }
+}
+
+#[test]
+fn rings_on_one_another_inline() {
+    entangled(|c| Inline::new(c).expect("a device"));
+}
+
+#[test]
+fn rings_on_one_another_threaded() {
+    entangled(|c| Threaded::spawn(c).expect("a device"));
 }

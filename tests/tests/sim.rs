@@ -1,9 +1,12 @@
 //! The deterministic simulation as a test: fresh seeds for a bounded time, pinned ones, and that
 //! its checkers see planted bugs.
 //!
-//! `OFFMAP_SIM_SECONDS` is the time that fresh seeds get, and `OFFMAP_SEED` is the first of them.
+//! `OFFMAP_SIM_SECONDS` is the time that fresh seeds get, 10 s without it; `OFFMAP_SIM_FROM` is the
+//! first of them, from the clock without it. Both are printed, and so is the line that replays one
+//! that fails.
 
-use offmap_sim::{Config, Mutation, Report, campaign};
+use offmap_emulator::faults::{Behaviour, Delay, FaultPlan, Rule, Site};
+use offmap_sim::{Config, Faults, Mutation, Report, campaign};
 use offmap_tests::report::{aloud, env_number, seed};
 use std::time::Duration;
 
@@ -30,7 +33,7 @@ fn no_violation(report: &Report) {
 
 #[test]
 fn fresh_seeds_have_no_violation() {
-    let from = seed();
+    let from = env_number("OFFMAP_SIM_FROM").unwrap_or_else(seed);
     let seconds = env_number("OFFMAP_SIM_SECONDS").unwrap_or(SECONDS);
     aloud(&format!("sim: seeds from {from}, {seconds} s"));
     let report = run(&Config {
@@ -49,9 +52,107 @@ fn fresh_seeds_have_no_violation() {
         report.searched,
         report.undecided
     ));
+    let faults: u64 = report.faults_injected.values().sum();
+    aloud(&format!(
+        "sim: {faults} faults in {} of the seeds",
+        report.faulty_seeds
+    ));
     no_violation(&report);
     // A checker that gives up has checked nothing.
-    assert!(report.undecided * 500 <= report.maps, "{report:?}");
+    assert!(report.undecided * 500 <= report.maps + 500, "{report:?}");
+}
+
+/// Each behaviour at each site that it fits; of those that break the whole device each one, and
+/// each somewhere.
+#[test]
+fn every_kind_of_fault_is_injected() {
+    let report = run(&Config {
+        from: 1,
+        seeds: 800,
+        faults: Faults::All,
+        ..Config::default()
+    });
+    no_violation(&report);
+    assert_eq!(report.faulty_seeds, 800);
+    let count = |kind: &str| report.faults_injected.get(kind).copied().unwrap_or(0);
+    let gentle = [
+        "delay",
+        "drop",
+        "duplicate",
+        "fail",
+        "flip",
+        "no-memory",
+        "reorder",
+        "slow",
+        "tear",
+    ];
+    let mut missing = Vec::new();
+    let fits = [
+        Behaviour::Drop,
+        Behaviour::Delay(Delay::Steps(1)),
+        Behaviour::Duplicate,
+        Behaviour::Reorder { behind: 1 },
+        Behaviour::Flip { bits: 1, at: None },
+        Behaviour::Fail,
+        Behaviour::Tear { bytes: 0 },
+        Behaviour::NoMemory,
+        Behaviour::Slow { steps: 1 },
+        Behaviour::StopFirmware,
+        Behaviour::Fatal,
+        Behaviour::Reset,
+        Behaviour::Unplug,
+    ];
+    for behaviour in fits {
+        let sites = Site::ALL.into_iter().filter(|site| behaviour.fits(*site));
+        let kinds: Vec<String> = sites.map(|site| format!("{behaviour} at {site}")).collect();
+        if gentle.contains(&behaviour.name()) {
+            missing.extend(kinds.into_iter().filter(|kind| count(kind) == 0));
+        } else if kinds.iter().all(|kind| count(kind) == 0) {
+            missing.push(behaviour.name().into());
+        }
+    }
+    for kind in ["flip at memory-read", "flip at memory-write"] {
+        for end in ["corrected", "detected"] {
+            let kind = format!("{kind}, {end}");
+            if count(&kind) == 0 {
+                missing.push(kind);
+            }
+        }
+    }
+    assert!(
+        missing.is_empty(),
+        "{missing:?} of {:#?}",
+        report.faults_injected
+    );
+}
+
+/// A plan without an effect changes nothing, and one that breaks everything is no violation.
+#[test]
+fn plans_from_outside_are_taken() {
+    let with = |plan: FaultPlan| {
+        run(&Config {
+            from: 9,
+            seeds: 40,
+            faults: Faults::Plan {
+                plan,
+                file: "a plan.toml".into(),
+            },
+            ..Config::default()
+        })
+    };
+    let lost = Rule::new(Site::Complete, Behaviour::Drop).every(100);
+    let report = with(FaultPlan::new().with(lost).unwrap());
+    no_violation(&report);
+    assert_eq!(report.faulty_seeds, 40);
+    let drops = report.faults_injected["drop at complete"];
+    assert!(drops > 100, "{drops}");
+    assert_eq!(report.faults_injected.len(), 1);
+    for behaviour in [Behaviour::Fatal, Behaviour::Reset] {
+        let rule = Rule::new(Site::Fetch, behaviour);
+        no_violation(&with(FaultPlan::new().with(rule).unwrap()));
+    }
+    let all_ones = Rule::new(Site::RegisterRead, Behaviour::Drop);
+    no_violation(&with(FaultPlan::new().with(all_ones).unwrap()));
 }
 
 /// Seeds that once failed, or that hold what others rarely do.
@@ -140,6 +241,38 @@ fn shards_share_the_seeds_out() {
     assert_eq!(operations, whole.operations);
 }
 
+/// The faults in which a planted bug can show.
+fn faults_for(mutation: Mutation) -> Faults {
+    let plan = match mutation {
+        Mutation::AcceptDuplicate => {
+            let rule = Rule::new(Site::Complete, Behaviour::Duplicate);
+            FaultPlan::new().with(rule.every(40))
+        }
+        Mutation::ReportDetected => {
+            let flip = Behaviour::Flip { bits: 2, at: None };
+            let rule = Rule::new(Site::MemoryRead, flip).every(300);
+            FaultPlan::new().with_ecc().and_then(|p| p.with(rule))
+        }
+        Mutation::ReportFailedDma => {
+            let rule = Rule::new(Site::DmaWrite, Behaviour::Fail);
+            FaultPlan::new().with(rule.every(20))
+        }
+        Mutation::ReportTorn => {
+            let rule = Rule::new(Site::DmaWrite, Behaviour::Tear { bytes: 8 });
+            FaultPlan::new().with(rule.every(20))
+        }
+        Mutation::StoreAndRefuse => {
+            let rule = Rule::new(Site::Fetch, Behaviour::NoMemory);
+            FaultPlan::new().with(rule.every(20).from(10))
+        }
+        _ => return Faults::None,
+    };
+    Faults::Plan {
+        plan: plan.expect("a plan"),
+        file: String::new(),
+    }
+}
+
 #[test]
 fn planted_bugs_are_caught() {
     let mut missed = Vec::new();
@@ -148,6 +281,7 @@ fn planted_bugs_are_caught() {
             from: 1,
             seeds: MUTATION_SEEDS,
             mutation: Some(mutation),
+            faults: faults_for(mutation),
             stop_at_first: true,
             shrink_time: Duration::ZERO,
             ..Config::default()

@@ -26,6 +26,10 @@ const UNSAFE_FILES: &[(&str, &str)] = &[
         "mbind, which no safe crate has",
     ),
     (
+        "crates/device-io/src/prefetch.rs",
+        "the prefetch instruction",
+    ),
+    (
         "crates/device-io/src/word.rs",
         "a checked reference to a shared word",
     ),

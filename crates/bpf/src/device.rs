@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 pub use crate::map::ringbuf::RingHeader;
 use crate::uapi::{BPF_OBJ_NAME_LEN, MapFlags, MapType};
 use bitflags::bitflags;
+use std::any::Any;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -205,6 +206,12 @@ pub trait OffloadedMap: Send + Sync {
         _delete: bool,
     ) -> BatchOutcome {
         BatchOutcome::failed(NOT_OFFLOADED)
+    }
+
+    /// The map as its own crate knows it, for operations that this trait does not have. `None`:
+    /// there are none.
+    fn own(self: Arc<Self>) -> Option<Arc<dyn Any + Send + Sync>> {
+        None
     }
 
     /// What stands for this map in the values of a map of maps on the same device, whose

@@ -87,6 +87,8 @@ errnos! {
     EOPNOTSUPP = 95, "operation not supported";
     /// The device did not answer in time.
     ETIMEDOUT = 110, "timed out";
+    /// The operation was cancelled.
+    ECANCELED = 125, "operation cancelled";
     /// ENOTSUPP: internal to the kernel, yet it reaches user space from several map operations.
     ENOTSUPP = 524, "unknown error 524 (ENOTSUPP)";
 }

@@ -1,5 +1,9 @@
 //! The open file of a map, and the commands on it.
 
+mod deferred;
+
+pub use deferred::{DeferredFile, ElementOp, Writing};
+
 use crate::btf::FieldRecord;
 use crate::caller::{Caller, NetNs};
 use crate::device::{BatchOutcome, OffloadCommands};
@@ -241,6 +245,16 @@ impl MapFile {
     pub(crate) fn begin_write(&self) -> Result<WriteActive<'_>> {
         self.writable()?;
         self.map.begin_write()
+    }
+
+    /// The commands that reach the map's own operations.
+    pub(crate) fn commands(&self) -> OffloadCommands {
+        self.map.read_mostly.commands
+    }
+
+    /// As [`Map::writes_ended`].
+    pub(crate) fn writes_ended(&self) -> u32 {
+        self.map.writes_ended()
     }
 
     /// `BPF_F_LOCK` is for values that have a lock. EINVAL.

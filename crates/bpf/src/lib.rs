@@ -15,6 +15,7 @@ pub mod btf;
 mod btf_object;
 mod caller;
 pub mod device;
+mod entries;
 pub mod errno;
 pub mod error;
 mod file;
@@ -27,9 +28,12 @@ pub mod uapi;
 mod user_memory;
 
 pub use caller::{Caller, Capabilities, NetNs};
+pub use entries::{Entries, Entry};
 pub use errno::Errno;
 pub use error::{Error, Result};
-pub use file::{BtfInfo, MapBtfIds, MapFile, MapInfo, OffloadInfo};
+pub use file::{
+    BtfInfo, DeferredFile, ElementOp, MapBtfIds, MapFile, MapInfo, OffloadInfo, Writing,
+};
 pub use map::ringbuf::{Reservation, RingBufferProducer, RingBufferReader};
 pub use map::{Mapping, ProgramTraits};
 pub use memory::{MemoryOwner, MemoryUsage};

@@ -32,7 +32,7 @@ iterate, batch, delete, fill to the brim and try one more. Every result, errno a
 buffer is compared, and then lookups are timed on both in turns.",
         after_long_help = "Exit status:
   0  every map agreed on every result and errno
-  1  some did not, or the NIC did not come up
+  1  some did not, or the NIC did not come up, or --metrics could not be written
   2  the command line, the object, the profile or the fault plan is bad; one
      sentence on stderr says what is wrong
 
@@ -79,7 +79,8 @@ Examples:
 tries to break them, and check what the hosts see.
 
 A seed stands for a device, up to four hosts with a queue pair each, and some hundred actions: \
-commands, batches, walks, aborts, queues and maps that come and go, stalls, resets, removal. It also decides \
+commands, batches, walks, aborts, queues and maps that come and go, stalls, resets, removal; and in \
+every other seed, a fault plan for the device. It also decides \
 when the device gets on and in which order stores become visible, within the ordering rules of \
 docs/abi.md. Checked is that each map's history has an order that explains every answer, that \
 nothing acknowledged is lost, that every call ends in time, that no wake-up is lost, that the device writes only \
@@ -88,10 +89,12 @@ where a command let it, and that nothing is left at the end. docs/simulation.md 
   0  no violation
   1  a seed failed; the output has a line that runs it again, and what the
      least part of it that still fails did
-  2  the command line is bad
+  2  the command line or the fault plan is bad; one sentence on stderr says
+     what is wrong
 
 Examples:
   offmap sim --seeds 10000
+  offmap sim --seeds 1000 --faults plan.toml
   offmap sim --seeds 1 --from 4711
   offmap sim --seeds 100000 --shard 3/16 --json
   offmap sim --seeds 1000000000 --from $RANDOM --seconds 60"
@@ -257,9 +260,29 @@ pub struct SimArgs {
     #[arg(long, value_name = "SECONDS")]
     pub seconds: Option<u64>,
 
+    /// Which seeds draw a fault plan of their own for the device
+    #[arg(long, value_name = "SHARE", value_enum, default_value_t = FaultPlans::Half,
+          conflicts_with = "faults")]
+    pub fault_plans: FaultPlans,
+
+    /// Have the device of every seed do wrong what this fault plan says (see docs/faults.md)
+    #[arg(long, value_name = "FILE")]
+    pub faults: Option<PathBuf>,
+
     /// Print one JSON document
     #[arg(long)]
     pub json: bool,
+}
+
+/// Seeds that draw a fault plan.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum FaultPlans {
+    /// No seed
+    None,
+    /// Every other seed, about: the seed itself decides
+    Half,
+    /// Every seed
+    All,
 }
 
 /// `I/N`.
@@ -331,6 +354,14 @@ pub struct DemoArgs {
     /// Have the device do wrong what this fault plan says (see docs/faults.md); --seed seeds it too
     #[arg(long, value_name = "FILE")]
     pub faults: Option<PathBuf>,
+
+    /// Print what the queues did to stderr: commands by kind and end, times in flight, events
+    #[arg(long)]
+    pub stats: bool,
+
+    /// Write the same to FILE as OpenMetrics text (see docs/metrics.md)
+    #[arg(long, value_name = "FILE")]
+    pub metrics: Option<PathBuf>,
 
     /// Where the device runs
     ///

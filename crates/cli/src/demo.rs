@@ -5,6 +5,7 @@ use crate::expected::Expected;
 use crate::faulty::{self, Watch, Watched};
 use crate::object::{self, LoadError, MapDef};
 use crate::report::{MapReport, Report};
+use crate::stats;
 use crate::workload::{self, Disagreement, Limits, MapAccess, Shape};
 use offmap_bpf::device::{MapSpec, OffloadDevice};
 use offmap_bpf::uapi::{BPF_OBJ_NAME_LEN, MapFlags, MapType};
@@ -13,7 +14,7 @@ use offmap_device_io::IoError;
 use offmap_driver::{Driver, DriverConfig, DriverError};
 use offmap_emulator::faults::{FaultFileError, FaultPlan};
 use offmap_emulator::{DeviceConfig, Emulated, EmulatorError, FrontEnd, Inline, Threaded};
-use offmap_offload::{OffloadNic, Profile, ProfileError, Situation, Usage};
+use offmap_offload::{NicStats, OffloadNic, Profile, ProfileError, Situation, Usage};
 use offmap_vfio_user::{Attach, VfioUser};
 use std::path::Path;
 use std::sync::Arc;
@@ -21,6 +22,8 @@ use thiserror::Error;
 
 /// The object that is used when none is named.
 const BUILT_IN: &[u8] = include_bytes!("../demo/demo.bpf.o");
+/// The name of its network device.
+pub const NIC: &str = "offmap0";
 const BUILT_IN_NAME: &str = "the built-in demo.bpf.o";
 
 /// Why there is no report.
@@ -92,6 +95,7 @@ pub fn run(args: &DemoArgs, progress: &mut dyn Progress) -> Result<Report, DemoE
     };
     let Up {
         nic,
+        stats,
         device_types,
         watch,
     } = up;
@@ -118,6 +122,7 @@ pub fn run(args: &DemoArgs, progress: &mut dyn Progress) -> Result<Report, DemoE
         possible_cpus: bench.possible_cpus,
         version: env!("CARGO_PKG_VERSION"),
         faults: bench.watch.as_ref().map(Watch::finish),
+        stats: stats(),
         maps,
     })
 }
@@ -125,6 +130,8 @@ pub fn run(args: &DemoArgs, progress: &mut dyn Progress) -> Result<Report, DemoE
 /// A NIC that is up.
 struct Up {
     nic: Arc<dyn OffloadDevice>,
+    /// What it has done so far.
+    stats: Box<dyn Fn() -> NicStats>,
     /// The map types that its device has.
     device_types: u64,
     /// With a fault plan, which begins once the NIC is up.
@@ -163,10 +170,16 @@ fn bring_up<E: FrontEnd>(
     if plan.is_some() {
         config = faulty::deadlines(config);
     }
+    if args.stats || args.metrics.is_some() {
+        config = stats::timed(config);
+    }
     let driver = Driver::bring_up(Arc::clone(device), config)?;
     let device_types = driver.identity().map_types;
+    let nic = OffloadNic::new(driver, profile.clone())?;
+    let counted = Arc::clone(&nic);
     Ok(Up {
-        nic: OffloadNic::new(driver, profile.clone())?,
+        nic,
+        stats: Box::new(move || counted.stats()),
         device_types,
         watch: plan.map(|(plan, file)| Watch::begin(device, &plan, args.seed, file)),
     })
@@ -193,7 +206,7 @@ impl Bench {
         let system = System::new(SystemConfig::default());
         let possible_cpus = system.config().possible_cpus;
         let ifindex = system
-            .register_netdev("offmap0", Arc::clone(&nic))
+            .register_netdev(NIC, Arc::clone(&nic))
             .map_err(DemoError::Register)?;
         Ok(Self {
             system,

@@ -3,8 +3,8 @@
 //! [`object`] reads map definitions from compiled BPF objects, [`workload`] drives two maps
 //! alike and compares every answer, [`demo`] puts both to work over the whole stack,
 //! [`report`] says what came of it, [`faulty`] what a fault plan did, [`diff`] holds the map
-//! side against the running kernel, [`profile`] shows capability profiles, and [`nic`] serves the
-//! emulated NIC to other processes.
+//! side against the running kernel, [`profile`] shows capability profiles, [`stats`] what the
+//! queues did, and [`nic`] serves the emulated NIC to other processes.
 #![forbid(unsafe_code)]
 
 pub mod args;
@@ -17,4 +17,5 @@ pub mod object;
 pub mod profile;
 pub mod report;
 pub mod sim;
+pub mod stats;
 pub mod workload;

@@ -9,6 +9,7 @@ use offmap_cli::diff;
 use offmap_cli::nic::{self, NicError};
 use offmap_cli::profile;
 use offmap_cli::sim;
+use offmap_cli::stats;
 use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 
@@ -53,7 +54,18 @@ fn demo(args: &DemoArgs) -> ExitCode {
     } else {
         report.text()
     };
-    print(&text, verdict(report.agree))
+    if args.stats {
+        // As with progress: nothing is left to be done when stderr is closed.
+        let _ = write!(std::io::stderr(), "{}", stats::text(&report.stats));
+    }
+    let code = match &args.metrics {
+        Some(path) => match stats::write_metrics(path, demo::NIC, &report.stats) {
+            Ok(()) => verdict(report.agree),
+            Err(sentence) => fail(&sentence, DISAGREED),
+        },
+        None => verdict(report.agree),
+    };
+    print(&text, code)
 }
 
 fn diff(args: &DiffArgs) -> ExitCode {
@@ -80,8 +92,12 @@ fn simulate(args: &SimArgs) -> ExitCode {
     let bar = Bar::new().0;
     bar.set_length(args.seeds.div_ceil(args.shard.1));
     bar.set_message("seeds");
-    let document = sim::simulate(args, &mut |seeds| bar.set_position(seeds));
+    let simulated = sim::simulate(args, &mut |seeds| bar.set_position(seeds));
     bar.finish_and_clear();
+    let document = match simulated {
+        Ok(document) => document,
+        Err(error) => return fail(&error.to_string(), BAD_INPUT),
+    };
     let text = match args.json {
         false => document.text(),
         true => match serde_json::to_string_pretty(&document) {

@@ -4,6 +4,7 @@ use crate::faulty::FaultsReport;
 use crate::workload::{Disagreement, Outcome, PerSide, Timings};
 use comfy_table::presets::NOTHING;
 use comfy_table::{CellAlignment, ContentArrangement, LineStyle, Table};
+use offmap_offload::NicStats;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -38,6 +39,9 @@ pub struct Report {
     /// What a fault plan did; absent without one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub faults: Option<FaultsReport>,
+    /// What the NIC's queues did, which has outputs of its own.
+    #[serde(skip)]
+    pub stats: NicStats,
     /// The maps, in the order of the object.
     pub maps: Vec<MapReport>,
 }

@@ -1,7 +1,8 @@
 //! `offmap sim`: the deterministic simulation, seed after seed.
 
-use crate::args::SimArgs;
-use offmap_sim::{Config, Report, campaign};
+use crate::args::{FaultPlans, SimArgs};
+use offmap_emulator::faults::{FaultFileError, FaultPlan};
+use offmap_sim::{Config, Faults, Report, campaign};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -23,8 +24,12 @@ pub struct Document {
     pub operations: u64,
     /// Scheduler steps.
     pub steps: u64,
+    /// Seeds whose device had a fault plan.
+    pub faulty_seeds: u64,
+    /// Faults that devices injected, by behaviour and site.
+    pub faults_injected: BTreeMap<String, u64>,
     /// Events that happened to hosts, queues and the device, by kind.
-    pub faults_injected: BTreeMap<&'static str, u64>,
+    pub events: BTreeMap<&'static str, u64>,
     /// Map histories checked.
     pub histories: u64,
     /// Of those, the ones for which an order had to be searched.
@@ -59,19 +64,33 @@ pub struct FailedSeed {
 }
 
 /// Runs the campaign; `progress` is told the seeds done so far.
-pub fn simulate(args: &SimArgs, progress: &mut dyn FnMut(u64)) -> Document {
+///
+/// # Errors
+///
+/// [`FaultFileError`], when the fault plan's file is not usable.
+pub fn simulate(args: &SimArgs, progress: &mut dyn FnMut(u64)) -> Result<Document, FaultFileError> {
+    let faults = match (&args.faults, args.fault_plans) {
+        (Some(path), _) => Faults::Plan {
+            plan: FaultPlan::load(path)?,
+            file: path.display().to_string(),
+        },
+        (None, FaultPlans::None) => Faults::None,
+        (None, FaultPlans::Half) => Faults::Half,
+        (None, FaultPlans::All) => Faults::All,
+    };
     let config = Config {
         from: args.from,
         seeds: args.seeds,
         shard: (args.shard.0 - 1, args.shard.1),
         time: args.seconds.map(Duration::from_secs),
+        faults,
         mutation: None,
         stop_at_first: false,
         shrink_time: SHRINK_TIME,
     };
     let started = Instant::now();
     let report = campaign(&config, progress);
-    Document::new(report, args, started.elapsed())
+    Ok(Document::new(report, args, started.elapsed()))
 }
 
 impl Document {
@@ -94,7 +113,9 @@ impl Document {
             shard: [args.shard.0, args.shard.1],
             operations: report.operations,
             steps: report.steps,
-            faults_injected: report.events,
+            faulty_seeds: report.faulty_seeds,
+            faults_injected: report.faults_injected,
+            events: report.events,
             histories: report.maps,
             searched: report.searched,
             undecided: report.undecided,
@@ -122,12 +143,20 @@ impl Document {
             }
             let _ = writeln!(text, "  replay: {}", failed.replay);
         }
-        let events: Vec<String> = self
-            .faults_injected
-            .iter()
-            .map(|(event, count)| format!("{event} {count}"))
-            .collect();
-        let _ = writeln!(text, "events: {}", events.join(", "));
+        let list = |counts: Vec<String>| match counts.len() {
+            0 => "none".to_owned(),
+            _ => counts.join(", "),
+        };
+        let events = self.events.iter().map(|(what, n)| format!("{what} {n}"));
+        let _ = writeln!(text, "events: {}", list(events.collect()));
+        let faults = self.faults_injected.iter();
+        let faults = faults.map(|(what, n)| format!("{what} {n}"));
+        let _ = writeln!(
+            text,
+            "faults, in {} seeds: {}",
+            self.faulty_seeds,
+            list(faults.collect())
+        );
         let _ = writeln!(
             text,
             "{} seeds, {} operations and {} steps in {:.1} s; {} map histories, {} of them \

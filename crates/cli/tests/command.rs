@@ -251,3 +251,60 @@ fn diff_says_what_it_compared() {
     assert_eq!(document["differences"], 0);
     assert_eq!(out.status.code(), Some(0));
 }
+
+#[test]
+fn statistics_go_to_stderr_and_metrics_to_their_file() {
+    let file = std::env::temp_dir().join(format!("offmap-metrics-{}", std::process::id()));
+    let path = file.to_str().unwrap();
+    let args = [
+        "demo",
+        "--operations",
+        "500",
+        "--stats",
+        "--metrics",
+        path,
+        "--json",
+    ];
+    let out = offmap(&args);
+    assert_eq!(out.status.code(), Some(0), "{}", text(&out.stderr));
+    let report: Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert_eq!(report["agree"], true);
+    let table = text(&out.stderr);
+    for word in [
+        "command",
+        "p99",
+        "lookup",
+        "batch_update",
+        "not_found",
+        "queue pairs: 1 in use",
+    ] {
+        assert!(table.contains(word), "no {word:?} in {table}");
+    }
+    let metrics = std::fs::read_to_string(&file).unwrap();
+    std::fs::remove_file(&file).unwrap();
+    assert!(metrics.ends_with("# EOF\n"), "{metrics}");
+    let lookups = "offmap_queue_submitted_total{nic=\"offmap0\",queue=\"1\",op=\"lookup\"} ";
+    let sent = metrics.lines().find_map(|line| line.strip_prefix(lookups));
+    let sent = sent.unwrap_or_else(|| panic!("no {lookups:?} in {metrics}"));
+    // The same figure as in the table.
+    let row = table
+        .lines()
+        .find(|line| line.trim_start().starts_with("lookup "));
+    let row: Vec<&str> = row.unwrap().split_whitespace().collect();
+    assert_eq!(row[1], sent);
+
+    let nowhere = offmap(&[
+        "demo",
+        "--operations",
+        "10",
+        "--metrics",
+        "/nonexistent/file",
+    ]);
+    assert_eq!(nowhere.status.code(), Some(1));
+    let said = text(&nowhere.stderr);
+    assert!(said.contains("/nonexistent/file"), "{said}");
+    assert!(
+        !text(&nowhere.stdout).is_empty(),
+        "the report is printed all the same"
+    );
+}

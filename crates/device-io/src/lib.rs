@@ -14,6 +14,8 @@ mod error;
 mod interrupt;
 mod iova;
 mod numa;
+mod prefetch;
+mod shared;
 mod word;
 
 pub use bar::{BarInfo, BarMapping, BarOffset};
@@ -21,6 +23,8 @@ pub use dma::{DmaBuffer, DmaPlacement, DmaRegion, PAGE_BYTES};
 pub use error::IoError;
 pub use interrupt::Interrupt;
 pub use iova::{Iova, IovaAllocator, IovaRange};
+pub use prefetch::prefetch;
+pub use shared::SharedWords;
 
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};

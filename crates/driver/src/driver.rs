@@ -3,6 +3,7 @@
 use crate::admin::{self, AdminQueue};
 use crate::bringup::{self, Identity};
 use crate::generations::Generations;
+use crate::queue::stats::{DriverStats, Meters};
 use crate::registers::Registers;
 use crate::vectors::{Vector, Vectors};
 use crate::{CompletionFault, DeviceMap, DriverConfig, DriverError, MapParams, QueuePair};
@@ -43,6 +44,9 @@ pub struct Driver<F: Function> {
     /// RESET_COUNT when the device was last brought up.
     reset_count: AtomicU32,
     admin: Mutex<Admin<F>>,
+    meters: Meters,
+    resets: AtomicU64,
+    failed_resets: AtomicU64,
 }
 
 struct Admin<F: Function> {
@@ -130,6 +134,9 @@ impl<F: Function> Driver<F> {
                 queue_ids: queue_ids.into_boxed_slice(),
                 quarantine: Vec::new(),
             }),
+            meters: Meters::default(),
+            resets: AtomicU64::new(0),
+            failed_resets: AtomicU64::new(0),
         }))
     }
 
@@ -152,6 +159,16 @@ impl<F: Function> Driver<F> {
     #[inline]
     pub fn epoch(&self) -> u64 {
         self.epoch.load(Ordering::Acquire)
+    }
+
+    /// What all its queue pairs have done, those that are gone included. From any thread: it
+    /// takes no lock that a command takes, and queues do not wait for it.
+    pub fn stats(&self) -> DriverStats {
+        DriverStats {
+            queues: self.meters.snapshot(),
+            resets: self.resets.load(Ordering::Relaxed),
+            failed_resets: self.failed_resets.load(Ordering::Relaxed),
+        }
     }
 
     /// Makes a queue pair. It belongs to the caller, who drops it to delete it.
@@ -421,6 +438,16 @@ impl<F: Function> Driver<F> {
     /// As [`Driver::bring_up`]; also when the device identifies itself differently than
     /// before. The driver is down then, and a further reset may be tried.
     pub fn reset(&self) -> Result<(), DriverError> {
+        let done = self.reset_once();
+        let count = match done {
+            Ok(()) => &self.resets,
+            Err(_) => &self.failed_resets,
+        };
+        count.fetch_add(1, Ordering::Relaxed);
+        done
+    }
+
+    fn reset_once(&self) -> Result<(), DriverError> {
         let mut admin = self.lock();
         // First, so that waiters on other threads give up.
         self.epoch.fetch_add(1, Ordering::AcqRel);
@@ -470,6 +497,10 @@ impl<F: Function> Driver<F> {
 
     pub(crate) fn vectors(&self) -> &Vectors {
         &self.vectors
+    }
+
+    pub(crate) fn meters(&self) -> &Meters {
+        &self.meters
     }
 
     pub(crate) fn generations(&self) -> &Arc<Generations> {

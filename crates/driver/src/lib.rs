@@ -23,12 +23,13 @@ mod rings;
 mod vectors;
 
 pub use bringup::Identity;
-pub use config::{Coalescing, CompletionMode, DriverConfig, Notify};
+pub use config::{Coalescing, CompletionMode, DriverConfig, Notify, Timing};
 pub use driver::Driver;
 pub use error::{CompletionFault, DriverError, SubmitError};
 pub use map::{DeviceMap, MapParams};
 pub use offmap_abi::admin::{Limit, MapInfo};
-pub use offmap_abi::{MapHandle, QueueId, RequestId, Status};
+pub use offmap_abi::{IoOpcode, MapHandle, QueueId, RequestId, Status};
 pub use offmap_device_io::{DmaRegion, Function, Interrupt, IoError};
+pub use queue::stats::{DriverStats, OpStats, QueueEvents, QueueStats, TimeHistogram};
 pub use queue::{BatchDone, Counters, Dumped, Finished, Op, QueuePair, Token};
 pub use vectors::Vector;

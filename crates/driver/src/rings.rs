@@ -1,10 +1,17 @@
-//! The two rings of a queue pair in DMA memory (abi §4, §10 rules S1, C1).
+//! The two rings of a queue pair in DMA memory, and what a notify block says of them (abi §4, §10
+//! rules S1, S2, C1, C3, N1, N4).
+//!
+//! Written over [`SharedWords`], so that the litmus tests run this very code over loom's words.
 
 use offmap_abi::completion::{COMPLETION_BYTES, COMPLETION_WORDS};
+use offmap_abi::notify::{
+    EventWord, NOTIFY_CQ_EVENT, NOTIFY_CQ_HEAD, NOTIFY_SQ_EVENT, NOTIFY_SQ_TAIL,
+};
 use offmap_abi::ring::RingDepth;
 use offmap_abi::submission::{SUBMISSION_BYTES, SUBMISSION_WORDS, phase_of};
 use offmap_abi::{Completion, Submission};
-use offmap_device_io::{DmaBuffer, PAGE_BYTES};
+use offmap_device_io::{PAGE_BYTES, SharedWords};
+use std::convert::Infallible;
 use std::sync::atomic::Ordering;
 
 /// Where the rings lie in their buffer, and how far each has come.
@@ -49,32 +56,86 @@ impl Rings {
     /// Stores the next entry. The caller has made sure that fewer than `depth` commands are
     /// in flight (abi §4.1).
     #[inline(always)]
-    pub(crate) fn push(&mut self, buffer: &DmaBuffer, entry: Submission) {
+    pub(crate) fn push<W>(&mut self, words: &W, entry: Submission)
+    where
+        W: SharedWords<Fault = Infallible>,
+    {
         let at = self.sq + self.depth.position(self.tail) as usize * SUBMISSION_BYTES;
-        let words: [u64; SUBMISSION_WORDS] = entry.to_words(self.depth.phase(self.tail));
-        for (i, word) in words.iter().enumerate().skip(1) {
-            buffer.store_u64(at + i * 8, *word, Ordering::Relaxed);
+        let entry: [u64; SUBMISSION_WORDS] = entry.to_words(self.depth.phase(self.tail));
+        for (i, word) in entry.iter().enumerate().skip(1) {
+            let Ok(()) = words.store(at + i * 8, *word, Ordering::Relaxed);
         }
         // S1: the ownership word last; from here on the entry is the device's.
-        buffer.store_u64(at, words[0], Ordering::Release);
+        let Ok(()) = words.store(at, entry[0], Ordering::Release);
         self.tail = self.tail.wrapping_add(1);
     }
 
     /// Takes the next completion, if it is there.
     #[inline(always)]
-    pub(crate) fn pop(&mut self, buffer: &DmaBuffer) -> Option<Completion> {
+    pub(crate) fn pop<W>(&mut self, words: &W) -> Option<Completion>
+    where
+        W: SharedWords<Fault = Infallible>,
+    {
         let at = self.cq + self.depth.position(self.head) as usize * COMPLETION_BYTES;
         // C1: the ownership word once; the rest only after it showed the phase.
-        let word0 = buffer.load_u64(at, Ordering::Acquire);
+        let Ok(word0) = words.load(at, Ordering::Acquire);
         if phase_of(word0) != self.depth.phase(self.head) {
             return None;
         }
-        let mut words = [0u64; COMPLETION_WORDS];
-        words[0] = word0;
-        for (i, word) in words.iter_mut().enumerate().skip(1) {
-            *word = buffer.load_u64(at + i * 8, Ordering::Relaxed);
+        let mut entry = [0u64; COMPLETION_WORDS];
+        entry[0] = word0;
+        for (i, word) in entry.iter_mut().enumerate().skip(1) {
+            let Ok(loaded) = words.load(at + i * 8, Ordering::Relaxed);
+            *word = loaded;
         }
         self.head = self.head.wrapping_add(1);
-        Some(Completion::from_words(words))
+        Some(Completion::from_words(entry))
     }
+
+    /// Stores the tail in the notify block at `block` of the words (rule S2); whether the device
+    /// wants a KICK for it.
+    #[inline(always)]
+    pub(crate) fn publish_tail<W>(&self, words: &W, block: usize) -> bool
+    where
+        W: SharedWords<Fault = Infallible>,
+    {
+        let Ok(()) = words.store(block + NOTIFY_SQ_TAIL, self.tail.into(), Ordering::Release);
+        wants_kick(words, block, self.tail)
+    }
+
+    /// Stores the head there (rule C3); whether the device, which knows the tail `committed`, wants
+    /// a KICK: one that had no room for completions may have parked with commands before it, and
+    /// no tail will come to wake it.
+    #[inline(always)]
+    pub(crate) fn publish_head<W>(&self, words: &W, block: usize, committed: u32) -> bool
+    where
+        W: SharedWords<Fault = Infallible>,
+    {
+        let Ok(()) = words.store(block + NOTIFY_CQ_HEAD, self.head.into(), Ordering::Release);
+        wants_kick(words, block, committed)
+    }
+
+    /// Asks in the notify block at `block` for an interrupt at the next completion (rule N4). The
+    /// word is visible before any look that follows, so that either that look sees a completion, or
+    /// the device, which looks at the word after it posted, sees that it is wanted.
+    pub(crate) fn ask_for_interrupt<W>(&self, words: &W, block: usize)
+    where
+        W: SharedWords<Fault = Infallible>,
+    {
+        let event = EventWord::armed_at(self.head).to_word();
+        let Ok(()) = words.store(block + NOTIFY_CQ_EVENT, event, Ordering::Release);
+        words.full_fence();
+    }
+}
+
+/// Rule N1: the tail or head that was just stored is visible before the event word is read,
+/// so that either the device sees it before it parks, or we see that it wants a KICK.
+#[inline(always)]
+fn wants_kick<W>(words: &W, block: usize, committed: u32) -> bool
+where
+    W: SharedWords<Fault = Infallible>,
+{
+    words.full_fence();
+    let Ok(word) = words.load(block + NOTIFY_SQ_EVENT, Ordering::Relaxed);
+    EventWord::from_word(word).wants(committed)
 }

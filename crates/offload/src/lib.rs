@@ -7,6 +7,7 @@
 //! `errno`.
 #![forbid(unsafe_code)]
 
+pub mod asynchronous;
 mod behaved;
 mod errno;
 mod map;
@@ -17,6 +18,7 @@ mod recovery;
 mod reply_cache;
 mod ring;
 mod slot_order;
+pub mod stats;
 
 pub use nic::{Clock, NicSettings, OffloadNic, RandomSeeds, SeedSource};
 pub use profile::{
@@ -24,3 +26,4 @@ pub use profile::{
     ReplyCacheRule, Situation, Usage,
 };
 pub use recovery::{RecoverMaps, Recovery, RecoveryStats, UnknownOutcome};
+pub use stats::NicStats;

@@ -5,8 +5,9 @@ use crate::nic::{Reservation, Shared};
 use offmap_bpf::device::{BatchOutcome, MapSpec, OffloadCommands, OffloadedMap};
 use offmap_bpf::error::Result;
 use offmap_bpf::uapi::{BPF_ANY, BPF_NOEXIST, MapType};
-use offmap_bpf::{Errno, Error};
-use offmap_driver::{DeviceMap, DriverError, Function, QueuePair, Status};
+use offmap_bpf::{ElementOp, Errno, Error};
+use offmap_driver::{DeviceMap, DriverError, Function, Op, QueuePair, Status};
+use std::any::Any;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -37,6 +38,11 @@ const NO_BLOOM_DELETE: Error = Error::new(
 const NO_BLOOM_NEXT: Error = Error::new(
     Errno::EOPNOTSUPP,
     "a bloom filter does not keep its values, so that they cannot be listed",
+);
+const NO_BLOOM_SUBMIT: Error = Error::new(
+    Errno::EOPNOTSUPP,
+    "a bloom filter has no operations that end later: what is asked for is the value, which a \
+     lookup of that kind does not take",
 );
 const BAD_PUSH_FLAGS: Error = Error::new(
     Errno::EINVAL,
@@ -141,7 +147,7 @@ impl<F: Function> NicMap<F> {
     }
 
     #[cold]
-    fn failed(&self, status: Status, during: During) -> Error {
+    pub(crate) fn failed(&self, status: Status, during: During) -> Error {
         errno::of_status(&self.shared.profile, self.map_type, status, during)
     }
 
@@ -156,6 +162,51 @@ impl<F: Function> NicMap<F> {
             escalation.after(&self.shared, error, epoch);
         }
         errno::of_driver(error)
+    }
+
+    /// The command of an operation that ends later, and what it is for the table of errors.
+    pub(crate) fn command<'a>(&'a self, op: &ElementOp<'a>) -> Result<(Op<'a>, During)> {
+        if self.is_bloom() {
+            return Err(NO_BLOOM_SUBMIT);
+        }
+        let map = &self.map;
+        let keyless = match *op {
+            ElementOp::Delete { .. } | ElementOp::NextKey { .. } => self.is_queue,
+            _ => false,
+        };
+        if keyless {
+            return Err(NO_KEYS);
+        }
+        Ok(match *op {
+            ElementOp::Lookup { key } => (Op::Lookup { map, key }, During::Lookup),
+            ElementOp::Update { flags, .. } if self.is_queue && flags == BPF_NOEXIST => {
+                return Err(BAD_QUEUE_FLAGS);
+            }
+            ElementOp::Update { key, value, flags } => {
+                let during = self.during_update(flags);
+                let flags = flags as u32;
+                let op = Op::Update {
+                    map,
+                    key,
+                    value,
+                    flags,
+                };
+                (op, during)
+            }
+            ElementOp::Delete { key } => (Op::Delete { map, key }, self.during_delete()),
+            ElementOp::NextKey { key: Some(key) } => (Op::GetNext { map, key }, During::NextKey),
+            ElementOp::NextKey { key: None } => (Op::GetFirst { map }, During::NextKey),
+            ElementOp::LookupAndDelete { .. } if self.is_array => return Err(NO_ARRAY_DELETE),
+            ElementOp::LookupAndDelete { key } => {
+                self.has(OffloadCommands::LOOKUP_AND_DELETE)?;
+                (Op::LookupAndDelete { map, key }, During::LookupAndDelete)
+            }
+        })
+    }
+
+    /// What the NIC and its maps share.
+    pub(crate) fn shared(&self) -> &Arc<Shared<F>> {
+        &self.shared
     }
 
     fn is_bloom(&self) -> bool {
@@ -369,6 +420,11 @@ impl<F: Function> OffloadedMap for NicMap<F> {
             return unmoved(Err(self.failed(Status::NotFound, During::Walk)));
         };
         self.walk(start, out_batch, keys, values, count, delete)
+    }
+
+    fn own(self: Arc<Self>) -> Option<Arc<dyn Any + Send + Sync>> {
+        // What only counts belongs to an owner who keeps a journal.
+        if self.quiet { None } else { Some(self) }
     }
 
     /// The device's handle, as its maps of maps hold it.

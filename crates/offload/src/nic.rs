@@ -149,6 +149,7 @@ impl<F: Function> Shared<F> {
         let map = self.driver.create_map(params).or_else(|error| {
             // A map that the device made after all went with the reset.
             if self.escalation.after(self, &error, epoch) {
+                self.escalation.count_retry();
                 self.driver.create_map(params)
             } else {
                 Err(error)
@@ -258,6 +259,10 @@ impl<F: Function> OffloadNic<F> {
                 failed_frees: AtomicU64::new(0),
             }),
         }))
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared<F>> {
+        &self.shared
     }
 
     /// The driver under it.

@@ -1,5 +1,6 @@
 //! Campaigns: many seeds, their sum, and what is printed of one that failed.
 
+use crate::faults::Faults;
 use crate::memory::Pool;
 use crate::mutation::Mutation;
 use crate::plan::Plan;
@@ -23,6 +24,8 @@ pub struct Config {
     pub shard: (u64, u64),
     /// Ends after this time, at the end of a seed.
     pub time: Option<Duration>,
+    /// Which seeds have faults, and which.
+    pub faults: Faults,
     /// A bug that every run is to have.
     pub mutation: Option<Mutation>,
     /// Ends with the first violation.
@@ -38,6 +41,7 @@ impl Default for Config {
             seeds: 1,
             shard: (0, 1),
             time: None,
+            faults: Faults::default(),
             mutation: None,
             stop_at_first: false,
             shrink_time: Duration::from_secs(10),
@@ -50,6 +54,8 @@ impl Default for Config {
 pub struct Violation {
     /// The seed.
     pub seed: u64,
+    /// What the command that replays it needs besides the seed.
+    pub options: String,
     /// What was violated.
     pub what: String,
     /// What the least part of the seed that still fails did; empty beyond the first few.
@@ -61,7 +67,7 @@ pub struct Violation {
 impl Violation {
     /// The command that runs the seed again.
     pub fn replay(&self) -> String {
-        format!("offmap sim --seeds 1 --from {}", self.seed)
+        format!("offmap sim --seeds 1 --from {}{}", self.seed, self.options)
     }
 }
 
@@ -76,6 +82,10 @@ pub struct Report {
     pub steps: u64,
     /// Events that happened, by kind.
     pub events: BTreeMap<&'static str, u64>,
+    /// Faults that the device injected, by behaviour and site.
+    pub faults_injected: BTreeMap<String, u64>,
+    /// Seeds whose device had a fault plan.
+    pub faulty_seeds: u64,
     /// Maps whose history was checked.
     pub maps: u64,
     /// Of those, the ones that the order of completions did not explain, so that an order was
@@ -105,7 +115,8 @@ pub fn campaign(config: &Config, progress: &mut dyn FnMut(u64)) -> Report {
             break;
         }
         let seed = config.from.wrapping_add(index);
-        let plan = Plan::of(seed);
+        let plan = Plan::of(seed, &config.faults);
+        report.faulty_seeds += u64::from(plan.faults.is_some());
         let outcome = guarded(&plan, config.mutation, false, &mut pool);
         report.take(&outcome);
         if let Some(what) = outcome.violation {
@@ -148,6 +159,9 @@ impl Report {
         for (event, count) in &outcome.events {
             *self.events.entry(event).or_default() += count;
         }
+        for (kind, count) in &outcome.injected {
+            *self.faults_injected.entry(kind.clone()).or_default() += count;
+        }
         self.maps += outcome.maps;
         self.searched += outcome.searched;
         self.undecided += outcome.undecided;
@@ -158,6 +172,7 @@ impl Report {
     fn violated(&mut self, config: &Config, plan: Plan, what: String, pool: &mut Pool) {
         let mut violation = Violation {
             seed: plan.seed,
+            options: config.faults.options(),
             what,
             trace: Vec::new(),
             actions: (plan.actions.len(), plan.actions.len()),

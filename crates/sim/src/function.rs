@@ -14,16 +14,23 @@ use std::time::Duration;
 const RELAX_NS: u64 = 20_000;
 
 /// A [`Function`] over the simulated world. It owns the clock.
-pub(crate) struct SimFunction(Mutex<World>);
+pub(crate) struct SimFunction {
+    world: Mutex<World>,
+    /// Hosts do not sleep at interrupts.
+    polled: bool,
+}
 
 impl SimFunction {
-    pub(crate) fn new(world: World) -> Self {
-        Self(Mutex::new(world))
+    pub(crate) fn new(world: World, polled: bool) -> Self {
+        Self {
+            world: Mutex::new(world),
+            polled,
+        }
     }
 
     /// The world. One thread runs it all, so nobody waits here.
     pub(crate) fn world(&self) -> MutexGuard<'_, World> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.world.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -112,7 +119,7 @@ impl Function for SimFunction {
     }
 
     fn runs_on_caller(&self) -> bool {
-        true
+        self.polled
     }
 
     fn now(&self) -> Duration {
@@ -121,5 +128,9 @@ impl Function for SimFunction {
 
     fn relax(&self) {
         self.world().pass(RELAX_NS);
+    }
+
+    fn sleep(&self, interrupt: &Interrupt, timeout: Duration) -> Result<bool, IoError> {
+        self.world().sleep(interrupt, timeout)
     }
 }

@@ -15,6 +15,8 @@
 #![forbid(unsafe_code)]
 
 mod campaign;
+mod excuse;
+mod faults;
 mod function;
 mod linearize;
 mod map;
@@ -24,8 +26,10 @@ mod plan;
 mod rng;
 mod run;
 mod shrink;
+mod sleep;
 mod spec;
 mod world;
 
 pub use campaign::{Config, Report, Violation, campaign};
+pub use faults::Faults;
 pub use mutation::Mutation;

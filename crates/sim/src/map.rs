@@ -2,7 +2,7 @@
 
 use crate::linearize::{Call, Verdict, check};
 use crate::rng::{Rng, mix};
-use crate::spec::{Answer, Kind, NONE, PLACES, Spec, ZERO};
+use crate::spec::{Answer, GARBAGE, Kind, NONE, PLACES, Spec, ZERO};
 use offmap_abi::MapType;
 use offmap_driver::{DeviceMap, MapParams};
 
@@ -29,6 +29,10 @@ pub(crate) struct SimMap {
     pub(crate) keys: Vec<Vec<u8>>,
     pub(crate) calls: Vec<Call>,
     pub(crate) walks: Vec<WalkDone>,
+    /// From this moment on no answer says anything, because of a fault.
+    pub(crate) cut: Option<u64>,
+    /// A fault has changed values of it.
+    pub(crate) spoiled: bool,
 }
 
 /// What a map is created with, what it does, and its keys.
@@ -185,7 +189,7 @@ pub(crate) fn value_bytes(value: u32, len: usize) -> Vec<u8> {
 }
 
 /// The value that bytes are; `None`: none that was ever written.
-pub(crate) fn value_of(bytes: &[u8]) -> Option<u32> {
+fn value_of(bytes: &[u8]) -> Option<u32> {
     if bytes.iter().all(|b| *b == 0) {
         return Some(ZERO);
     }
@@ -249,8 +253,33 @@ impl SimMap {
         (kind, key)
     }
 
+    /// Answers since a moment say nothing any more.
+    pub(crate) fn cut_at(&mut self, moment: u64) {
+        self.cut = Some(self.cut.map_or(moment, |cut| cut.min(moment)));
+    }
+
+    /// The beginning of a history that has an order has one, too: what had not ended at the cut
+    /// may have had its effect or not.
+    fn cut_off(&mut self) {
+        let Some(cut) = self.cut else {
+            return;
+        };
+        self.calls.retain(|call| call.began < cut);
+        for call in self.calls.iter_mut().filter(|call| call.ended >= cut) {
+            (call.answer, call.ended) = (Answer::Unknown, u64::MAX);
+            call.posted = call.posted.filter(|at| *at < cut);
+        }
+        self.walks.retain(|walk| walk.ended < cut);
+    }
+
+    /// The number of a value that was read.
+    pub(crate) fn value_of(&self, bytes: &[u8]) -> Option<u32> {
+        value_of(bytes).or_else(|| self.spoiled.then_some(GARBAGE))
+    }
+
     /// Checks all that was seen of the map.
     pub(crate) fn judge(&mut self) -> Verdict {
+        self.cut_off();
         self.calls.sort_by_key(|c| c.began);
         let verdict = check(&self.spec, &self.calls);
         if let Verdict::Wrong(_) = verdict {
@@ -264,12 +293,13 @@ impl SimMap {
 
     /// A walk returns each key that was there all the time, and none that never was.
     fn judge_walk(&self, walk: &WalkDone) -> Option<String> {
+        let sent_on = self.was_sent_on(walk);
         for key in 0..self.keys.len() as u8 {
             let times = walk.keys.iter().filter(|k| **k == key).count();
             if times > 0 && !self.was_ever(key, walk.ended) {
                 return Some(format!("a walk returned key {key}, which was never there"));
             }
-            let stays = self.stays(key, walk);
+            let stays = !sent_on && self.stays(key, walk);
             if stays && times == 0 {
                 return Some(format!(
                     "a walk (moments {} to {}) left out key {key}, which was there all the time",
@@ -281,6 +311,17 @@ impl SimMap {
             }
         }
         None
+    }
+
+    /// Whether a walk may have stood on a key that was removed and stored anew: in another place
+    /// then, from where the walk went on.
+    fn was_sent_on(&self, walk: &WalkDone) -> bool {
+        let during =
+            |c: &&Call| c.began < walk.ended && c.ended > walk.began && walk.keys.contains(&c.key);
+        let took = |c: &Call| matches!(c.kind, Kind::Delete | Kind::LookupDelete);
+        let stored = |c: &Call| matches!(c.kind, Kind::Update { .. });
+        let mut calls = self.calls.iter().filter(during);
+        !walk.once && calls.any(took) && self.calls.iter().filter(during).any(stored)
     }
 
     fn was_ever(&self, key: u8, ended: u64) -> bool {

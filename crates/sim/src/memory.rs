@@ -14,14 +14,16 @@
 //! there when its ownership word has the phase of its turn. Bytes of the device's view that
 //! change otherwise are stray writes, which [`Memory::stray`] finds.
 
+mod flip;
 mod spoil;
 
 use crate::mutation::Mutation;
 use crate::rng::Rng;
 use offmap_abi::admin::QueueCreateBody;
 use offmap_abi::notify::{
-    EventWord, NOTIFY_BYTES, NOTIFY_CQ_HEAD, NOTIFY_SQ_EVENT, NOTIFY_SQ_TAIL,
+    EventWord, NOTIFY_BYTES, NOTIFY_CQ_EVENT, NOTIFY_CQ_HEAD, NOTIFY_SQ_EVENT, NOTIFY_SQ_TAIL,
 };
+use offmap_abi::regs::NO_VECTOR;
 use offmap_abi::ring::RingDepth;
 use offmap_abi::submission::{BatchBody, ElementBody, IovaRef, phase_of};
 use offmap_abi::{
@@ -65,6 +67,8 @@ struct Region {
     device: DmaBuffer,
     /// What the device's view holds if only known stores were made.
     image: Vec<u8>,
+    /// A fault may have made the device write anything here.
+    spoiled: bool,
 }
 
 /// A store under way.
@@ -100,12 +104,34 @@ pub(crate) struct Ring {
     posted: u32,
     tail: u64,
     head: u64,
+    /// When the host wants an interrupt, as it stored it last.
+    wanted: u64,
+    has_vector: bool,
     event: u64,
     /// No room for completions when the device parked.
     parked_full: bool,
     in_flight: Vec<Submission>,
     /// The device's stores that the host does not see yet.
     stores: VecDeque<Store>,
+    /// For a mutation: the place and the slot of a completion that comes for the second time.
+    duplicate: Option<(u64, u16)>,
+}
+
+impl Ring {
+    /// Where the device may write although no completion has said so yet: a command that was
+    /// begun may have written part of its result.
+    fn open(&self) -> Vec<(u64, u64)> {
+        let mut open = Vec::new();
+        for command in &self.in_flight {
+            open.extend(ranges(self.queue, command, false));
+        }
+        let bytes = u64::from(self.depth.entries()) * ENTRY_BYTES as u64;
+        open.push((self.cq, bytes));
+        if self.notify != 0 {
+            open.push((self.notify, NOTIFY_BYTES as u64));
+        }
+        open
+    }
 }
 
 /// A completion that the device has posted.
@@ -127,7 +153,13 @@ pub(crate) struct Memory {
     /// For mutations: what earlier lookups returned, and a request id kept back.
     earlier: BTreeMap<(u32, [u8; 16]), [u8; 48]>,
     swapped: Option<(QueueId, u64, u64)>,
+    /// For a mutation: buffers of commands that were aborted.
+    freed_early: Vec<u64>,
     pub(crate) mutated: u64,
+    /// Nobody knows any more what the device may write.
+    wild: bool,
+    /// For a mutation: the completion event words stay where they are.
+    events_held: bool,
 }
 
 impl Memory {
@@ -142,7 +174,10 @@ impl Memory {
             mutation,
             earlier: BTreeMap::new(),
             swapped: None,
+            freed_early: Vec::new(),
             mutated: 0,
+            wild: false,
+            events_held: false,
         }
     }
 
@@ -168,6 +203,7 @@ impl Memory {
         let region = Region {
             device,
             image: vec![0; len],
+            spoiled: self.wild,
         };
         let region = self.regions.entry(iova.0).or_insert(region);
         Ok(&region.device)
@@ -183,7 +219,7 @@ impl Memory {
         let (first, end) = (iova.0, iova.0 + len as u64);
         let stray = self.stray(iova.0);
         self.host.unmap(iova, len)?;
-        self.rings.retain(|r| !(first..end).contains(&r.sq));
+        self.close_rings(|r| (first..end).contains(&r.sq));
         // Stores to memory that is gone are nobody's.
         let inside =
             |s: &Store| matches!(s.what, What::Bytes { iova, .. } if (first..end).contains(&iova));
@@ -232,7 +268,7 @@ impl Memory {
         let Some(depth) = RingDepth::new(depth) else {
             return;
         };
-        self.rings.retain(|r| r.queue != queue);
+        self.close_rings(|r| r.queue == queue);
         self.rings.push(Ring {
             queue,
             cpu,
@@ -244,10 +280,13 @@ impl Memory {
             posted: 0,
             tail: 0,
             head: 0,
+            wanted: EventWord::DISARMED.to_word(),
+            has_vector: false,
             event: 0,
             parked_full: false,
             in_flight: Vec::new(),
             stores: VecDeque::new(),
+            duplicate: None,
         });
     }
 
@@ -258,7 +297,8 @@ impl Memory {
 
     /// The device has forgotten its queues.
     pub(crate) fn forget_rings(&mut self) {
-        self.rings.clear();
+        self.wild = false;
+        self.close_rings(|_| true);
         self.swapped = None;
     }
 
@@ -315,6 +355,9 @@ impl Memory {
             let body: QueueCreateBody = entry.body();
             let rings = [body.sq.get(), body.cq.get(), body.notify.get()];
             self.add_ring(cpu, QueueId(body.queue.get()), rings, body.depth.get());
+            if let Some(ring) = self.rings.last_mut() {
+                ring.has_vector = body.vector.get() != NO_VECTOR;
+            }
         }
         let entry = self.spoil_submission(queue, entry, rng);
         let words = entry.to_words(phase);
@@ -324,6 +367,7 @@ impl Memory {
             self.push_words(cpu, at, &words[..1], false);
         }
         for (iova, len) in ranges(queue, &entry, true) {
+            let len = self.reachable(iova, len);
             self.push_range(cpu, iova, len);
         }
         let cut = 1 + rng.index(ENTRY_WORDS - 2);
@@ -365,6 +409,21 @@ impl Memory {
         let head = self.host_word(notify + NOTIFY_CQ_HEAD as u64);
         let tail = self.host_word(notify + NOTIFY_SQ_TAIL as u64);
         let mut fence = false;
+        let wanted = self.host_word(notify + NOTIFY_CQ_EVENT as u64);
+        if let Some(wanted) = wanted.filter(|w| *w != self.rings[index].wanted)
+            && !self.events_held
+        {
+            self.rings[index].wanted = wanted;
+            self.push_words(cpu, notify + NOTIFY_CQ_EVENT as u64, &[wanted], true);
+            // Rule N4: it is visible before the last look. Who takes it back is in no hurry.
+            if wanted != EventWord::DISARMED.to_word() {
+                if self.mutation == Some(Mutation::SleepWithoutFence) {
+                    self.mutated += 1;
+                } else {
+                    self.apply_memory(cpu);
+                }
+            }
+        }
         if let Some(head) = head.filter(|h| *h != self.rings[index].head) {
             self.rings[index].head = head;
             self.push_words(cpu, notify + NOTIFY_CQ_HEAD as u64, &[head], true);
@@ -467,6 +526,16 @@ impl Memory {
     pub(crate) fn collect(&mut self, rng: &mut Rng, posted: &mut Vec<Posted>) {
         for index in 0..self.rings.len() {
             while self.next_completion(index, rng, posted) {}
+            let ring = &self.rings[index];
+            if ring.has_vector && !ring.stores.is_empty() {
+                if self.mutation == Some(Mutation::InterruptWithoutFence) {
+                    self.mutated += 1;
+                } else {
+                    // Rule N4: the device's fence between its completions and its look at the
+                    // event word, which was in the same step.
+                    self.flush_ring(index);
+                }
+            }
             let notify = self.rings[index].notify;
             if notify == 0 {
                 continue;
@@ -511,8 +580,12 @@ impl Memory {
             status: completion.status(),
         });
         let mut list = Vec::new();
+        if command.is_none() && self.mutation == Some(Mutation::AcceptDuplicate) {
+            self.rings[index].duplicate = Some((at, request.slot()));
+        }
         if let Some(command) = &command {
             for (iova, len) in ranges(queue, command, false) {
+                let len = self.reachable(iova, len);
                 self.keep(iova, len);
                 for (at, count) in lines(iova, len) {
                     let mut bytes = [0; 64];
@@ -579,18 +652,62 @@ impl Memory {
             at = 0;
         }
         if let Some(store) = list.remove(at) {
-            reach_host(&mut self.host, &store.what);
+            self.let_through(index, &store.what);
         }
         true
     }
 
+    /// A store of the device becomes visible.
+    fn let_through(&mut self, index: usize, what: &What) {
+        if self.mutation.is_some() {
+            self.accept_duplicate(index, what);
+        }
+        reach_host(&mut self.host, what);
+    }
+
     /// Makes all stores of the device visible: its full fence.
     pub(crate) fn flush_device(&mut self) {
-        for ring in &mut self.rings {
-            for store in ring.stores.drain(..) {
-                reach_host(&mut self.host, &store.what);
-            }
+        for index in 0..self.rings.len() {
+            self.flush_ring(index);
         }
+    }
+
+    fn flush_ring(&mut self, index: usize) {
+        for store in std::mem::take(&mut self.rings[index].stores) {
+            self.let_through(index, &store.what);
+        }
+    }
+
+    /// For a mutation: whether completion event words stay where they are.
+    pub(crate) fn hold_events(&mut self, held: bool) {
+        self.events_held = held;
+    }
+
+    fn ring_of(&self, cpu: usize) -> Option<&Ring> {
+        let mut of = self.rings.iter().rev();
+        of.find(|ring| ring.cpu == cpu && !ring.queue.is_admin())
+    }
+
+    /// The queue of a host.
+    pub(crate) fn queue_of(&self, cpu: usize) -> Option<QueueId> {
+        self.ring_of(cpu).map(|ring| ring.queue)
+    }
+
+    /// Completions after which a host that falls asleep wants to be woken.
+    pub(crate) fn completions_known(&self, cpu: usize) -> u32 {
+        self.ring_of(cpu).map_or(0, |ring| {
+            if ring.notify != 0 {
+                EventWord::from_word(ring.wanted).index
+            } else {
+                ring.posted
+            }
+        })
+    }
+
+    /// Whether the device has posted more than those.
+    pub(crate) fn completions_since(&self, cpu: usize, known: u32) -> bool {
+        self.ring_of(cpu)
+            .is_some_and(|ring| ring.posted.wrapping_sub(known) as i32 > 0)
     }
 
     /// Notes which queues have no room for completions, as the device sees it when it parks.
@@ -635,24 +752,13 @@ impl Memory {
     /// Whether the device wrote to the region at `iova` what no command let it; says where.
     pub(crate) fn stray(&mut self, iova: u64) -> Option<String> {
         let len = self.regions.get(&iova)?.image.len() as u64;
-        // A command that was begun may have written part of its result.
-        let mut open: Vec<(u64, u64)> = Vec::new();
-        for ring in &self.rings {
-            for command in &ring.in_flight {
-                open.extend(ranges(ring.queue, command, false));
-            }
-            let bytes = u64::from(ring.depth.entries()) * ENTRY_BYTES as u64;
-            open.push((ring.cq, bytes));
-            if ring.notify != 0 {
-                open.push((ring.notify, NOTIFY_BYTES as u64));
-            }
-        }
+        let open: Vec<(u64, u64)> = self.rings.iter().flat_map(Ring::open).collect();
         for (at, count) in open {
             if (iova..iova + len).contains(&at) {
                 self.keep(at, count);
             }
         }
-        let region = self.regions.get(&iova)?;
+        let region = self.regions.get(&iova).filter(|r| !r.spoiled)?;
         let mut now = vec![0; region.image.len()];
         region.device.read(0, &mut now);
         if now == region.image {
@@ -663,6 +769,16 @@ impl Memory {
             "the device wrote to byte {at:#x} of the {len} bytes mapped at {iova:#x}, which no \
              command named"
         ))
+    }
+
+    /// Rings are gone. What the device has begun to write for them is there.
+    fn close_rings(&mut self, gone: impl Fn(&Ring) -> bool) {
+        let of = self.rings.iter().filter(|ring| gone(ring));
+        let open: Vec<(u64, u64)> = of.flat_map(Ring::open).collect();
+        for (at, count) in open {
+            self.keep(at, count);
+        }
+        self.rings.retain(|ring| !gone(ring));
     }
 
     /// [`Memory::stray`] for all regions.

@@ -42,11 +42,33 @@ pub enum Mutation {
     LeakMapping,
     /// A map is not freed.
     LeakMap,
+    /// The driver ignores the generation of a completion that comes twice: the second one ends
+    /// the command that has the slot by then.
+    AcceptDuplicate,
+    /// A command that met a flip which the memory's check code detected is reported as good.
+    ReportDetected,
+    /// A command whose DMA failed is reported as good.
+    ReportFailedDma,
+    /// A command whose DMA was torn is reported as good.
+    ReportTorn,
+    /// A write that finds no memory is refused, and stored all the same.
+    StoreAndRefuse,
+    /// A command that was aborted gives its slot back early: it still writes its result when the
+    /// next command has the buffer (rule R2).
+    AbortFreesEarly,
+    /// The device writes to host memory after a reset (rule R1).
+    WriteAfterReset,
+    /// No full fence between the completion event word and the last look before a sleep (rule N4).
+    SleepWithoutFence,
+    /// No look at the completion ring between the completion event word and the sleep (rule N4).
+    NoLookBeforeSleep,
+    /// No full fence between completions and the device's look at the event word (rule N4).
+    InterruptWithoutFence,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 28] = [
         Self::CompletionBeforeData,
         Self::OwnershipBeforeBody,
         Self::NoHostFence,
@@ -65,5 +87,15 @@ impl Mutation {
         Self::StrayWrite,
         Self::LeakMapping,
         Self::LeakMap,
+        Self::AcceptDuplicate,
+        Self::ReportDetected,
+        Self::ReportFailedDma,
+        Self::ReportTorn,
+        Self::StoreAndRefuse,
+        Self::AbortFreesEarly,
+        Self::WriteAfterReset,
+        Self::SleepWithoutFence,
+        Self::NoLookBeforeSleep,
+        Self::InterruptWithoutFence,
     ];
 }

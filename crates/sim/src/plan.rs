@@ -3,8 +3,10 @@
 //! Each action carries a seed of its own for all that is drawn while it runs, so that the list
 //! can lose some and the rest still means something: that is how a failure is shrunk.
 
+use crate::faults::{FaultSetup, Faults};
 use crate::rng::{Rng, mix};
-use offmap_driver::Notify;
+use offmap_driver::{Coalescing, CompletionMode, Notify};
+use std::time::Duration;
 
 /// Actions of a plan.
 const ACTIONS: u64 = 1200;
@@ -65,6 +67,8 @@ pub(crate) struct Setup {
     pub(crate) maps: usize,
     pub(crate) depth: u32,
     pub(crate) notify: Notify,
+    pub(crate) completion: CompletionMode,
+    pub(crate) coalescing: Option<Coalescing>,
     pub(crate) slot_bytes: usize,
     pub(crate) polls_before_park: u32,
     pub(crate) batch: u32,
@@ -75,13 +79,29 @@ pub(crate) struct Setup {
 pub(crate) struct Plan {
     pub(crate) seed: u64,
     pub(crate) setup: Setup,
+    /// What the device does wrong.
+    pub(crate) faults: Option<FaultSetup>,
     pub(crate) actions: Vec<Action>,
 }
 
 impl Plan {
-    pub(crate) fn of(seed: u64) -> Self {
+    pub(crate) fn of(seed: u64, faults: &Faults) -> Self {
         let mut rng = Rng::new(mix(seed ^ 0x6f66_666d_6170));
+        let mut waits = Rng::new(mix(seed ^ 0x6d73_6978));
+        let completion = match waits.below(4) {
+            0 => CompletionMode::Interrupt,
+            1 => CompletionMode::Hybrid {
+                spin: Duration::from_micros(waits.below(30)),
+            },
+            _ => CompletionMode::Poll,
+        };
+        let coalescing = waits.one_in(2).then(|| Coalescing {
+            count: 2 + waits.below(4) as u16,
+            delay: Duration::from_micros(1 + waits.below(40)),
+        });
         let setup = Setup {
+            completion,
+            coalescing,
             hosts: 1 + rng.index(HOSTS as usize),
             maps: 1 + rng.index(3),
             depth: rng.pick(&[2, 4, 8, 8, 16]),
@@ -113,6 +133,7 @@ impl Plan {
         Self {
             seed,
             setup,
+            faults: faults.of(seed),
             actions,
         }
     }

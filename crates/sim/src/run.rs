@@ -3,10 +3,12 @@
 mod actions;
 mod batches;
 mod end;
+mod faulty;
 
+use crate::excuse::Excuse;
 use crate::function::SimFunction;
 use crate::linearize::{Call, Verdict};
-use crate::map::{FIRST_VALUE, SimMap, shape, value_of};
+use crate::map::{FIRST_VALUE, SimMap, shape};
 use crate::memory::Pool;
 use crate::mutation::Mutation;
 use crate::plan::{Act, Action, Plan};
@@ -31,16 +33,19 @@ const ADMIN_TIMEOUT: Duration = Duration::from_millis(50);
 const CALL_BOUND: Duration = Duration::from_millis(75);
 /// A command in flight has its result within this time, as long as nothing holds the device up.
 const FLIGHT_NS: u64 = 60_000_000;
+/// MSI-X vectors: one host of four polls for want of one.
+const VECTORS: u16 = 3;
 /// Device memory: enough for every map of a run.
 const MEMORY_BYTES: u64 = 1 << 20;
-/// Resets that are tried in a row.
-const RESETS: u32 = 3;
+/// Resets that are tried in a row, each of which met a fault.
+const RESETS: u32 = 40;
 
 /// What a run came to.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Outcome {
     pub(crate) operations: u64,
     pub(crate) events: BTreeMap<&'static str, u64>,
+    pub(crate) injected: BTreeMap<String, u64>,
     pub(crate) violation: Option<String>,
     pub(crate) digest: u64,
     /// Maps checked, those of them that needed the search, and those left undecided.
@@ -88,6 +93,10 @@ struct Run {
     disturbed: bool,
     /// Free device memory before the first map, and its largest piece.
     memory_at_start: Option<(u64, u64)>,
+    /// Lanes of what happens in no queue, from the last one down.
+    next_aside: u16,
+    /// The device's faults let no reset through: the run is over.
+    given_up: bool,
     rng: Rng,
     host: usize,
     tracing: bool,
@@ -105,7 +114,7 @@ pub(crate) fn run(
     let config = DeviceConfig {
         queue_pairs: setup.hosts as u16 + 1,
         queue_depth_max: 16,
-        vectors: 2,
+        vectors: VECTORS,
         polls_before_park: setup.polls_before_park,
         firmware: FirmwareConfig {
             batch: setup.batch,
@@ -122,11 +131,12 @@ pub(crate) fn run(
         Ok(world) => world,
         Err(e) => return failed(format!("the simulated device cannot be built: {e}")),
     };
-    let sim = Arc::new(SimFunction::new(world));
+    let polled = setup.completion == CompletionMode::Poll;
+    let sim = Arc::new(SimFunction::new(world, polled));
     sim.world().rng = Rng::new(mix(plan.seed));
     let config = DriverConfig {
-        completion: CompletionMode::Poll,
-        coalescing: None,
+        completion: setup.completion,
+        coalescing: setup.coalescing,
         queue_depth: setup.depth,
         admin_timeout: ADMIN_TIMEOUT,
         op_timeout: OP_TIMEOUT,
@@ -134,6 +144,7 @@ pub(crate) fn run(
         slot_bytes: setup.slot_bytes,
         batch_bytes: 4096,
         numa_node: None,
+        ..DriverConfig::default()
     };
     let driver = match Driver::bring_up(Arc::clone(&sim), config) {
         Ok(driver) => driver,
@@ -150,12 +161,20 @@ pub(crate) fn run(
         next_serial: 0,
         disturbed: false,
         memory_at_start: None,
+        next_aside: u16::MAX,
+        given_up: false,
         rng: Rng::new(plan.seed),
         host: 0,
         tracing,
         outcome: Outcome::default(),
     };
     run.memory_at_start = run.free_memory();
+    if let Some(faults) = &plan.faults {
+        for rule in &faults.rules {
+            run.trace(|| format!("fault: {}", rule.name()));
+        }
+        sim.world().set_faults(faults);
+    }
     for (index, action) in plan.actions.iter().enumerate() {
         if usize::from(action.host) >= run.hosts.len() {
             continue;
@@ -173,7 +192,7 @@ pub(crate) fn run(
 impl Run {
     fn stopped(&self) -> bool {
         let world = self.sim.world();
-        world.violation.is_some() || world.removed
+        world.violation.is_some() || world.removed || self.given_up
     }
 
     fn violate(&mut self, what: impl Into<String>) {
@@ -278,6 +297,7 @@ impl Run {
             }
             Act::Health => self.health(),
         }
+        self.after_faults();
         let (now, ticks) = {
             let world = self.sim.world();
             (world.now_ns, world.ticks)
@@ -312,7 +332,7 @@ impl Run {
     fn health(&mut self) {
         if let Err(e) = self.driver().check_health() {
             self.trace(|| format!("not well: {e}"));
-            if !self.disturbed {
+            if !self.disturbed() {
                 self.violate(format!(
                     "the device is not well and nothing happened to it: {e}"
                 ));
@@ -330,6 +350,7 @@ impl Run {
         match self.driver().create_queue() {
             Ok(queue) => {
                 self.in_bound("QUEUE_CREATE", began);
+                self.sim.world().excuses.forget_queue(queue.id().0);
                 let host = &mut self.hosts[self.host];
                 host.queue = Some(queue);
                 host.lane = self.next_lane;
@@ -366,7 +387,7 @@ impl Run {
     /// An admin command failed: that may be only after something happened, and a reset follows.
     fn admin_failed(&mut self, what: &str, error: &DriverError) {
         self.trace(|| format!("{what}: {error}"));
-        if !self.disturbed {
+        if !self.admin_may_fail() {
             self.violate(format!(
                 "{what} failed and nothing happened to the device: {error}"
             ));
@@ -378,7 +399,7 @@ impl Run {
     /// A queue failed: the same, and the host makes another one.
     fn queue_failed(&mut self, error: &DriverError) {
         self.trace(|| format!("the queue failed: {error}"));
-        if !self.disturbed {
+        if !self.may_fail(error) {
             self.violate(format!(
                 "a call failed and nothing happened to the device: {error}"
             ));
@@ -403,6 +424,15 @@ impl Run {
         self.in_bound("QUEUE_DELETE", began);
         for mut flight in flights {
             flight.call.answer = Answer::Unknown;
+            if let Some(id) = id {
+                let excuses = self
+                    .sim
+                    .world()
+                    .excuses
+                    .of(id, flight.token.request().0)
+                    .collect::<Vec<_>>();
+                self.spoil(&mut flight.call, &excuses);
+            }
             // The host does not know it; for the witness it is a good proposal.
             flight.call.posted = id.and_then(|id| self.posted(id, flight.token.request().0));
             self.record(flight.map, flight.call);
@@ -431,14 +461,23 @@ impl Run {
     fn recover(&mut self) {
         self.trace(|| "the driver resets the device".into());
         let mut tries = 0;
-        while let Err(e) = self.driver().reset() {
+        loop {
+            let faults = self.sim.world().excuses.total;
+            let Err(e) = self.driver().reset() else {
+                break;
+            };
             self.trace(|| format!("reset: {e}"));
             tries += 1;
             if self.sim.world().removed {
                 return;
             }
-            if tries == RESETS {
+            if self.sim.world().excuses.total == faults {
                 self.violate(format!("the device does not come back from a reset: {e}"));
+                return;
+            }
+            if tries == RESETS {
+                self.count("given up");
+                self.given_up = true;
                 return;
             }
         }
@@ -472,7 +511,12 @@ impl Run {
 
     /// Judges a map's history, and forgets the map.
     fn close_map(&mut self, slot: usize) -> Option<DeviceMap> {
+        self.take_news();
         let mut map = self.maps[slot].take()?;
+        let handle = map.map.handle();
+        let mut world = self.sim.world();
+        world.excuses.maps.retain(|m| m.handle != handle);
+        drop(world);
         self.outcome.maps += 1;
         match map.judge() {
             Verdict::Explained { searched } => self.outcome.searched += u64::from(searched),
@@ -503,7 +547,10 @@ impl Run {
                         params.key_size, params.value_size
                     )
                 });
+                let cut = self.know_map(&map, map_type, &keys);
                 self.maps[slot] = Some(SimMap {
+                    cut,
+                    spoiled: false,
                     map,
                     serial,
                     map_type,
@@ -515,7 +562,9 @@ impl Run {
                 true
             }
             Err(e) => {
-                self.admin_failed("MAP_CREATE", &e);
+                if !self.refused_for_memory(&e) {
+                    self.admin_failed("MAP_CREATE", &e);
+                }
                 false
             }
         }
@@ -527,22 +576,31 @@ impl Run {
     }
 
     /// What a status and bytes mean. `None`: the command had no effect, or it ended in a way
-    /// that it cannot, which is a violation then.
+    /// that it cannot, which is a violation then. `request`: its request, where the host knows.
     fn answer(
         &mut self,
         slot: usize,
-        call: &Call,
-        status: Status,
-        bytes: &[u8],
+        call: &mut Call,
+        request: Option<u64>,
+        (status, bytes): (Status, &[u8]),
         aborted: bool,
     ) -> Option<Answer> {
+        self.take_news();
+        let excuses = self.excuses(request, call.began);
+        let ended = aborted || self.disturbed() || self.queue_is_excused();
+        self.spoil(call, &excuses);
         let map = self.maps[slot].as_ref()?;
-        let returns_value = match call.kind {
-            Kind::Lookup | Kind::LookupDelete => true,
-            Kind::Update { .. } | Kind::Delete | Kind::First | Kind::Next => false,
-        };
+        if map.cut.is_some() || excuses.contains(&Excuse::Answer) {
+            return Some(Answer::Unknown);
+        }
+        if excuses.contains(&Excuse::Status(status)) {
+            // Memory that failed its check says nothing of what was done before.
+            return (status == Status::MediaError).then_some(Answer::Unknown);
+        }
+        let map = self.maps[slot].as_ref()?;
+        let returns_value = matches!(call.kind, Kind::Lookup | Kind::LookupDelete);
         let answer = match status {
-            Status::Success if returns_value => value_of(bytes).map(Answer::Value),
+            Status::Success if returns_value => map.value_of(bytes).map(Answer::Value),
             Status::Success if matches!(call.kind, Kind::First | Kind::Next) => {
                 map.key_of(bytes).map(Answer::Key)
             }
@@ -551,8 +609,8 @@ impl Run {
             Status::Exists => Some(Answer::Exists),
             Status::Full => Some(Answer::Full),
             Status::OutOfRange => Some(Answer::OutOfRange),
-            Status::Aborted if aborted || self.disturbed => return None,
-            Status::Interrupted if aborted || self.disturbed => Some(Answer::Unknown),
+            Status::Aborted if ended => return None,
+            Status::Interrupted if ended => Some(Answer::Unknown),
             _ => None,
         };
         if answer.is_none() {

@@ -26,7 +26,18 @@ pub(crate) fn shrink(
             .is_some();
         failed.then_some(candidate)
     };
-    // Whole hosts first.
+    // Whole rules of a fault plan first, then whole hosts.
+    let mut rule = 0;
+    while let Some(faults) = least.faults.as_ref().and_then(|f| f.without(rule)) {
+        let candidate = Plan {
+            faults: Some(faults),
+            ..least.clone()
+        };
+        match fails(candidate.actions.clone(), &candidate) {
+            Some(smaller) => least = smaller,
+            None => rule += 1,
+        }
+    }
     for host in 0..least.setup.hosts as u8 {
         let mut rest = least.actions.clone();
         rest.retain(|action| action.host != host);

@@ -8,6 +8,9 @@ pub(crate) const NONE: u32 = 0;
 /// The value of zero bytes, which arrays start with.
 pub(crate) const ZERO: u32 = 1;
 
+/// A value that a fault has changed: any value may be read where it stands.
+pub(crate) const GARBAGE: u32 = u32::MAX;
+
 /// What a map is.
 #[derive(Clone, Debug)]
 pub(crate) enum Spec {
@@ -46,6 +49,8 @@ pub(crate) enum Kind {
     LookupDelete,
     First,
     Next,
+    /// A fault in device memory: the key's value is another one, if it has any.
+    Spoil,
 }
 
 /// How it ended.
@@ -114,7 +119,11 @@ impl Spec {
         answer: Option<Answer>,
         next: &mut Vec<State>,
     ) {
-        let is = |a: Answer| answer.is_none_or(|answer| answer == a);
+        let is = |a: Answer| {
+            answer.is_none_or(|answer| {
+                answer == a || (a == Answer::Value(GARBAGE) && matches!(answer, Answer::Value(_)))
+            })
+        };
         let same = |next: &mut Vec<State>, a: Answer| {
             if is(a) {
                 next.push(state);
@@ -159,6 +168,10 @@ impl Spec {
                     next.push(state);
                 }
             }
+            Kind::Spoil => next.push(match found {
+                Some(_) => state.with(k, GARBAGE),
+                None => state,
+            }),
         }
     }
 
@@ -278,7 +291,7 @@ impl Spec {
                     next.push(state.without(at));
                 }
             }
-            Kind::Delete | Kind::First | Kind::Next => {}
+            Kind::Delete | Kind::First | Kind::Next | Kind::Spoil => {}
         }
     }
 }

@@ -3,16 +3,22 @@
 //! Everything moves in [`World::tick`], whose choices the present action's seed makes. A tick
 //! applies some of the stores under way and lets the device do a step, or not.
 
+use crate::excuse::Excuses;
+use crate::faults::FaultSetup;
 use crate::memory::{Arrived, Memory, Pool, Posted};
 use crate::mutation::Mutation;
 use crate::rng::Rng;
-use offmap_abi::regs::{self, Control};
-use offmap_abi::{IoOpcode, Status, Submission};
+use offmap_abi::regs;
+use offmap_abi::{IoOpcode, QueueId, RequestId, Status, Submission};
 use offmap_device_io::{BarOffset, DmaBuffer, IoError, Iova};
+use offmap_emulator::faults::FaultPlan;
 use offmap_emulator::regs::Width;
 use offmap_emulator::{Device, DeviceConfig, EmulatorError, Step};
 use offmap_firmware_model::{HostFault, HostMemory};
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 /// A parked device looks again after this time (rule N3), in nanoseconds.
 const LOOK_AGAIN_NS: u64 = 1_000_000;
@@ -52,14 +58,23 @@ pub(crate) struct World {
     pub(crate) removed: bool,
     /// The CPU that last wrote an admin register.
     admin_cpu: usize,
-    mutation: Option<Mutation>,
+    pub(crate) mutation: Option<Mutation>,
     /// When each command was done, by (queue, request).
     pub(crate) done_at: BTreeMap<(u16, u64), u64>,
     posted: Vec<Posted>,
     again: Option<Submission>,
     pub(crate) violation: Option<String>,
+    /// What the faults that the device was given have done, and excuse.
+    pub(crate) excuses: Excuses,
+    /// How often faults were injected, by behaviour and site.
+    pub(crate) injected: BTreeMap<String, u64>,
+    /// Simulated time, for the device's delays.
+    clock: Arc<AtomicU64>,
+    /// The registers of the admin queue as they arrived at the device.
+    admin_registers: [u64; 3],
     pub(crate) kicks: u64,
     pub(crate) parks: u64,
+    pub(crate) sleeps: u64,
     pub(crate) ticks: u64,
 }
 
@@ -70,8 +85,12 @@ impl World {
         mutation: Option<Mutation>,
         pool: Pool,
     ) -> Result<Self, EmulatorError> {
+        let clock = Arc::new(AtomicU64::new(0));
+        let mut device = Device::new(config)?;
+        let time = Arc::clone(&clock);
+        device.set_clock(move || Duration::from_nanos(time.load(Ordering::Relaxed)));
         Ok(Self {
-            device: Device::new(config)?,
+            device,
             memory: Memory::new(cpus, mutation),
             pool,
             rng: Rng::new(0),
@@ -89,10 +108,45 @@ impl World {
             posted: Vec::new(),
             again: None,
             violation: None,
+            excuses: Excuses::default(),
+            injected: BTreeMap::new(),
+            clock,
+            admin_registers: [0; 3],
             kicks: 0,
             parks: 0,
+            sleeps: 0,
             ticks: 0,
         })
+    }
+
+    /// The device does wrong what this setup says, from now on.
+    pub(crate) fn set_faults(&mut self, setup: &FaultSetup) {
+        self.device.set_faults(&setup.plan, setup.seed);
+        let rules = self.device.fault_report().rules;
+        let rules = rules.iter().map(|r| (r.site, r.behaviour)).collect();
+        self.excuses.begin(rules, setup.plan.has_ecc());
+    }
+
+    /// The device does right again, but for what is broken, and its faults are counted.
+    pub(crate) fn end_faults(&mut self) {
+        if self.excuses.rules.is_empty() {
+            return;
+        }
+        self.learn();
+        for rule in self.device.fault_report().rules {
+            let kind = format!("{} at {}", rule.behaviour, rule.site);
+            for (kind, count) in [
+                (format!("{kind}, corrected"), rule.corrected),
+                (format!("{kind}, detected"), rule.detected),
+                (kind, rule.injected - rule.corrected - rule.detected),
+            ] {
+                if count > 0 {
+                    *self.injected.entry(kind).or_default() += count;
+                }
+            }
+        }
+        self.device.set_faults(&FaultPlan::new(), 0);
+        self.excuses.begin(Vec::new(), false);
     }
 
     /// The next moment.
@@ -121,6 +175,7 @@ impl World {
     pub(crate) fn tick(&mut self) {
         self.ticks += 1;
         self.now_ns += 1 + self.rng.below(TICK_NS);
+        self.clock.store(self.now_ns, Ordering::Relaxed);
         self.capture();
         for cpu in 0..self.cpus() {
             let pending = self.memory.host_pending(cpu);
@@ -149,6 +204,10 @@ impl World {
         for _ in 0..count {
             self.memory.apply_device(&mut self.rng);
         }
+    }
+
+    pub(crate) fn cpu(&self) -> usize {
+        self.cpu
     }
 
     fn cpus(&self) -> usize {
@@ -186,25 +245,23 @@ impl World {
         };
         let offset = BarOffset(write.offset);
         let bar = regs::BAR_REGISTERS;
-        let enabled = self.is_enabled();
+        let enabled = self.device.is_enabled();
+        let faults = self.excuses.total;
+        self.before_step();
         if let Err(e) = self.device.bar_write(bar, offset, width, write.value) {
             self.violate(format!("the driver wrote where no register is: {e}"));
         }
-        match (enabled, self.is_enabled()) {
+        self.learn();
+        let admin = [regs::ADMIN_SQ, regs::ADMIN_CQ, regs::ADMIN_DEPTH];
+        if let Some(at) = admin.iter().position(|r| *r == write.offset)
+            && !self.excuses.write_lost(faults)
+        {
+            self.admin_registers[at] = write.value;
+        }
+        match (enabled, self.device.is_enabled()) {
             (false, true) => {
-                let mut read = |offset| {
-                    let width = if offset == regs::ADMIN_DEPTH {
-                        Width::Four
-                    } else {
-                        Width::Eight
-                    };
-                    self.device
-                        .bar_read(bar, BarOffset(offset), width)
-                        .unwrap_or(0)
-                };
-                let (sq, cq) = (read(regs::ADMIN_SQ), read(regs::ADMIN_CQ));
-                let depth = read(regs::ADMIN_DEPTH) as u32;
-                self.memory.admin_ring(sq, cq, depth);
+                let [sq, cq, depth] = self.admin_registers;
+                self.memory.admin_ring(sq, cq, depth as u32);
             }
             (true, false) => self.forget(),
             _ => {}
@@ -213,14 +270,7 @@ impl World {
         self.woken = true;
     }
 
-    fn is_enabled(&mut self) -> bool {
-        let control =
-            self.device
-                .bar_read(regs::BAR_REGISTERS, BarOffset(regs::CONTROL), Width::Four);
-        Control::from_bits_retain(control.unwrap_or(0) as u32).contains(Control::ENABLE)
-    }
-
-    fn forget(&mut self) {
+    pub(crate) fn forget(&mut self) {
         self.memory.flush_device();
         self.memory.forget_rings();
         self.again = None;
@@ -242,6 +292,8 @@ impl World {
             Front::Arming => {
                 // Its fence (rule N2): what the device stored is visible before it looks.
                 self.woken = false;
+                self.excuses.kick_lost = false;
+                self.before_step();
                 let mut may_park = self.device.arm();
                 self.collect();
                 self.memory.flush_device();
@@ -268,6 +320,7 @@ impl World {
             }
             Front::Parked { look_at } if self.now_ns >= look_at => {
                 if let Some((queue, full)) = self.memory.wake_up_owed()
+                    && !self.may_miss_wake_up(queue)
                     && !self.memory.register_under_way(regs::KICK)
                     && self.device.is_running()
                 {
@@ -312,19 +365,48 @@ impl World {
         if self.mutation == Some(Mutation::StrayWrite) && self.rng.one_in(256) {
             self.memory.stray_write(&mut self.rng);
         }
+        self.before_step();
         let step = self.device.step();
         self.collect();
         step
     }
 
+    /// A bug that shows where a fault is.
+    pub(crate) fn plant_beside(&mut self, mutation: Mutation, queue: u16, request: u64) {
+        let (queue, request) = (QueueId(queue), RequestId(request));
+        if self.mutation != Some(mutation) || queue.is_admin() {
+            return;
+        }
+        if mutation == Mutation::ReportTorn {
+            return self.memory.report_as_done(queue, request);
+        }
+        if let Some(command) = self.memory.command(queue, request) {
+            self.memory.mutated += 1;
+            // As in `step`: nobody waits for this one.
+            let _ = self
+                .device
+                .firmware_mut()
+                .io(u16::MAX, &command, &mut NoHost);
+        }
+    }
+
+    /// Whether a fault lets the device sleep over commands of a queue.
+    fn may_miss_wake_up(&self, queue: QueueId) -> bool {
+        self.excuses.disturbed
+            || self.excuses.kick_lost
+            || self.excuses.queue(queue).any()
+            || self.excuses.lost(queue).next().is_some()
+    }
+
     /// Takes over what the device has stored.
     fn collect(&mut self) {
+        self.learn();
         let mut posted = std::mem::take(&mut self.posted);
         self.memory.collect(&mut self.rng, &mut posted);
         for done in posted.drain(..) {
-            let at = self.stamp();
+            let at = self.stamp_beside(done.queue, done.request);
             self.done_at.insert((done.queue.0, done.request.0), at);
-            if done.status == Status::DmaFault {
+            if done.status == Status::DmaFault && !self.is_excused(done.queue, done.request) {
                 self.violate(format!(
                     "{} for {}: the device was told of memory that is not mapped, or could not \
                      reach what is",
@@ -332,6 +414,9 @@ impl World {
                 ));
             }
             let Some(command) = done.command else {
+                if self.is_excused(done.queue, done.request) {
+                    continue;
+                }
                 self.violate(format!(
                     "the device completed {} on {}, which is not in flight",
                     done.request, done.queue
@@ -345,6 +430,7 @@ impl World {
             }
         }
         self.posted = posted;
+        self.after_step();
     }
 
     // The host's accesses.
@@ -381,7 +467,10 @@ impl World {
         // A read pushes the writes before it.
         self.capture();
         self.flush_cpu(self.cpu);
-        self.device.bar_read(bar, offset, width)
+        self.before_step();
+        let value = self.device.bar_read(bar, offset, width);
+        self.learn();
+        value
     }
 
     pub(crate) fn write(&mut self, bar: u8, offset: BarOffset, width: Width, value: u64) {
@@ -418,9 +507,14 @@ impl World {
             self.flush_cpu(cpu);
         }
         self.device.reset();
+        self.excuses.reset();
+        self.admin_registers = [0; 3];
         self.forget();
         self.stalled_until = 0;
         self.front = Front::Polling { idle: 0 };
+        if self.mutation == Some(Mutation::WriteAfterReset) {
+            self.memory.stray_write(&mut self.rng);
+        }
     }
 
     /// The function is pulled out.

@@ -36,6 +36,8 @@ struct Current {
 pub(crate) struct Passage {
     pub(crate) queue: Option<u16>,
     pub(crate) register: Option<u64>,
+    /// The address of an access to host or device memory.
+    pub(crate) at: Option<u64>,
 }
 
 /// A rule that fired, and what it does.
@@ -68,6 +70,15 @@ impl Event {
 enum Due {
     Step(u64),
     Time(Duration),
+}
+
+impl Due {
+    /// Steps are counted from `origin` on.
+    fn rebase(&mut self, origin: u64) {
+        if let Self::Step(step) = self {
+            *step = step.saturating_sub(origin);
+        }
+    }
 }
 
 /// A completion that is held back.
@@ -135,6 +146,13 @@ impl Engine {
         self.needs_map_type = plan.rules.iter().any(|rule| rule.map_type.is_some());
         self.ecc = plan.ecc;
         self.seed = seed;
+        // What is held back comes as late as it was to come.
+        for due in self.completions.iter_mut().map(|held| &mut held.due) {
+            due.rebase(self.steps);
+        }
+        for due in self.interrupts.values_mut() {
+            due.rebase(self.steps);
+        }
         self.steps = 0;
         self.injections = Vec::new();
         // Seeds that differ by one, and rules beside each other, start far apart: the generator
@@ -182,6 +200,10 @@ impl Engine {
         }
     }
 
+    pub(crate) fn injections(&self) -> &[Injection] {
+        &self.injections
+    }
+
     pub(crate) fn injected(&self) -> u64 {
         self.rules.iter().map(|armed| armed.injected).sum()
     }
@@ -192,6 +214,7 @@ impl Engine {
         self.completions.clear();
         self.interrupts.clear();
         self.slow = 0;
+        self.event = None;
         self.stopped = false;
     }
 
@@ -256,6 +279,8 @@ impl Engine {
                         matched: armed.matched,
                         queue: passage.queue,
                         request: current.filter(|_| site.has_command()).map(|c| c.request),
+                        at: passage.at.or(passage.register),
+                        flips: None,
                     });
                 }
             }
@@ -305,11 +330,19 @@ impl Engine {
         len: usize,
     ) -> BitFlips {
         let first = match (at, self.rules.get_mut(fired.rule)) {
-            (Some(at), _) => at.into(),
+            (Some(at), _) => u64::from(at) % (len.max(1) as u64 * 8),
             (None, Some(armed)) => armed.rng.next_u64() % (len.max(1) as u64 * 8),
             (None, None) => 0,
         };
-        BitFlips { first, count: bits }
+        let flips = BitFlips { first, count: bits };
+        // That of the passage at hand is the last one, as long as all of them are kept.
+        if let Some(last) = self.injections.last_mut()
+            && last.rule == fired.rule + 1
+            && last.flips.is_none()
+        {
+            last.flips = Some(flips);
+        }
+        flips
     }
 
     /// What a flip of device memory comes to: `None`, and counted, when it is corrected.

@@ -4,7 +4,7 @@
 
 use super::engine::{Engine, Event, Fired, Passage};
 use super::plan::FaultPlan;
-use super::report::FaultReport;
+use super::report::{FaultReport, Injection};
 use super::rule::{Behaviour, Site};
 use crate::device::{BURST, Device, PIECE_COST, Step};
 use crate::dma::{Dma, ENTRY_WORDS, Host};
@@ -67,6 +67,14 @@ impl Device {
     /// How many faults the plan has injected so far.
     pub fn faults_injected(&self) -> u64 {
         self.faults.as_ref().map_or(0, |engine| engine.injected())
+    }
+
+    /// The first [`FaultReport::INJECTIONS_MAX`] faults that the plan has injected so far, in
+    /// order: what [`FaultReport::injections`] says, without a copy.
+    pub fn fault_injections(&self) -> &[Injection] {
+        self.faults
+            .as_ref()
+            .map_or(&[], |engine| engine.injections())
     }
 
     /// The clock that the device goes by, in place of the system's: time since a fixed moment,
@@ -224,6 +232,7 @@ impl Device {
                 1
             };
             if self.queues[index].take_abort(&command) {
+                self.begin_with_faults(id, &command);
                 let completion = Completion::new(command.request(), Status::Aborted);
                 self.post_with_faults(index, completion)?;
                 continue;
@@ -299,6 +308,14 @@ impl Device {
         Ok((!self.event_pending()).then_some(progress))
     }
 
+    /// The passages of this queue are this command's from now on.
+    fn begin_with_faults(&mut self, queue: QueueId, command: &Submission) {
+        let firmware = &self.firmware;
+        if let Some(engine) = self.faults.as_deref_mut() {
+            engine.begin(queue, command, |map| firmware.map_type(map));
+        }
+    }
+
     /// The site [`Site::Fetch`].
     pub(crate) fn fetch_with_faults(
         &mut self,
@@ -306,14 +323,14 @@ impl Device {
         mut words: [u64; ENTRY_WORDS],
     ) -> Result<Fetched, Stop> {
         let command = Submission::from_words(words);
+        self.begin_with_faults(queue, &command);
+        let firmware = &self.firmware;
         let Some(engine) = self.faults.as_deref_mut() else {
             return Ok(Fetched::Run(command));
         };
-        let firmware = &self.firmware;
-        engine.begin(queue, &command, |map| firmware.map_type(map));
         let passage = Passage {
             queue: Some(queue.0),
-            register: None,
+            ..Passage::default()
         };
         let Some(fired) = engine.decide(Site::Fetch, passage) else {
             return Ok(Fetched::Run(command));
@@ -347,7 +364,7 @@ impl Device {
         };
         let passage = Passage {
             queue: Some(id.0),
-            register: None,
+            ..Passage::default()
         };
         let Some(fired) = engine.decide(Site::Complete, passage) else {
             queue.post(&self.dma, completion)?;
@@ -386,7 +403,7 @@ impl Device {
     pub(crate) fn raise_with_faults(&mut self, queue: Option<QueueId>, vector: u32) {
         let passage = Passage {
             queue: queue.map(|queue| queue.0),
-            register: None,
+            ..Passage::default()
         };
         let fired = match self.faults.as_deref_mut() {
             Some(engine) => engine.decide(Site::Interrupt, passage),
@@ -416,8 +433,8 @@ impl Device {
             return AtRead::Ones;
         }
         let passage = Passage {
-            queue: None,
             register: (bar == regs::BAR_REGISTERS).then_some(offset.0),
+            ..Passage::default()
         };
         let Some(fired) = engine.decide(Site::RegisterRead, passage) else {
             return AtRead::Plain;
@@ -446,8 +463,8 @@ impl Device {
             return true;
         }
         let passage = Passage {
-            queue: None,
             register: (bar == regs::BAR_REGISTERS).then_some(offset.0),
+            ..Passage::default()
         };
         let Some(fired) = engine.decide(Site::RegisterWrite, passage) else {
             return false;
@@ -515,7 +532,7 @@ enum Transfer {
 }
 
 impl FaultyHost<'_, '_> {
-    fn decide(&mut self, site: Site, len: usize) -> Transfer {
+    fn decide(&mut self, site: Site, iova: u64, len: usize) -> Transfer {
         let engine = &mut **self.engine.borrow_mut();
         // Between a removal and the end of its step nothing is reached any more.
         if engine.event().is_some_and(Event::ends_access) {
@@ -523,7 +540,8 @@ impl FaultyHost<'_, '_> {
         }
         let passage = Passage {
             queue: Some(self.queue),
-            register: None,
+            at: Some(iova),
+            ..Passage::default()
         };
         let Some(fired) = engine.decide(site, passage) else {
             return Transfer::Whole;
@@ -543,7 +561,7 @@ impl FaultyHost<'_, '_> {
 
 impl HostMemory for FaultyHost<'_, '_> {
     fn read(&mut self, iova: u64, into: &mut [u8]) -> Result<(), HostFault> {
-        match self.decide(Site::DmaRead, into.len()) {
+        match self.decide(Site::DmaRead, iova, into.len()) {
             Transfer::Whole => Host(self.dma).read(iova, into),
             Transfer::Flip(flips) => {
                 Host(self.dma).read(iova, into)?;
@@ -556,7 +574,7 @@ impl HostMemory for FaultyHost<'_, '_> {
     }
 
     fn write(&mut self, iova: u64, from: &[u8]) -> Result<(), HostFault> {
-        match self.decide(Site::DmaWrite, from.len()) {
+        match self.decide(Site::DmaWrite, iova, from.len()) {
             Transfer::Whole => Host(self.dma).write(iova, from),
             Transfer::Flip(flips) => {
                 let mut changed = from.to_vec();
@@ -581,11 +599,12 @@ struct FaultyMemory<'d, 'e> {
 }
 
 impl FaultyMemory<'_, '_> {
-    fn verdict(&mut self, site: Site, len: usize) -> Verdict {
+    fn verdict(&mut self, site: Site, at: DevAddr, len: usize) -> Verdict {
         let engine = &mut **self.engine.borrow_mut();
         let passage = Passage {
             queue: Some(self.queue),
-            register: None,
+            at: Some(at.0),
+            ..Passage::default()
         };
         let Some(fired @ Fired { behaviour, .. }) = engine.decide(site, passage) else {
             return Verdict::Pass;
@@ -602,11 +621,11 @@ impl FaultyMemory<'_, '_> {
 }
 
 impl MemoryHook for FaultyMemory<'_, '_> {
-    fn read(&mut self, _: DevAddr, len: usize) -> Verdict {
-        self.verdict(Site::MemoryRead, len)
+    fn read(&mut self, at: DevAddr, len: usize) -> Verdict {
+        self.verdict(Site::MemoryRead, at, len)
     }
 
-    fn write(&mut self, _: DevAddr, len: usize) -> Verdict {
-        self.verdict(Site::MemoryWrite, len)
+    fn write(&mut self, at: DevAddr, len: usize) -> Verdict {
+        self.verdict(Site::MemoryWrite, at, len)
     }
 }

@@ -89,6 +89,11 @@ impl FaultPlan {
         self.rules.len()
     }
 
+    /// Whether device memory has a check code ([`FaultPlan::with_ecc`]).
+    pub fn has_ecc(&self) -> bool {
+        self.ecc
+    }
+
     /// Whether nothing goes wrong.
     pub fn is_empty(&self) -> bool {
         self.rules.is_empty()

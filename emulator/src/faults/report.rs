@@ -2,6 +2,7 @@
 
 use super::rule::{Behaviour, Site};
 use offmap_abi::RequestId;
+use offmap_firmware_model::hook::BitFlips;
 use std::fmt;
 
 /// What a plan has done since it was given to the device.
@@ -59,6 +60,10 @@ pub struct Injection {
     pub queue: Option<u16>,
     /// The command's request, where one is known.
     pub request: Option<RequestId>,
+    /// What was accessed, where it has an address: an IOVA, a device address, an offset in BAR 0.
+    pub at: Option<u64>,
+    /// The bits that were flipped, of the bytes of what passed.
+    pub flips: Option<BitFlips>,
 }
 
 impl fmt::Display for Injection {

@@ -317,6 +317,11 @@ impl Rule {
         }
     }
 
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// What the report calls it.
     #[must_use]
     pub fn named(mut self, name: impl Into<String>) -> Self {

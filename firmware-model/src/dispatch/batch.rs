@@ -27,11 +27,12 @@ use crate::table::array::ArrayTable;
 use crate::table::bucket::BUCKET_SLOTS;
 use crate::table::hash::HashTable;
 use crate::table::lpm::LpmTable;
-use crate::table::{LANES, Table, ValueWrite};
+use crate::table::{LANES, Table, ValueWrite, copy_out};
+use crate::warm::{HOMES, warm_homes};
 use core::ops::ControlFlow;
 use offmap_abi::completion::BatchResult;
 use offmap_abi::submission::BatchBody;
-use offmap_abi::{Completion, IoOpcode, RequestId, Status, Submission};
+use offmap_abi::{Completion, DevAddr, IoOpcode, RequestId, Status, Submission};
 use zerocopy::IntoBytes;
 use zerocopy::little_endian::{U32, U64};
 
@@ -352,6 +353,9 @@ impl<A: Access, H: HostMemory> Io<'_, A, H> {
         Outcome::new(Status::Success, done)
     }
 
+    /// Chains are gathered in the scratch and written together. Where that fails they are dumped
+    /// again one by one, so that the completion says which one it was; so are chains that a dump
+    /// deletes, which go once they have reached the host.
     fn dump_hash(
         &mut self,
         table: &HashTable,
@@ -362,18 +366,66 @@ impl<A: Access, H: HostMemory> Io<'_, A, H> {
         let mut budget = Budget::STEP;
         let mut done = arrays.start;
         let mut at = cursor;
+        let mut warm = 0;
+        let mut gathered = Gathered {
+            lanes: if deletes { 0 } else { self.dump_lanes(arrays) },
+            count: 0,
+            from: at,
+        };
         loop {
-            if budget.is_spent() {
-                return Outcome::more(done).at(at);
-            }
-            let home = match table.next_home(self.access, at) {
-                Ok(Some(home)) => home,
-                Ok(None) => {
-                    return Outcome::new(Status::NotFound, done).at(table.home_count());
-                }
-                Err(status) => return Outcome::new(status, done).at(at),
+            let next = match budget.is_spent() {
+                true => Ok(None),
+                false => table.next_home(self.access, at),
             };
-            let room = arrays.count - done;
+            let Ok(Some(home)) = next else {
+                if !self.flush(arrays, &mut done, &mut gathered) {
+                    // Those chains are dumped once more, of which one at least gets done.
+                    budget = Budget::STEP;
+                    at = gathered.from;
+                    continue;
+                }
+                return match next {
+                    Ok(_) if budget.is_spent() => Outcome::more(done).at(at),
+                    Ok(_) => Outcome::new(Status::NotFound, done).at(table.home_count()),
+                    Err(status) => Outcome::new(status, done).at(at),
+                };
+            };
+            if home >= warm {
+                warm_homes(table, self.access, home);
+                warm = home + HOMES;
+            }
+            let room = arrays.count - done - gathered.count;
+            let space = room.min(gathered.lanes.saturating_sub(gathered.count));
+            if space > 0 {
+                let scratch = &mut *self.scratch;
+                let (keys, values) = (&mut scratch.keys, &mut scratch.values);
+                let first = gathered.count;
+                let copy = |access: &mut A, index: usize, key, value| {
+                    let lane = first + index;
+                    copy_lane(access, key, keys, lane, arrays.key_size)?;
+                    copy_lane(access, value, values, lane, arrays.stride)
+                };
+                let references = &mut scratch.references;
+                let visited = table.visit_chain(self.access, home, references, space, false, copy);
+                if let Ok(needed) = visited
+                    && needed <= space
+                {
+                    if gathered.count == 0 {
+                        gathered.from = home;
+                    }
+                    gathered.count += needed;
+                    spend(&mut budget, arrays, needed);
+                    at = home + 1;
+                    continue;
+                }
+            }
+            // The chain does not fit beside what is gathered, or there is something wrong with it.
+            if gathered.count > 0 {
+                if !self.flush(arrays, &mut done, &mut gathered) {
+                    at = gathered.from;
+                }
+                continue;
+            }
             let host = &mut *self.host;
             let send = |access: &mut A, index, key, value| {
                 let iova = element_at(arrays.keys, done + index, arrays.key_size)?;
@@ -393,14 +445,44 @@ impl<A: Access, H: HostMemory> Io<'_, A, H> {
                     };
                 }
                 Ok(needed) => {
-                    let bytes = needed * (arrays.key_size + arrays.stride);
-                    budget.spend(bytes, needed.div_ceil(BUCKET_SLOTS as usize));
+                    spend(&mut budget, arrays, needed);
                     done += needed;
                     at = home + 1;
                 }
                 Err(status) => return Outcome::new(status, done).at(home),
             }
         }
+    }
+
+    /// How many elements of a dump the scratch holds.
+    fn dump_lanes(&self, arrays: &Arrays) -> usize {
+        let keys = self.scratch.keys.len() / arrays.key_size.max(1);
+        keys.min(self.scratch.values.len() / arrays.stride.max(1))
+    }
+
+    /// Writes what is gathered to the host, after the `done` elements that it has. `false`: some of
+    /// it cannot be written, and nothing is gathered from now on.
+    fn flush(&mut self, arrays: &Arrays, done: &mut usize, gathered: &mut Gathered) -> bool {
+        let count = core::mem::take(&mut gathered.count);
+        if count == 0 {
+            return true;
+        }
+        let scratch = &self.scratch;
+        let written = element_at(arrays.keys, *done, arrays.key_size)
+            .and_then(|iova| {
+                let keys = &scratch.keys[..count * arrays.key_size];
+                Ok(self.host.write(iova, keys)?)
+            })
+            .and_then(|()| element_at(arrays.values, *done, arrays.stride))
+            .and_then(|iova| {
+                let values = &scratch.values[..count * arrays.stride];
+                Ok(self.host.write(iova, values)?)
+            });
+        match written {
+            Ok(()) => *done += count,
+            Err(_) => gathered.lanes = 0,
+        }
+        written.is_ok()
     }
 
     /// As the kernel's `generic_map_lookup_batch`: the end is reported by the dump that finds
@@ -505,6 +587,37 @@ impl<A: Access, H: HostMemory> Io<'_, A, H> {
             access.send(at, arrays.stride, self.host, iova)
         })
     }
+}
+
+/// Elements of a dump in the scratch, on their way to the host.
+struct Gathered {
+    /// How many there may be.
+    lanes: usize,
+    count: usize,
+    /// The home bucket of the first one.
+    from: u64,
+}
+
+/// What a chain of `entries` costs a dump.
+fn spend(budget: &mut Budget, arrays: &Arrays, entries: usize) {
+    let bytes = entries * (arrays.key_size + arrays.stride);
+    budget.spend(bytes, entries.div_ceil(BUCKET_SLOTS as usize));
+}
+
+/// Copies `size` bytes of device memory at `at` to place `lane` of `scratch`.
+#[inline(always)]
+fn copy_lane(
+    access: &mut impl Access,
+    at: DevAddr,
+    scratch: &mut [u8],
+    lane: usize,
+    size: usize,
+) -> Result<(), Status> {
+    let into = scratch
+        .get_mut(lane * size..)
+        .and_then(|rest| rest.get_mut(..size))
+        .ok_or(Status::Internal)?;
+    Ok(access.with_bytes(at, size, |bytes| copy_out(into, bytes))?)
 }
 
 /// A status that says that the device has failed, not that the element has it.

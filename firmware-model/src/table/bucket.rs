@@ -67,6 +67,23 @@ impl Bucket {
         })?
     }
 
+    /// The bucket at `at` as [`Access::peek`] sees it.
+    #[inline(always)]
+    pub(crate) fn peek(access: &mut impl Access, at: DevAddr) -> Option<Self> {
+        let line = access.peek(at, BUCKET_BYTES as usize, |line| line.try_into().ok())??;
+        Some(Self { line })
+    }
+
+    /// The candidate of [`Bucket::probe`], likewise.
+    #[inline(always)]
+    pub(crate) fn peek_candidate(access: &mut impl Access, at: DevAddr, tag: u8) -> Option<u32> {
+        access.peek(at, BUCKET_BYTES as usize, |line| {
+            let line = line.try_into().ok()?;
+            let slot = tags_of(line).matches(tag).first()?;
+            Some(reference_of(line, slot))
+        })?
+    }
+
     /// Writes a whole bucket with one reference in it.
     pub(crate) fn write_new(
         access: &mut impl Access,

@@ -35,12 +35,13 @@
 //! nothing. Entries are filled in order, so that without uses the oldest goes first; one that
 //! takes the place of a deleted key starts as used, since the hand may be just before it.
 
-use super::bucket::{BUCKET_BYTES, BUCKET_SLOTS, Bucket, Probe, Slots, Tags, tag_of};
+mod walk;
+
+use super::bucket::{BUCKET_BYTES, Bucket, Probe, Tags, tag_of};
 use super::layout::{DESCRIPTION_BYTES, Geometry, MapSpec, ValueShape};
 use super::occupancy::Occupancy;
 use super::{LANES, ValueWrite, exists, fill_padded, write_value};
 use crate::access::Access;
-use alloc::vec::Vec;
 use core::ops::ControlFlow;
 use offmap_abi::hash::KeyHash;
 use offmap_abi::submission::UPDATE_EXIST;
@@ -239,25 +240,61 @@ impl HashTable {
         }
     }
 
-    /// The entry that a lookup of the key would look at first, and its size in bytes: most likely the
-    /// key's, if there is one.
-    #[inline]
-    pub(crate) fn candidate(&self, access: &mut impl Access, key: &[u8]) -> Option<(DevAddr, u64)> {
-        let hash = match key.len() {
-            4 => self.hash_sized::<4>(key)?,
-            8 => self.hash_sized::<8>(key)?,
-            16 => self.hash_sized::<16>(key)?,
+    /// The key's hash.
+    #[inline(always)]
+    pub(crate) fn hash_of(&self, key: &[u8]) -> u64 {
+        match key.len() {
+            4 => self.hash_sized::<4>(key),
+            8 => self.hash_sized::<8>(key),
+            16 => self.hash_sized::<16>(key),
             _ => self.hash.hash(key),
-        };
-        let probe = Bucket::probe(access, self.home_at(hash), tag_of(hash)).ok()?;
-        let entry = self.entry_at(probe.candidate?).ok()?;
+        }
+    }
+
+    /// With the length known, a hash is a few instructions.
+    #[inline(always)]
+    fn hash_sized<const N: usize>(&self, key: &[u8]) -> u64 {
+        match <&[u8; N]>::try_from(key) {
+            Ok(key) => self.hash.hash(key),
+            Err(_) => self.hash.hash(key),
+        }
+    }
+
+    /// Asks for the home bucket of a hash, or of that number.
+    #[inline(always)]
+    pub(crate) fn warm_bucket(&self, access: &mut impl Access, home: u64) {
+        access.prefetch(self.home_at(home), BUCKET_BYTES);
+    }
+
+    /// The entry that a lookup of a key of that hash would look at first, and its size in bytes: most
+    /// likely the key's, if there is one.
+    #[inline(always)]
+    pub(crate) fn candidate(&self, access: &mut impl Access, hash: u64) -> Option<(DevAddr, u64)> {
+        let reference = Bucket::peek_candidate(access, self.home_at(hash), tag_of(hash))?;
+        let entry = self.entry_at(reference).ok()?;
         Some((entry, self.entry_bytes))
     }
 
+    /// Calls `f` with the entries of a home bucket, and their size in bytes, looked at as
+    /// [`Access::peek`] does.
     #[inline(always)]
-    fn hash_sized<const N: usize>(&self, key: &[u8]) -> Option<u64> {
-        let key: &[u8; N] = key.try_into().ok()?;
-        Some(self.hash.hash(key))
+    pub(crate) fn candidates<A: Access>(
+        &self,
+        access: &mut A,
+        home: u64,
+        mut f: impl FnMut(&mut A, DevAddr, u64),
+    ) {
+        if home > self.home_mask {
+            return;
+        }
+        let Some(bucket) = Bucket::peek(access, self.home_at(home)) else {
+            return;
+        };
+        for slot in bucket.tags().used() {
+            if let Ok(entry) = self.entry_at(bucket.reference(slot)) {
+                f(access, entry, self.entry_bytes);
+            }
+        }
     }
 
     /// Nearly always the first candidate in the home bucket is the key, or there is none and
@@ -589,220 +626,9 @@ impl HashTable {
         self.store_state(access, &state)
     }
 
-    /// Calls `f` with the address of the key that follows `key`: home buckets in order, and
-    /// within a chain by ascending reference. A deletion moves references within a chain but
-    /// changes none, so a walk that deletes as it goes skips no entry that stays.
-    pub(crate) fn with_next<A: Access, R>(
-        &self,
-        access: &mut A,
-        key: Option<&[u8]>,
-        f: impl FnOnce(&mut A, DevAddr) -> R,
-    ) -> Result<R, Status> {
-        let at = self.next(access, key)?;
-        Ok(f(access, at))
-    }
-
-    fn next(&self, access: &mut impl Access, key: Option<&[u8]>) -> Result<DevAddr, Status> {
-        let mut home = 0;
-        if let Some(key) = key {
-            let hash = self.hash.hash(key);
-            match self.entry_of(access, hash, key) {
-                Ok((reference, _)) => {
-                    home = hash & self.home_mask;
-                    if let Some(next) = self.next_in_chain(access, home, Some(reference))? {
-                        return self.entry_at(next);
-                    }
-                    home += 1;
-                }
-                Err(Status::NotFound) => {}
-                Err(status) => return Err(status),
-            }
-        }
-        let home = self.next_home(access, home)?.ok_or(Status::NotFound)?;
-        // The tree promised one.
-        let next = self.next_in_chain(access, home, None)?;
-        self.entry_at(next.ok_or(Status::Internal)?)
-    }
-
-    /// The first home bucket from `from` on that is not empty.
-    pub(crate) fn next_home(
-        &self,
-        access: &mut impl Access,
-        from: u64,
-    ) -> Result<Option<u64>, Status> {
-        self.occupancy.next(access, from)
-    }
-
-    /// The least reference in the chain of `home` that is greater than `after`.
-    fn next_in_chain(
-        &self,
-        access: &mut impl Access,
-        home: u64,
-        after: Option<u32>,
-    ) -> Result<Option<u32>, Status> {
-        let mut least = None;
-        self.walk(access, home, |bucket, slots| {
-            for slot in slots {
-                let reference = bucket.reference(slot);
-                if after.is_none_or(|after| reference > after)
-                    && least.is_none_or(|least| reference < least)
-                {
-                    least = Some(reference);
-                }
-            }
-        })?;
-        Ok(least)
-    }
-
-    /// Visits the buckets of a chain with their used slots.
-    fn walk(
-        &self,
-        access: &mut impl Access,
-        home: u64,
-        mut visit: impl FnMut(&Bucket, Slots),
-    ) -> Result<(), Status> {
-        let mut at = self.home_at(home);
-        for _ in 0..=self.overflow_count {
-            let bucket = Bucket::read(access, at)?;
-            let used = bucket.tags().used();
-            visit(&bucket, used);
-            match bucket.link() {
-                0 => return Ok(()),
-                // Only the last bucket of a chain has room. Were this not checked, a walk over
-                // all chains could be made to visit every bucket once per chain.
-                _ if used.len() < BUCKET_SLOTS => return Err(Status::Internal),
-                link => at = self.overflow_at(link)?.0,
-            }
-        }
-        Err(Status::Internal)
-    }
-
-    /// Visits the entries of the chain of `home`, which is not empty, by ascending reference, if
-    /// there are at most `room`; `each` gets the place in that order and the addresses of key
-    /// and value. Then, with `remove`, empties the chain. Returns how many entries there are.
-    ///
-    /// `references` is a buffer, with room for `room`.
-    pub(crate) fn visit_chain<A: Access>(
-        &self,
-        access: &mut A,
-        home: u64,
-        references: &mut Vec<u32>,
-        room: usize,
-        remove: bool,
-        mut each: impl FnMut(&mut A, usize, DevAddr, DevAddr) -> Result<(), Status>,
-    ) -> Result<usize, Status> {
-        let needed = self.collect(access, home, references, room)?;
-        if needed > room {
-            return Ok(needed);
-        }
-        for (index, &reference) in references.iter().enumerate() {
-            let entry = self.entry_at(reference)?;
-            each(access, index, entry, self.value_at(entry))?;
-        }
-        if remove {
-            self.clear_chain(access, home, references)?;
-        }
-        Ok(needed)
-    }
-
-    /// Collects the references of a chain in ascending order, if there are at most `room`;
-    /// returns how many there are.
-    fn collect(
-        &self,
-        access: &mut impl Access,
-        home: u64,
-        references: &mut Vec<u32>,
-        room: usize,
-    ) -> Result<usize, Status> {
-        references.clear();
-        let mut count = 0;
-        self.walk(access, home, |bucket, slots| {
-            count += slots.len() as usize;
-            if count <= room {
-                references.extend(slots.map(|slot| bucket.reference(slot)));
-            }
-        })?;
-        let max_entries = self.max_entries;
-        let valid = references.iter().all(|&reference| reference < max_entries);
-        // The tree of bits promised that there is one.
-        if count == 0 || !valid {
-            return Err(Status::Internal);
-        }
-        references.sort_unstable();
-        Ok(count)
-    }
-
-    /// Removes all entries of a chain; `references` are those of the chain.
-    fn clear_chain(
-        &self,
-        access: &mut impl Access,
-        home: u64,
-        references: &[u32],
-    ) -> Result<(), Status> {
-        let mut state = self.load_state(access)?;
-        state.count = state
-            .count
-            .checked_sub(references.len() as u32)
-            .ok_or(Status::Internal)?;
-        let at = self.home_at(home);
-        let mut link = Bucket::read(access, at)?.link();
-        Bucket::write_tags(access, at, Tags(0))?;
-        Bucket::write_link(access, at, 0)?;
-        self.occupancy.clear(access, home)?;
-        for _ in 0..self.overflow_count {
-            if link == 0 {
-                break;
-            }
-            let (at, index) = self.overflow_at(link)?;
-            link = Bucket::read(access, at)?.link();
-            self.release_bucket(access, &mut state, index)?;
-        }
-        for &reference in references {
-            self.release_entry(access, &mut state, reference)?;
-        }
-        self.store_state(access, &state)
-    }
-
     /// Entries in the table.
     pub(crate) fn entries(&self, access: &mut impl Access) -> Result<u32, Status> {
         Ok(self.load_state(access)?.count)
-    }
-
-    /// A bounded step of measuring the longest chain, in buckets; `None`: call again. The
-    /// table may change between steps, and the result is then that of no single moment.
-    pub(crate) fn scan_step(
-        &self,
-        access: &mut impl Access,
-        scan: &mut ChainScan,
-    ) -> Result<Option<u32>, Status> {
-        for _ in 0..SCAN_BUCKETS_PER_STEP {
-            // Chains do not share buckets. If memory says otherwise, or changes so fast that
-            // more were seen than there are, the walk ends with what it has.
-            let exhausted = scan.overflow_seen > u64::from(self.overflow_count) * 2;
-            if scan.home > self.home_mask || exhausted {
-                return Ok(Some(scan.longest));
-            }
-            let at = match scan.link {
-                0 => self.home_at(scan.home),
-                link => {
-                    scan.overflow_seen += 1;
-                    self.overflow_at(link)?.0
-                }
-            };
-            let bucket = Bucket::read(access, at)?;
-            scan.length += 1;
-            if scan.length == 1 && bucket.tags() == Tags(0) {
-                scan.length = 0;
-            }
-            scan.longest = scan.longest.max(scan.length);
-            scan.link = bucket.link();
-            if scan.link == 0 || scan.length > self.overflow_count {
-                scan.link = 0;
-                scan.length = 0;
-                scan.home += 1;
-            }
-        }
-        Ok(None)
     }
 
     fn load_state(&self, access: &mut impl Access) -> Result<State, Status> {

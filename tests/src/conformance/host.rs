@@ -191,6 +191,15 @@ impl<F: Function> Host<F> {
         self.admin.lock().expect("admin queue").run(command)
     }
 
+    /// Hands the admin queue a command whose answer nobody waits for, if the queue has room.
+    pub fn admin_unanswered(&self, command: Submission) {
+        let mut admin = self.admin.lock().expect("admin queue");
+        while admin.in_flight() > 0 && admin.poll().is_some() {}
+        if admin.in_flight() < admin.depth() {
+            admin.submit(command);
+        }
+    }
+
     /// IDENTIFY, with `room` bytes for the answer at `iova`.
     #[track_caller]
     pub fn identify_at(&self, iova: u64, room: u32) -> Status {
@@ -440,6 +449,22 @@ impl<F: Function> Queue<F> {
         }
     }
 
+    /// Tells the device any completion head, true or not.
+    pub fn publish_head(&self, head: u64) {
+        match &self.notify {
+            None => self.doorbell(cq_doorbell(self.id), head),
+            Some(block) => block
+                .buffer()
+                .store_u64(NOTIFY_CQ_HEAD, head, Ordering::Release),
+        }
+    }
+
+    /// IOVAs of its rings and of its notify block.
+    pub fn iovas(&self) -> Vec<u64> {
+        let regions = [Some(&self.sq), Some(&self.cq), self.notify.as_ref()];
+        regions.into_iter().flatten().map(|r| r.iova(0).0).collect()
+    }
+
     fn doorbell(&self, offset: u64, value: u64) {
         match &*self.doorbells {
             Some(page) => page.store_u64((offset - regs::DOORBELLS) as usize, value),
@@ -453,8 +478,17 @@ impl<F: Function> Queue<F> {
         self.publish();
     }
 
-    /// Takes a completion if there is one.
+    /// Takes a completion if there is one, and lets the device overwrite it.
     pub fn poll(&mut self) -> Option<Completion> {
+        let taken = self.take();
+        if taken.is_some() {
+            self.publish_head(self.head.into());
+        }
+        taken
+    }
+
+    /// Takes a completion if there is one, and does not tell the device.
+    pub fn take(&mut self) -> Option<Completion> {
         let at = (self.head % self.depth) as usize * COMPLETION_BYTES;
         let word0 = self.cq.buffer().load_u64(at, Ordering::Acquire);
         if phase_of(word0) != (self.head / self.depth).is_multiple_of(2) {
@@ -465,15 +499,6 @@ impl<F: Function> Queue<F> {
             *word = self.cq.buffer().load_u64(at + i * 8, Ordering::Relaxed);
         }
         self.head = self.head.wrapping_add(1);
-        match &self.notify {
-            None => self.doorbell(cq_doorbell(self.id), self.head.into()),
-            Some(block) => {
-                let head = self.head.into();
-                block
-                    .buffer()
-                    .store_u64(NOTIFY_CQ_HEAD, head, Ordering::Release);
-            }
-        }
         Some(Completion::from_words(words))
     }
 

@@ -10,6 +10,7 @@ pub mod inner;
 pub mod lifecycle;
 pub mod lru_queue;
 pub mod maps;
+pub mod ordering;
 pub mod queues;
 pub mod rings;
 pub mod tries;
@@ -93,6 +94,11 @@ macro_rules! conformance_suite {
                 a_held_map_goes_with_its_last_holder;
             rings: a_ring_has_memory_and_no_elements, unusable_rings_are_refused,
                 freeing_a_ring_lets_go_of_its_memory;
+            ordering: operands_and_results_are_those_of_their_entry,
+                an_effect_is_there_before_its_completion,
+                completions_are_kept_until_the_head_passes, a_tail_covers_what_was_stored_before,
+                a_parked_device_looks_by_itself, no_interrupt_is_lost, a_reset_ends_all_access,
+                a_deleted_queue_lets_go_of_its_buffers, an_unmap_ends_all_access;
         );
     };
     (@cases $module:ident, $function:ty, $make:expr, $notify:expr;

@@ -20,11 +20,16 @@ const WRITERS: usize = 14;
 const IN_FLIGHT: usize = 8;
 /// Keys of each writer in the map that all share; those of its own map follow.
 const SHARED: usize = 16;
-const VALUE: usize = 512;
-/// Elements of a batch, all of the writer's own map: 32 KiB of values, which take the device
-/// many steps to fetch. Batches on one map would take turns at its journal.
-const BATCH: usize = 64;
+/// Bytes of a value in that map, and in the others.
+const SHARED_VALUE: usize = 512;
+const OWN_VALUE: usize = 24 << 10;
+/// Elements of a batch, all of the writer's own map: 768 KiB of values. A step of the device
+/// moves 256 KiB, so that a batch is under way, with a part of its data fetched, from its first
+/// step to its last. Batches on one map would take turns at its journal.
+const BATCH: usize = 32;
 const KEYS: usize = SHARED + BATCH;
+/// Commands that are in mid-DMA at least, when the killer last looked.
+const MID_DMA: u64 = 4;
 
 /// The values that a key may have; more than one after a write of unknown outcome.
 type Known = Vec<Option<u64>>;
@@ -47,9 +52,14 @@ struct Load {
     violations: Mutex<Vec<String>>,
 }
 
+fn value_bytes(i: usize) -> usize {
+    if i < SHARED { SHARED_VALUE } else { OWN_VALUE }
+}
+
 fn value_of(key: u32, version: u64) -> Vec<u8> {
     let head = u64::from(key) << 40 | version;
-    head.to_ne_bytes().repeat(VALUE / 8)
+    head.to_ne_bytes()
+        .repeat(value_bytes(key as usize % KEYS) / 8)
 }
 
 fn version_of(key: u32, value: &[u8]) -> Result<u64, String> {
@@ -154,11 +164,12 @@ impl Writer<'_> {
 
     /// Compares every key with what was acknowledged.
     fn verify(&mut self) {
-        let mut value = vec![0; VALUE];
+        let mut buffer = vec![0; OWN_VALUE];
         for i in 0..KEYS {
             let key = self.key(i);
-            let found = match self.map(i).lookup(&key.to_ne_bytes(), &mut value, 0) {
-                Ok(()) => match version_of(key, &value) {
+            let value = &mut buffer[..value_bytes(i)];
+            let found = match self.map(i).lookup(&key.to_ne_bytes(), value, 0) {
+                Ok(()) => match version_of(key, value) {
                     Ok(version) => Some(version),
                     Err(torn) => return self.violation(torn),
                 },
@@ -201,6 +212,9 @@ struct Round {
     in_flight: usize,
     batches: usize,
     unanswered: u64,
+    /// Commands that the reset met in the middle, by the device's own count: begun, with some of
+    /// their data fetched, and not completed.
+    mid_dma: u64,
     /// From the kill until every operation that was in flight had ended, and one more of each
     /// writer.
     ended: Duration,
@@ -232,10 +246,12 @@ fn campaign(resets: usize, unknown: UnknownOutcome) {
     };
     let queue_pairs = Some(WRITERS as u16 + 1);
     let stack = recovering(function, DriverConfig::default(), queue_pairs, recovery);
-    let hash = |keys: usize| stack.map(&attr(MapType::HASH, VALUE as u32, keys as u32), true);
+    let hash = |keys: usize, value: usize| {
+        stack.map(&attr(MapType::HASH, value as u32, keys as u32), true)
+    };
     let load = Load {
-        shared: hash(WRITERS * SHARED),
-        own: (0..WRITERS).map(|_| hash(BATCH)).collect(),
+        shared: hash(WRITERS * SHARED, SHARED_VALUE),
+        own: (0..WRITERS).map(|_| hash(BATCH, OWN_VALUE)).collect(),
         in_flight: AtomicUsize::new(0),
         batches: AtomicUsize::new(0),
         pause: AtomicBool::new(false),
@@ -283,12 +299,14 @@ fn one_round(
     let before = stack.nic.recovery_stats();
     let enough = operations() + rng.random_range(4..60);
     waits("the writers get on", || operations() >= enough);
+    let diagnostics = || stack.driver.function().diagnostics().expect("the device");
     let (mut in_flight, mut batches) = (0, 0);
     waits("many operations in flight", || {
         batches = load.batches.load(Ordering::SeqCst);
         in_flight = load.in_flight.load(Ordering::SeqCst);
-        in_flight >= IN_FLIGHT && batches >= IN_FLIGHT / 2
+        in_flight >= IN_FLIGHT && batches >= IN_FLIGHT / 2 && diagnostics().under_way >= MID_DMA
     });
+    let cut_before = diagnostics();
     let killed = Instant::now();
     kill(&stack.driver, number);
     let enough = operations() + 2 * WRITERS as u64;
@@ -310,6 +328,7 @@ fn one_round(
         in_flight,
         batches,
         unanswered: after.unknown - before.unknown,
+        mid_dma: diagnostics().cut_short - cut_before.cut_short,
         ended,
         recovery: after.last,
     }
@@ -328,12 +347,17 @@ fn tell(
     let (least, usual, _) = spread(rounds.iter().map(|r| r.in_flight));
     let (_, batches, _) = spread(rounds.iter().map(|r| r.batches));
     let (fewest, unanswered, most) = spread(rounds.iter().map(|r| r.unanswered));
+    let (cut_least, cut_usual, cut_most) = spread(rounds.iter().map(|r| r.mid_dma));
+    let cut_total: u64 = rounds.iter().map(|r| r.mid_dma).sum();
+    let cut_rounds = rounds.iter().filter(|r| r.mid_dma > 0).count();
     let (_, recovery, worst) = spread(rounds.iter().map(|r| r.recovery));
     let (_, ended, last) = spread(rounds.iter().map(|r| r.ended));
     aloud(&format!(
         "recover: {unknown:?}: {} resets in {took:.1?} from seed {base}: {} operations, {} \
          elements acknowledged, {} violations; in flight at a reset: least {least}, median \
-         {usual} ({batches} of them batches of {BATCH}); commands sent and not answered: {fewest} \
+         {usual} ({batches} of them batches of {BATCH}); in mid-DMA, by the device's count: \
+         {cut_least} to {cut_most}, median {cut_usual}, {cut_total} together, at {cut_rounds} \
+         resets; commands sent and not answered: {fewest} \
          to {most}, median {unanswered}; {} unknown outcomes, {} resolved, {} reported ({} \
          elements: {} old, {} new); recovery: median {recovery:.1?}, worst {worst:.1?}; until all \
          in flight had ended and each writer gone on: median {ended:.1?}, worst {last:.1?}; \
@@ -352,6 +376,11 @@ fn tell(
     let some = &violations[..violations.len().min(4)];
     assert!(violations.is_empty(), "seed {base}: {some:?}");
     assert!(least >= IN_FLIGHT);
+    assert!(
+        cut_rounds * 2 > rounds.len() && cut_total >= rounds.len() as u64,
+        "few commands were in mid-DMA: {cut_total} at {cut_rounds} of {} resets",
+        rounds.len()
+    );
     assert!(stats.unknown > 0, "no outcome was unknown");
     assert_eq!(stats.unknown, stats.resolved + stats.reported);
     match unknown {

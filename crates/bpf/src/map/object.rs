@@ -63,7 +63,7 @@ struct Written {
     /// Open files of user space (`usercnt`); the kernel's `refcnt` is the `Arc`'s.
     usercnt: AtomicU64,
     /// Writers in progress (`writecnt`), and [`FROZEN`]: one word, so that a writer cannot
-    /// slip past a freeze that has just looked.
+    /// slip past a freeze that has just looked. Its high half counts the writes that have ended.
     writecnt: AtomicU64,
 }
 
@@ -77,7 +77,11 @@ struct Settled {
     owner: Mutex<Option<ProgramOwner>>,
 }
 
-const FROZEN: u64 = 1 << 63;
+const FROZEN: u64 = 1 << 31;
+/// The writers in progress.
+const ACTIVE: u64 = FROZEN - 1;
+/// What one write that has ended adds, modulo 2^32: the high half of the word.
+const ENDED: u64 = 1 << 32;
 
 const IS_FROZEN: Error = Error::new(Errno::EPERM, "the map is frozen for user space");
 
@@ -161,11 +165,8 @@ impl Map {
 
     /// `map_freeze`.
     pub(crate) fn freeze(&self) -> Result<()> {
-        match self
-            .written
-            .writecnt
-            .compare_exchange(0, FROZEN, AcqRel, Relaxed)
-        {
+        let set = |now: u64| (now & (ACTIVE | FROZEN) == 0).then_some(now | FROZEN);
+        match self.written.writecnt.fetch_update(AcqRel, Relaxed, set) {
             Ok(_) => Ok(()),
             Err(now) if now & FROZEN != 0 => Err(Error::new(
                 Errno::EPERM,
@@ -176,6 +177,12 @@ impl Map {
                 "a write to the map is in progress",
             )),
         }
+    }
+
+    /// How many writes of user space have ended, modulo 2^32, those through mappings apart. Whoever
+    /// sees the same count before and after has missed none that had returned.
+    pub(crate) fn writes_ended(&self) -> u32 {
+        (self.written.writecnt.load(Acquire) / ENDED) as u32
     }
 
     pub(crate) fn get_user(&self) {
@@ -221,7 +228,8 @@ pub(crate) struct WriteActive<'a>(&'a AtomicU64);
 impl Drop for WriteActive<'_> {
     #[inline]
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Release);
+        // One less in progress, one more that has ended.
+        self.0.fetch_add(ENDED - 1, Release);
     }
 }
 

@@ -147,6 +147,20 @@ impl OffloadMap {
         f(&**self.device().as_ref().ok_or(GONE)?)
     }
 
+    /// The device's side of the map.
+    pub(crate) fn on_device(&self) -> Result<OnDevice> {
+        self.device().as_ref().map(Arc::clone).ok_or(GONE)
+    }
+
+    /// Calls `f` while the map is on its device and stays there.
+    pub(crate) fn while_there<R>(&self, f: impl FnOnce() -> R) -> Result<R> {
+        let device = self.device();
+        match device.as_ref() {
+            Some(_) => Ok(f()),
+            None => Err(GONE),
+        }
+    }
+
     pub(crate) fn is_gone(&self) -> bool {
         self.device().is_none()
     }

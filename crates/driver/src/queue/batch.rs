@@ -184,9 +184,12 @@ impl<F: Function> QueuePair<F> {
             let part = self.run_batch(&command, keys, values, |_, completion, _, _| {
                 let done = completion.count.get() as usize;
                 let status = completion.status();
-                // A failure is that of an element of this command; success is all of it.
+                // A failure is that of an element of this command; success is all of it. Where host
+                // memory could not be reached all may be done, and their statuses not written.
                 let fits = if status.is_success() {
                     done == count
+                } else if status == Status::DmaFault {
+                    done <= count
                 } else {
                     done < count
                 };
@@ -388,7 +391,8 @@ impl<F: Function> QueuePair<F> {
     ) -> Result<(Token, Arrays, Place), DriverError> {
         self.usable()?;
         self.check_map(command.map)?;
-        let Some((_, area)) = self.slots.peek() else {
+        let Some((slot, area)) = self.slots.peek() else {
+            self.meter.events.full.bump();
             return Err(DriverError::Full { queue: self.id });
         };
         let key = command.map.key_size();
@@ -446,12 +450,12 @@ impl<F: Function> QueuePair<F> {
             statuses: iova(command.statuses, arrays.statuses).into(),
             cursor: u64::from(command.cursor).into(),
         };
-        let Some(request) = self.slots.claim(false, 0, place) else {
+        let kind = self.begins(command.opcode, slot);
+        let Some(request) = self.slots.claim(kind, false, 0, place) else {
             unreachable!("a free slot was seen above");
         };
         let entry = Submission::new(command.opcode.0, request, &body).with_map(command.map.handle);
         self.rings.push(self.region.buffer(), entry);
-        self.counters.submitted += 1;
         Ok((self.token(request), arrays, place))
     }
 }

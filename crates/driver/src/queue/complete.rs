@@ -6,7 +6,7 @@ use crate::{CompletionFault, DriverError};
 use offmap_abi::notify::{EventWord, NOTIFY_CQ_EVENT};
 use offmap_abi::{Completion, RequestId, Status};
 use offmap_device_io::Function;
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// Looks at the completion ring before a waiter looks at the clock for the first time. An
@@ -180,6 +180,7 @@ impl<F: Function> QueuePair<F> {
             State::Done => return Ok(false),
             State::Free | State::Quarantined => return Err(self.no_such(token)),
         }
+        self.meter.events.aborts.bump();
         match self.driver.abort(self.id, token.request) {
             Err(e @ DriverError::QueueStopped { .. }) => Err(self.lose(e)),
             other => other,
@@ -257,8 +258,14 @@ impl<F: Function> QueuePair<F> {
             {
                 CompletionFault::ShortResult
             }
-            Some(_) => {
-                self.counters.completed += 1;
+            Some(entry) => {
+                let kind = entry.kind;
+                self.meter.ended(kind, completion.status());
+                if kind.is_timed()
+                    && let Some(timer) = &self.timer
+                {
+                    timer.end(&self.meter, kind, slot, self.driver.function().now());
+                }
                 let unpublished = self.rings.head().wrapping_sub(self.released);
                 if unpublished >= self.release_every {
                     self.publish_head()?;
@@ -271,7 +278,7 @@ impl<F: Function> QueuePair<F> {
 
     #[cold]
     pub(super) fn reject(&mut self, request: RequestId, fault: CompletionFault) -> DriverError {
-        self.counters.rejected += 1;
+        self.meter.events.rejected.bump();
         let queue = self.id;
         self.breaks(DriverError::BadCompletion {
             queue,
@@ -389,21 +396,18 @@ impl<F: Function> QueuePair<F> {
         time: Duration,
     ) -> Result<Option<(u16, Completion)>, DriverError> {
         if let Bell::Block { at } = self.bell {
-            let event = EventWord::armed_at(self.rings.head());
-            self.publish_event(at, event);
-            // The word is visible before the last look, so that either we see a completion or the
-            // device, which looks at the word after it posted, sees that it is wanted. (A queue
-            // with doorbells gets an interrupt for each burst, and one that came before this
-            // look ends the sleep at once.)
-            fence(Ordering::SeqCst);
+            // Then the last look. (A queue with doorbells gets an interrupt for each burst, and one
+            // that came before this look ends the sleep at once.)
+            self.rings.ask_for_interrupt(self.region.buffer(), at);
         }
         let mut found = self.look(wanted);
         if let Ok(None) = found
             && let Some(vector) = &self.vector
         {
-            self.counters.sleeps += 1;
+            self.meter.events.sleeps.bump();
             match self.driver.function().sleep(vector.interrupt(), time) {
-                Ok(rung) => self.counters.interrupts += u64::from(rung),
+                Ok(true) => self.meter.events.interrupts.bump(),
+                Ok(false) => {}
                 Err(source) => {
                     found = Err(self.breaks(DriverError::Io {
                         what: "wait for a completion interrupt",
@@ -419,6 +423,34 @@ impl<F: Function> QueuePair<F> {
         found
     }
 
+    /// Asks for an interrupt with the next completion, for one who sleeps at
+    /// [`QueuePair::interrupt`] by its own means. `false`: there will be none, since there is a
+    /// finished command already, none is in flight, or the pair has no interrupt.
+    ///
+    /// Who has slept takes the interrupt, polls until there is nothing, and asks again. A sleep
+    /// should have an end, since interrupts get lost, and deadlines pass without one.
+    ///
+    /// # Errors
+    ///
+    /// As [`QueuePair::poll`].
+    pub fn request_interrupt(&mut self) -> Result<bool, DriverError> {
+        self.usable()?;
+        self.commit()?;
+        if self.vector.is_none() || !self.done.is_empty() || self.outstanding() == 0 {
+            return Ok(false);
+        }
+        if let Bell::Block { at } = self.bell {
+            self.rings.ask_for_interrupt(self.region.buffer(), at);
+        }
+        match self.look(None)? {
+            Some((slot, completion)) => {
+                self.stash(slot, completion);
+                Ok(false)
+            }
+            None => Ok(true),
+        }
+    }
+
     fn publish_event(&self, at: usize, event: EventWord) {
         let buffer = self.region.buffer();
         buffer.store_u64(at + NOTIFY_CQ_EVENT, event.to_word(), Ordering::Release);
@@ -427,7 +459,7 @@ impl<F: Function> QueuePair<F> {
     /// Aborts what was waited for in vain, and waits once more. On success it is stashed; on
     /// failure it is quarantined and the queue broken.
     fn end_overdue(&mut self, wanted: Option<u16>, after: Duration) -> Result<(), DriverError> {
-        self.counters.timeouts += 1;
+        self.meter.events.timeouts.bump();
         let mut overdue = self.slots.in_flight();
         overdue.retain(|request| wanted.is_none_or(|slot| slot == request.slot()));
         // One for all of them, the wait for the admin queue included.
@@ -435,6 +467,7 @@ impl<F: Function> QueuePair<F> {
         let deadline = now() + self.driver.config().admin_timeout;
         let mut stopped = false;
         for request in &overdue {
+            self.meter.events.aborts.bump();
             match self.driver.abort_until(self.id, *request, deadline) {
                 Ok(_) => {}
                 Err(DriverError::QueueStopped { .. }) => {

@@ -7,6 +7,7 @@ mod batch;
 mod complete;
 mod ops;
 mod slots;
+pub(crate) mod stats;
 mod submit;
 
 pub use batch::{BatchDone, Dumped};
@@ -21,8 +22,9 @@ use offmap_abi::notify::{NOTIFY_ALIGN, NOTIFY_BYTES};
 use offmap_abi::regs::Features;
 use offmap_abi::ring::RingDepth;
 use offmap_abi::{Completion, QueueId, RequestId};
-use offmap_device_io::{DmaRegion, Function, PAGE_BYTES};
+use offmap_device_io::{DmaRegion, Function, Interrupt, PAGE_BYTES};
 use slots::{Larges, Slots};
+use stats::{Meter, Timer};
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
@@ -120,7 +122,8 @@ pub struct QueuePair<F: Function> {
     broken: bool,
     /// Whether the device knows the queue.
     on_device: bool,
-    counters: Counters,
+    meter: Arc<Meter>,
+    timer: Option<Box<Timer>>,
 }
 
 impl<F: Function> QueuePair<F> {
@@ -205,7 +208,8 @@ impl<F: Function> QueuePair<F> {
             done: VecDeque::with_capacity(depth as usize),
             broken: false,
             on_device: false,
-            counters: Counters::default(),
+            meter: Arc::new(Meter::new(config.timing)),
+            timer: Timer::new(config.timing, depth as usize),
             region: Arc::new(region),
             driver,
         };
@@ -227,14 +231,37 @@ impl<F: Function> QueuePair<F> {
         self.depth() - self.slots.free_count()
     }
 
-    /// What it has done so far.
+    /// What it has done so far, all commands together. [`crate::Driver::stats`] tells them apart,
+    /// and can be called from any thread.
     pub fn counters(&self) -> Counters {
-        self.counters
+        let events = &self.meter.events;
+        Counters {
+            submitted: self.meter.total_submitted(),
+            completed: self.meter.total_ended(),
+            kicks: events.kicks.get(),
+            doorbells: events.doorbells.get(),
+            timeouts: events.timeouts.get(),
+            rejected: events.rejected.get(),
+            sleeps: events.sleeps.get(),
+            interrupts: events.interrupts.get(),
+        }
+    }
+
+    /// Commands stored in the submission ring since it was made, modulo 2^32: for telling
+    /// whether there was one in between.
+    #[inline]
+    pub fn submissions(&self) -> u32 {
+        self.rings.tail()
     }
 
     /// Whether those who wait on it sleep at an interrupt; otherwise they poll.
     pub fn has_interrupt(&self) -> bool {
         self.vector.is_some()
+    }
+
+    /// The interrupt that those who wait on it sleep at.
+    pub fn interrupt(&self) -> Option<&Interrupt> {
+        self.vector.as_ref().map(Vector::interrupt)
     }
 
     /// The driver that made it.
@@ -273,6 +300,12 @@ impl<F: Function> QueuePair<F> {
     }
 
     fn breaks(&mut self, error: DriverError) -> DriverError {
+        if !self.broken {
+            self.meter.events.failures.bump();
+        }
+        if matches!(error, DriverError::QueueStopped { .. }) {
+            self.meter.events.stopped.bump();
+        }
         self.broken = true;
         error
     }
@@ -281,6 +314,7 @@ impl<F: Function> QueuePair<F> {
     /// it.
     pub(crate) fn arm(&mut self) {
         self.on_device = true;
+        self.driver.meters().begin(self.id, Arc::clone(&self.meter));
     }
 
     /// The memory that the device may know of.
@@ -294,6 +328,7 @@ impl<F: Function> QueuePair<F> {
 impl<F: Function> Drop for QueuePair<F> {
     fn drop(&mut self) {
         if self.on_device {
+            self.driver.meters().end(self.id);
             let regions = self.regions();
             self.driver.retire(self.id, self.epoch, regions);
         }
@@ -308,7 +343,7 @@ impl<F: Function> fmt::Debug for QueuePair<F> {
             .field("outstanding", &self.outstanding())
             .field("bell", &self.bell)
             .field("broken", &self.broken)
-            .field("counters", &self.counters)
+            .field("counters", &self.counters())
             .finish_non_exhaustive()
     }
 }

@@ -1,5 +1,6 @@
 //! The in-flight table, and the pool of buffers too large for it.
 
+use super::stats::Kind;
 use crate::DriverError;
 use crate::driver::Driver;
 use crate::generations::Generations;
@@ -39,6 +40,8 @@ pub(super) struct Slot {
     /// Generation of the present or the last command.
     pub(super) generation: u64,
     pub(super) state: State,
+    /// What the counters need to know of the command.
+    pub(super) kind: Kind,
     /// The result comes in the completion's payload.
     pub(super) inline: bool,
     /// Bytes that the command returns; 0: none.
@@ -68,6 +71,7 @@ impl Slots {
             // One lease for all slots: ids differ by the slot, too.
             generation: generations.lease(),
             state: State::Free,
+            kind: Kind::NONE,
             inline: false,
             room: 0,
             place: Place {
@@ -104,11 +108,18 @@ impl Slots {
 
     /// Takes the slot that [`Slots::peek`] named, and gives the command its id.
     #[inline]
-    pub(super) fn claim(&mut self, inline: bool, room: u32, place: Place) -> Option<RequestId> {
+    pub(super) fn claim(
+        &mut self,
+        kind: Kind,
+        inline: bool,
+        room: u32,
+        place: Place,
+    ) -> Option<RequestId> {
         let slot = self.free.pop()?;
         let entry = &mut self.table[usize::from(slot)];
         entry.generation = self.generations.after(entry.generation);
         entry.state = State::InFlight;
+        entry.kind = kind;
         entry.inline = inline;
         entry.room = room;
         entry.place = place;

@@ -1,18 +1,16 @@
 //! Writing commands, and telling the device of them (abi §4.2, §7, §10 rules S1–S4, N1).
 
 use super::slots::{NO_LARGE, Place};
+use super::stats::Kind;
 use super::{Bell, QueuePair, Token};
 use crate::registers::Registers;
 use crate::{DeviceMap, DriverError, SubmitError};
 use offmap_abi::completion::INLINE_RESULT_BYTES;
-use offmap_abi::notify::{
-    EventWord, NOTIFY_CQ_HEAD, NOTIFY_SQ_EVENT, NOTIFY_SQ_TAIL, cq_doorbell, sq_doorbell,
-};
+use offmap_abi::notify::{cq_doorbell, sq_doorbell};
 use offmap_abi::regs::{DOORBELLS, KICK};
 use offmap_abi::submission::{ElementBody, INLINE_KEY_BYTES, INLINE_VALUE_BYTES, IovaRef};
 use offmap_abi::{IoOpcode, RequestId, Submission, SubmissionFlags};
 use offmap_device_io::{DmaRegion, Function};
-use std::sync::atomic::{Ordering, fence};
 
 /// A command on one element.
 #[derive(Clone, Copy, Debug)]
@@ -239,34 +237,21 @@ impl<F: Function> QueuePair<F> {
         self.committed = tail;
         match self.bell {
             Bell::Block { at } => {
-                let buffer = self.region.buffer();
-                // S2, then N1.
-                buffer.store_u64(at + NOTIFY_SQ_TAIL, tail.into(), Ordering::Release);
-                self.kick_if_wanted(at)
+                if self.rings.publish_tail(self.region.buffer(), at) {
+                    return self.kick();
+                }
+                Ok(())
             }
             Bell::Doorbell => {
-                self.counters.doorbells += 1;
+                self.meter.events.doorbells.bump();
                 self.ring_doorbell(sq_doorbell(self.id), tail)
             }
         }
     }
 
-    /// Rule N1: the tail or head that was just stored is visible before the event word is read,
-    /// so that either the device sees it before it parks, or we see that it wants a KICK.
-    #[inline(always)]
-    fn kick_if_wanted(&mut self, at: usize) -> Result<(), DriverError> {
-        fence(Ordering::SeqCst);
-        let buffer = self.region.buffer();
-        let word = buffer.load_u64(at + NOTIFY_SQ_EVENT, Ordering::Relaxed);
-        if EventWord::from_word(word).wants(self.committed) {
-            return self.kick();
-        }
-        Ok(())
-    }
-
     #[cold]
     fn kick(&mut self) -> Result<(), DriverError> {
-        self.counters.kicks += 1;
+        self.meter.events.kicks.bump();
         let written = Registers(&**self.driver.function()).write32("KICK", KICK, self.id.0.into());
         written.map_err(|e| self.breaks(e))
     }
@@ -291,10 +276,10 @@ impl<F: Function> QueuePair<F> {
         match self.bell {
             Bell::Block { at } => {
                 let buffer = self.region.buffer();
-                buffer.store_u64(at + NOTIFY_CQ_HEAD, head.into(), Ordering::Release);
-                // A device that had no room for completions may have parked with commands
-                // before it, and no tail will come to wake it.
-                self.kick_if_wanted(at)
+                if self.rings.publish_head(buffer, at, self.committed) {
+                    return self.kick();
+                }
+                Ok(())
             }
             Bell::Doorbell => self.ring_doorbell(cq_doorbell(self.id), head),
         }
@@ -313,8 +298,8 @@ impl<F: Function> QueuePair<F> {
             element.check(map)?;
             handle = map.handle;
         }
-        let Some((_, area)) = self.slots.peek() else {
-            return Err(SubmitError::Full);
+        let Some((slot, area)) = self.slots.peek() else {
+            return Err(self.full());
         };
         let (key_len, value_len) = (element.key.len(), element.value.len());
         let key_outside = key_len > INLINE_KEY_BYTES;
@@ -379,7 +364,8 @@ impl<F: Function> QueuePair<F> {
             // be what another command left here, of another map perhaps.
             region.buffer().zero(value_at, element.room);
         }
-        let claimed = self.slots.claim(inline_result, element.room as u32, result);
+        let kind = self.begins(element.opcode, slot);
+        let claimed = (self.slots).claim(kind, inline_result, element.room as u32, result);
         let Some(request) = claimed else {
             unreachable!("a free slot was seen above");
         };
@@ -387,8 +373,24 @@ impl<F: Function> QueuePair<F> {
             .with_map(handle)
             .with_flags(flags);
         self.rings.push(self.region.buffer(), entry);
-        self.counters.submitted += 1;
         Ok(self.token(request))
+    }
+
+    #[cold]
+    fn full(&self) -> SubmitError {
+        self.meter.events.full.bump();
+        SubmitError::Full
+    }
+
+    /// Counts a command that takes `slot`, and starts its time when it is one that is timed.
+    #[inline(always)]
+    pub(super) fn begins(&mut self, opcode: IoOpcode, slot: u16) -> Kind {
+        self.meter.submitted(opcode);
+        let mut kind = Kind::of(opcode);
+        if let Some(timer) = &mut self.timer {
+            timer.begin(&mut kind, slot, || self.driver.function().now());
+        }
+        kind
     }
 
     #[inline(always)]

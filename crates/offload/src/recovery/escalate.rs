@@ -126,6 +126,7 @@ pub(crate) struct Escalation<F: Function> {
     wanted: AtomicU64,
     maps: Mutex<Vec<Weak<RecoverableMap<F>>>>,
     counts: Mutex<Counts>,
+    retries: AtomicU64,
     pub(super) unknown: AtomicU64,
     pub(super) resolved: AtomicU64,
     pub(super) reported: AtomicU64,
@@ -156,6 +157,7 @@ impl<F: Function> Escalation<F> {
             wanted: AtomicU64::new(0),
             maps: Mutex::default(),
             counts: Mutex::default(),
+            retries: AtomicU64::new(0),
             unknown: AtomicU64::new(0),
             resolved: AtomicU64::new(0),
             reported: AtomicU64::new(0),
@@ -167,6 +169,11 @@ impl<F: Function> Escalation<F> {
         &self.settings
     }
 
+    /// An operation is about to be tried once more.
+    pub(crate) fn count_retry(&self) {
+        self.retries.fetch_add(1, Ordering::Relaxed);
+    }
+
     pub(crate) fn stats(&self, streak: &Streak) -> RecoveryStats {
         let counts = locked(&self.counts);
         RecoveryStats {
@@ -175,6 +182,7 @@ impl<F: Function> Escalation<F> {
             failed_resets: counts.failed_resets,
             maps_restored: counts.maps_restored,
             elements_restored: counts.elements_restored,
+            retries: self.retries.load(Ordering::Relaxed),
             unknown: self.unknown.load(Ordering::Relaxed),
             resolved: self.resolved.load(Ordering::Relaxed),
             reported: self.reported.load(Ordering::Relaxed),

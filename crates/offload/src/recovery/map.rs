@@ -98,7 +98,7 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// Whether a command that ended so has had its effect on the elements before that one and on no
 /// other.
-const fn is_settled(status: Status) -> bool {
+pub(crate) const fn is_settled(status: Status) -> bool {
     matches!(
         status,
         Status::Success
@@ -248,6 +248,7 @@ impl<F: Function> RecoverableMap<F> {
                 return Err(error);
             }
             self.shared.escalation.recover(&self.shared, deadline)?;
+            self.shared.escalation.count_retry();
         }
     }
 
@@ -276,9 +277,9 @@ impl<F: Function> RecoverableMap<F> {
             let device = *self.current().device();
             let mut sent = false;
             let done = self.shared.pool.with(|queue| {
-                let before = queue.counters().submitted;
+                let before = queue.submissions();
                 let done = operation(queue, &device, taken);
-                sent = queue.counters().submitted != before;
+                sent = queue.submissions() != before;
                 done
             });
             let failure = match done {
@@ -301,6 +302,7 @@ impl<F: Function> RecoverableMap<F> {
                         return Err(errno::of_driver(&error));
                     }
                     escalation.recover(&self.shared, deadline)?;
+                    escalation.count_retry();
                 }
                 failure => {
                     let outcome = self.pend(change);

@@ -16,5 +16,5 @@ mod settings;
 
 use escalate::JournalShare;
 pub(crate) use escalate::{Escalation, Streak};
-pub(crate) use map::RecoverableMap;
+pub(crate) use map::{RecoverableMap, is_settled};
 pub use settings::{RecoverMaps, Recovery, RecoveryStats, UnknownOutcome};

@@ -133,6 +133,9 @@ pub struct RecoveryStats {
     pub maps_restored: u64,
     /// Elements written to them.
     pub elements_restored: u64,
+    /// Operations and map creations that were tried once more after a recovery, each time that
+    /// they were.
+    pub retries: u64,
     /// Writes whose outcome was unknown when their command ended.
     pub unknown: u64,
     /// Of those: their callers got the result of the write done once more.

@@ -1,6 +1,6 @@
 //! Planted bugs ([`Mutation`]): what goes wrong on the way between driver and device.
 
-use super::{Memory, Store, What};
+use super::{Memory, Store, What, ranges, store_of_words};
 use crate::mutation::Mutation;
 use crate::rng::Rng;
 use offmap_abi::submission::ElementBody;
@@ -123,6 +123,20 @@ impl Memory {
             self.mutated += 1;
             data.swap_remove(rng.index(data.len()));
         }
+        let failed = match self.mutation {
+            Some(Mutation::ReportDetected) => Some(Status::MediaError),
+            Some(Mutation::ReportFailedDma) => Some(Status::DmaFault),
+            _ => None,
+        };
+        if failed == Some(completion.status()) && !IoOpcode(command.opcode).is_batch() {
+            self.mutated += 1;
+            let body: ElementBody = command.body();
+            completion.status = Status::Success.0.into();
+            completion.count = body.value_len.get().into();
+        }
+        if self.mutation == Some(Mutation::AbortFreesEarly) {
+            self.write_late(&command, completion.status(), data);
+        }
         if self.plant(Mutation::StaleGeneration, rng, 64) {
             let id = completion.request();
             let old = RequestId::new(id.slot(), id.generation().wrapping_sub(1));
@@ -162,6 +176,78 @@ impl Memory {
             }
         }
         Some(completion)
+    }
+
+    /// Notes the buffer of a command that was aborted, or spoils what another one returns in it.
+    fn write_late(&mut self, command: &Submission, status: Status, data: &mut [Store]) {
+        let Some((buffer, _)) = ranges(QueueId(1), command, false).first().copied() else {
+            return;
+        };
+        if status == Status::Aborted {
+            self.freed_early.push(buffer);
+            return;
+        }
+        let Some(at) = self.freed_early.iter().position(|iova| *iova == buffer) else {
+            return;
+        };
+        self.freed_early.swap_remove(at);
+        for store in data.iter_mut() {
+            if let What::Bytes { iova, bytes, .. } = &mut store.what
+                && *iova == buffer
+            {
+                self.mutated += 1;
+                bytes[0] ^= 0xff;
+            }
+        }
+    }
+
+    /// A completion that comes for the second time ends the command that has its slot now.
+    pub(super) fn accept_duplicate(&mut self, index: usize, what: &What) {
+        let ring = &mut self.rings[index];
+        let (Some((entry, slot)), What::Bytes { iova, .. }) = (ring.duplicate, what) else {
+            return;
+        };
+        if *iova != entry {
+            return;
+        }
+        ring.duplicate = None;
+        let heir = ring
+            .in_flight
+            .iter()
+            .find(|s| s.request().slot() == slot)
+            .map(Submission::request);
+        if let Some(heir) = heir {
+            self.mutated += 1;
+            let _ = self.host.write(entry + 8, &heir.0.to_le_bytes());
+        }
+    }
+
+    /// The device reports a command as good that it did not finish.
+    pub(crate) fn report_as_done(&mut self, queue: QueueId, request: RequestId) {
+        let Some(index) = self.rings.iter().position(|r| r.queue == queue) else {
+            return;
+        };
+        let ring = &mut self.rings[index];
+        let Some(at) = ring.in_flight.iter().position(|s| s.request() == request) else {
+            return;
+        };
+        let command = ring.in_flight[at];
+        if IoOpcode(command.opcode).is_batch() {
+            return;
+        }
+        let body: ElementBody = command.body();
+        let mut completion = Completion::new(request, Status::Success);
+        completion.count = body.value_len.get().into();
+        let words = completion.to_words(ring.depth.phase(ring.posted));
+        let place = u64::from(ring.depth.position(ring.posted)) * ENTRY_BYTES as u64;
+        let at = ring.cq + place;
+        ring.posted = ring.posted.wrapping_add(1);
+        self.mutated += 1;
+        for (iova, words, release) in [(at + 8, &words[1..], false), (at, &words[..1], true)] {
+            if let Some(store) = store_of_words(iova, words, release) {
+                self.rings[index].stores.push_back(store);
+            }
+        }
     }
 
     /// Changes a byte of the device's view, as a device would that computes a wrong address.

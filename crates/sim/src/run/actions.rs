@@ -16,6 +16,7 @@ const LATE_POLLS: usize = 2000;
 fn op<'a>(map: &'a DeviceMap, key: &'a [u8], kind: Kind, value: &'a [u8]) -> Op<'a> {
     match kind {
         Kind::Lookup => Op::Lookup { map, key },
+        Kind::Spoil | Kind::First => Op::GetFirst { map },
         Kind::Update { flags, .. } => Op::Update {
             map,
             key,
@@ -24,7 +25,6 @@ fn op<'a>(map: &'a DeviceMap, key: &'a [u8], kind: Kind, value: &'a [u8]) -> Op<
         },
         Kind::Delete => Op::Delete { map, key },
         Kind::LookupDelete => Op::LookupAndDelete { map, key },
-        Kind::First => Op::GetFirst { map },
         Kind::Next => Op::GetNext { map, key },
     }
 }
@@ -34,7 +34,7 @@ fn room(map: &DeviceMap, kind: Kind) -> usize {
     match kind {
         Kind::Lookup | Kind::LookupDelete => map.value_stride(),
         Kind::First | Kind::Next => map.key_size(),
-        Kind::Update { .. } | Kind::Delete => 0,
+        Kind::Update { .. } | Kind::Delete | Kind::Spoil => 0,
     }
 }
 
@@ -42,6 +42,7 @@ impl Run {
     /// A map slot, with a map in it.
     pub(super) fn pick_map(&mut self) -> Option<usize> {
         let slot = self.rng.index(self.maps.len());
+        self.replace_if_cut(slot);
         self.make_map(slot).then_some(slot)
     }
 
@@ -137,11 +138,16 @@ impl Run {
             }
         }
         let now = self.now_ns();
-        let held_up = self.disturbed || self.sim.world().stalled_until + FLIGHT_NS > now;
+        let held_up = self.disturbed() || self.sim.world().stalled_until + FLIGHT_NS > now;
         let late = |f: &Flight| now.saturating_sub(f.since_ns) > FLIGHT_NS;
         if held_up || !self.hosts[self.host].flights.iter().any(late) {
             return;
         }
+        if self.give_up(now) {
+            return;
+        }
+        let lost = self.lost();
+        let late = |f: &Flight| late(f) && !lost.contains(&f.token.request().0);
         // A result that the host has not looked for is no fault of the device's.
         for _ in 0..LATE_POLLS {
             if !self.poll_one() {
@@ -150,6 +156,10 @@ impl Run {
             if !self.hosts[self.host].flights.iter().any(late) {
                 return;
             }
+        }
+        // A fault may have met it meanwhile.
+        if self.disturbed() || self.give_up(now) {
+            return;
         }
         self.violate("a command in flight did not end within its bound");
     }
@@ -184,11 +194,12 @@ impl Run {
                 call.ended = self.stamp();
                 call.posted = self.posted(id, token.request().0);
                 let (slot, serial) = flight.map;
+                let request = Some(token.request().0);
                 let live = self.maps[slot].as_ref().is_some_and(|m| m.serial == serial);
                 if !live {
                     self.violate("a command outlived its map");
                 } else if let Some(answer) =
-                    self.answer(slot, &call, status, &bytes, flight.aborted)
+                    self.answer(slot, &mut call, request, (status, &bytes), flight.aborted)
                 {
                     call.answer = answer;
                     self.record(flight.map, call);
@@ -251,14 +262,14 @@ impl Run {
             Kind::Update { flags, .. } => queue.update(m, bytes, &value, flags),
             Kind::Delete => queue.delete(m, bytes),
             Kind::LookupDelete => queue.lookup_and_delete(m, bytes, &mut out),
-            Kind::First => queue.get_first(m, &mut out),
+            Kind::First | Kind::Spoil => queue.get_first(m, &mut out),
             Kind::Next => queue.get_next(m, bytes, &mut out),
         };
         self.in_bound("a blocking call", began_ns);
         match done {
             Ok(status) => {
                 call.ended = self.stamp();
-                let answer = self.answer(slot, &call, status, &out, false)?;
+                let answer = self.answer(slot, &mut call, None, (status, &out), false)?;
                 call.answer = answer;
                 // Blocking calls do not tell their request; the order of their ends is a good
                 // witness, too.
@@ -303,13 +314,16 @@ impl Run {
             // Aborted before it began: without an effect.
             DriverError::TimedOut {
                 quarantined: false, ..
-            } if self.disturbed => {
+            } if self.may_fail(error) => {
                 self.count("timeout");
                 self.outcome.operations += calls.len() as u64;
             }
             _ => {
                 for call in calls {
-                    self.record(map, *call);
+                    let excuses = self.excuses(None, call.began);
+                    let mut call = *call;
+                    self.spoil(&mut call, &excuses);
+                    self.record(map, call);
                 }
                 self.queue_failed(error);
             }
@@ -379,11 +393,11 @@ impl Run {
                 self.trace(|| format!("abort of {}: {will}", token.request()));
             }
             // The admin queue is still usable, or the next admin command says that it is not.
-            Err(DriverError::AdminTimeout { .. }) if self.disturbed => {
+            Err(DriverError::AdminTimeout { .. }) if self.admin_may_fail() => {
                 self.hosts[self.host].flights[at].aborted = true;
             }
             Err(e) => {
-                if !self.disturbed {
+                if !self.may_fail(&e) {
                     self.violate(format!("ABORT failed: {e}"));
                 }
                 self.queue_failed(&e);
@@ -394,16 +408,21 @@ impl Run {
     /// Frees a map that no command in flight names, and makes another.
     pub(super) fn remap(&mut self) {
         let slot = self.rng.index(self.maps.len());
-        let Some(map) = &self.maps[slot] else {
-            return;
-        };
-        let named = |f: &Flight| f.map == (slot, map.serial);
-        if self.hosts.iter().any(|h| h.flights.iter().any(named)) {
+        if self.is_named(slot) {
             return;
         }
         self.count("map freed");
         self.free_map(slot);
         self.make_map(slot);
+    }
+
+    /// Whether a command in flight names the map, or there is none.
+    pub(super) fn is_named(&self, slot: usize) -> bool {
+        let Some(map) = &self.maps[slot] else {
+            return true;
+        };
+        let named = |f: &Flight| f.map == (slot, map.serial);
+        self.hosts.iter().any(|h| h.flights.iter().any(named))
     }
 
     /// Judges a map and frees it on the device.
@@ -412,14 +431,15 @@ impl Run {
             return;
         };
         let began = self.now_ns();
-        if let Err(e) = self.driver().free_map(&map) {
+        let freed = self.driver().free_map(&map);
+        self.in_bound("MAP_FREE", began);
+        if let Err(e) = freed {
             self.admin_failed("MAP_FREE", &e);
         }
-        self.in_bound("MAP_FREE", began);
     }
 
     /// Whether a status is one that the end of a batch may have.
     pub(super) fn batch_may_end(&self, status: Status) -> bool {
-        status == Status::Success || self.disturbed
+        status == Status::Success || self.disturbed() || self.queue_is_excused()
     }
 }

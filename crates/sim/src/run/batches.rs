@@ -6,7 +6,7 @@
 
 use super::Run;
 use crate::linearize::Call;
-use crate::map::{WalkDone, value_bytes, value_of};
+use crate::map::{WalkDone, value_bytes};
 use crate::spec::{Answer, Kind};
 use offmap_abi::Status;
 
@@ -77,7 +77,7 @@ impl Run {
         self.in_bounds("a batch", began_ns, chosen.len());
         match done {
             Ok(status) => {
-                if !self.batch_may_end(status) {
+                if !self.batch_may_end(status) && !self.ends_excused(slot, calls[0].began, status) {
                     self.violate(format!("BATCH_LOOKUP ended with {status}"));
                 }
                 let posted = self.posted_since(&calls);
@@ -88,7 +88,9 @@ impl Run {
                     };
                     call.ended = self.stamp();
                     let bytes = &values[i * stride..][..stride];
-                    if let Some(answer) = self.answer(slot, &call, *status, bytes, false) {
+                    if let Some(answer) =
+                        self.answer(slot, &mut call, None, (*status, bytes), false)
+                    {
                         call.answer = answer;
                         self.record((slot, serial), call);
                     }
@@ -141,6 +143,12 @@ impl Run {
         };
         let lost = matches!(done.status, Status::Interrupted | Status::Aborted);
         let posted = self.posted_since(&calls);
+        if self.is_unknown(slot, calls[0].began) {
+            for call in calls {
+                self.record((slot, serial), Call { posted, ..call });
+            }
+            return;
+        }
         for (i, mut call) in calls.into_iter().enumerate() {
             call.posted = posted;
             let status = if i < done.count {
@@ -155,7 +163,7 @@ impl Run {
                 break;
             };
             call.ended = self.stamp();
-            if let Some(answer) = self.answer(slot, &call, status, &[], false) {
+            if let Some(answer) = self.answer(slot, &mut call, None, (status, &[]), false) {
                 call.answer = answer;
                 self.record((slot, serial), call);
             }
@@ -207,6 +215,10 @@ impl Run {
                     return;
                 }
             };
+            if self.is_unknown(slot, call.began) {
+                self.unknown_removals((slot, serial), keys, call);
+                return;
+            }
             if done.status == Status::NoSpace {
                 // The ABI has it say how much it needs.
                 if done.needed as usize <= room {
@@ -220,7 +232,10 @@ impl Run {
                 cursor = done.cursor;
                 continue;
             }
-            if done.status == Status::Interrupted && self.disturbed {
+            let interrupted =
+                done.status == Status::Interrupted && (self.disturbed() || self.queue_is_excused());
+            let valid = matches!(done.status, Status::Success | Status::NotFound);
+            if interrupted || (!valid && self.ends_excused(slot, call.began, done.status)) {
                 self.unknown_removals((slot, serial), keys, call);
                 return;
             }
@@ -257,8 +272,9 @@ impl Run {
         value: &[u8],
         walk: &mut WalkDone,
     ) {
-        let known = self.maps[map.0].as_ref().and_then(|m| m.key_of(key));
-        let (Some(key), Some(value)) = (known, value_of(value)) else {
+        let of = self.maps[map.0].as_ref();
+        let known = of.and_then(|m| Some((m.key_of(key)?, m.value_of(value)?)));
+        let Some((key, value)) = known else {
             self.violate("a dump returned a key or a value that nobody ever wrote");
             return;
         };

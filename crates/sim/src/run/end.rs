@@ -30,12 +30,15 @@ impl Run {
 
     /// Ends the run and says what it came to.
     pub(super) fn end(mut self) -> Outcome {
+        // What follows is not to fail any more.
+        self.sim.world().end_faults();
+        self.take_news();
         let removed = self.sim.world().removed;
         if self.sim.world().violation.is_none() {
             self.sim.world().rng = Rng::new(self.outcome.digest);
             if removed {
                 self.end_removed();
-            } else {
+            } else if !self.given_up {
                 self.drain();
                 self.read_all();
                 self.free_all();
@@ -63,10 +66,15 @@ impl Run {
         }
         let world = &mut *world;
         world.memory.dismantle(&mut world.pool);
+        self.outcome.injected = std::mem::take(&mut world.injected);
         self.outcome.violation = world.violation.take();
         self.outcome.ticks = world.ticks;
         self.outcome.mutated = world.memory.mutated;
-        for (event, count) in [("park", world.parks), ("kick", world.kicks)] {
+        for (event, count) in [
+            ("park", world.parks),
+            ("kick", world.kicks),
+            ("sleep", world.sleeps),
+        ] {
             if count > 0 {
                 self.outcome.events.insert(event, count);
             }
@@ -92,13 +100,16 @@ impl Run {
             if left == 0 {
                 continue;
             }
-            if self.disturbed {
+            if self.disturbed() {
                 self.recover();
-            } else {
+            } else if !self.give_up(u64::MAX) {
                 self.violate(format!("{left} commands in flight never ended"));
             }
         }
         // Something happened and nobody has noticed yet.
+        if self.broken_by_fault() {
+            self.recover();
+        }
         self.health();
     }
 
@@ -132,7 +143,7 @@ impl Run {
         for slot in 0..self.maps.len() {
             self.free_map(slot);
         }
-        if self.stopped() || self.disturbed {
+        if self.stopped() || self.disturbed() {
             return;
         }
         let now = self.free_memory();
