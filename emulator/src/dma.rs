@@ -677,20 +677,22 @@ impl Span {
         len: usize,
         direction: Direction,
     ) -> Result<Piece, DmaFault> {
-        if self.generation != dma.generation || offset.wrapping_sub(self.first) >= self.count {
-            self.translate(dma, offset, direction)?;
-        }
-        let iova = self.iova.wrapping_add(offset);
-        let within = offset - self.first;
-        if len as u64 > self.count - within {
-            return Err(DmaFault(Iova(iova)));
+        if self.generation != dma.generation || !self.covers(offset, len) {
+            self.translate(dma, offset, len, direction)?;
         }
         Ok(Piece {
-            iova,
+            iova: self.iova.wrapping_add(offset),
             index: self.index,
-            offset: self.base + within,
+            offset: self.base + (offset - self.first),
             len,
         })
+    }
+
+    /// Whether the translation is one of all the bytes.
+    #[inline(always)]
+    fn covers(&self, offset: u64, len: usize) -> bool {
+        let (end, wrapped) = offset.wrapping_sub(self.first).overflowing_add(len as u64);
+        !wrapped && end <= self.count
     }
 
     /// Loads the aligned 8-byte word at `offset` of the span, with acquire.
@@ -748,7 +750,13 @@ impl Span {
     }
 
     #[cold]
-    fn translate(&mut self, dma: &Dma, offset: u64, direction: Direction) -> Result<(), DmaFault> {
+    fn translate(
+        &mut self,
+        dma: &Dma,
+        offset: u64,
+        len: usize,
+        direction: Direction,
+    ) -> Result<(), DmaFault> {
         self.generation = 0;
         self.count = 0;
         let fault = DmaFault(Iova(self.iova.wrapping_add(offset)));
@@ -766,6 +774,9 @@ impl Span {
         self.base = m.offset + before;
         self.count = (self.len - self.first).min(m.len - before);
         self.index = m.index;
+        if !self.covers(offset, len) {
+            return Err(fault);
+        }
         // Who looks at the generation next asks for no direction: what is not for both is
         // looked up each time.
         if m.permission == Permission::READ_WRITE {

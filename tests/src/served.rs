@@ -20,7 +20,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 /// How long a server may take to be there, and to end; far beyond what it does take.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A folder of its own for a socket, which goes with it.
 #[derive(Debug)]
@@ -237,7 +237,8 @@ impl Drop for ServerProcess {
 /// When the server cannot be attached to.
 #[track_caller]
 pub fn attach(path: &Path) -> VfioUser {
-    VfioUser::attach(path, Attach::default()).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+    let attach = Attach { timeout: PATIENCE };
+    VfioUser::attach(path, attach).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
 /// A client with the server that it is attached to.

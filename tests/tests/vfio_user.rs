@@ -8,6 +8,8 @@ mod deaths;
 mod fuzz;
 #[path = "vfio_user/interop.rs"]
 mod interop;
+#[path = "vfio_user/leaving.rs"]
+mod leaving;
 #[path = "vfio_user/malformed.rs"]
 mod malformed;
 #[path = "vfio_user/memory.rs"]

@@ -10,7 +10,7 @@ use crate::workload::{self, Disagreement, Limits, MapAccess, Shape};
 use offmap_bpf::device::{MapSpec, OffloadDevice};
 use offmap_bpf::uapi::{BPF_OBJ_NAME_LEN, MapFlags, MapType};
 use offmap_bpf::{Caller, Errno, Fd, IfIndex, MapCreateAttr, MapFile, System, SystemConfig};
-use offmap_device_io::IoError;
+use offmap_device_io::{Function, IoError};
 use offmap_driver::{Driver, DriverConfig, DriverError};
 use offmap_emulator::faults::{FaultFileError, FaultPlan};
 use offmap_emulator::{DeviceConfig, Emulated, EmulatorError, FrontEnd, Inline, Threaded};
@@ -148,10 +148,26 @@ fn attach(path: &Path, profile: &Profile, args: &DemoArgs) -> Result<Up, DemoErr
         source,
     })?;
     let config = profile.driver_config(DriverConfig::default());
-    let driver = Driver::bring_up(Arc::new(device), config)?;
+    up(Arc::new(device), config, profile, args)
+}
+
+/// Brings up the NIC that a function is.
+fn up<F: Function>(
+    function: Arc<F>,
+    mut config: DriverConfig,
+    profile: &Profile,
+    args: &DemoArgs,
+) -> Result<Up, DemoError> {
+    if args.stats || args.metrics.is_some() {
+        config = stats::timed(config);
+    }
+    let driver = Driver::bring_up(function, config)?;
     let device_types = driver.identity().map_types;
+    let nic = OffloadNic::new(driver, profile.clone())?;
+    let counted = Arc::clone(&nic);
     Ok(Up {
-        nic: OffloadNic::new(driver, profile.clone())?,
+        nic,
+        stats: Box::new(move || counted.stats()),
         device_types,
         watch: None,
     })
@@ -170,18 +186,10 @@ fn bring_up<E: FrontEnd>(
     if plan.is_some() {
         config = faulty::deadlines(config);
     }
-    if args.stats || args.metrics.is_some() {
-        config = stats::timed(config);
-    }
-    let driver = Driver::bring_up(Arc::clone(device), config)?;
-    let device_types = driver.identity().map_types;
-    let nic = OffloadNic::new(driver, profile.clone())?;
-    let counted = Arc::clone(&nic);
+    let up = up(Arc::clone(device), config, profile, args)?;
     Ok(Up {
-        nic,
-        stats: Box::new(move || counted.stats()),
-        device_types,
         watch: plan.map(|(plan, file)| Watch::begin(device, &plan, args.seed, file)),
+        ..up
     })
 }
 

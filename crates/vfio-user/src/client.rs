@@ -8,7 +8,7 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use zerocopy::IntoBytes;
 
@@ -46,7 +46,8 @@ pub struct Client {
 #[derive(Debug)]
 struct Connection {
     socket: OwnedFd,
-    next: u16,
+    /// Commands sent so far; the next one's id is its low half.
+    sent: u64,
     gone: Option<&'static str>,
 }
 
@@ -77,7 +78,7 @@ impl Client {
         }
         let mut connection = Connection {
             socket,
-            next: 0,
+            sent: 0,
             gone: None,
         };
         let server = connection.negotiate(attach.timeout)?;
@@ -93,6 +94,11 @@ impl Client {
         &self.server
     }
 
+    /// Commands sent so far: what an operation costs in messages is a difference of two of these.
+    pub fn commands_sent(&self) -> u64 {
+        self.connection().sent
+    }
+
     /// Sends a command and waits for its reply, which is at most `most` bytes of body.
     ///
     /// # Errors
@@ -106,19 +112,23 @@ impl Client {
         fds: &[BorrowedFd<'_>],
         most: usize,
     ) -> Result<Message, IoError> {
-        // Who panicked while it held the connection may have left half a message in it.
-        let mut connection = self.connection.lock().unwrap_or_else(|poisoned| {
-            let mut connection = PoisonError::into_inner(poisoned);
-            connection
-                .gone
-                .get_or_insert("a call to its server was cut off");
-            connection
-        });
+        let mut connection = self.connection();
         let reply = connection.call(command, body, fds, self.timeout)?;
         if reply.body.len() > most || reply.too_many_fds || reply.fds.len() > MAX_FDS {
             return Err(connection.lost("the vfio-user server answers more than was asked"));
         }
         Ok(reply)
+    }
+
+    fn connection(&self) -> MutexGuard<'_, Connection> {
+        // Who panicked while it held the connection may have left half a message in it.
+        self.connection.lock().unwrap_or_else(|poisoned| {
+            let mut connection = PoisonError::into_inner(poisoned);
+            connection
+                .gone
+                .get_or_insert("a call to its server was cut off");
+            connection
+        })
     }
 }
 
@@ -165,8 +175,8 @@ impl Connection {
         if let Some(why) = self.gone {
             return Err(IoError::Gone(why));
         }
-        let id = self.next;
-        self.next = self.next.wrapping_add(1);
+        let id = self.sent as u16;
+        self.sent += 1;
         let header = Header::command(id, command, body.iter().map(|piece| piece.len()).sum());
         let deadline = Instant::now() + timeout;
         if let Err(e) = send(&self.socket, &header, body, fds, &Wait::until(deadline)) {

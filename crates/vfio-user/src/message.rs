@@ -307,11 +307,11 @@ mod tests {
                     &header,
                     &[&body],
                     &[],
-                    &Wait::until(Instant::now() + SOON * 100),
+                    &Wait::until(Instant::now() + SOON * 1200),
                 )
             }
         });
-        let wait = Wait::until(Instant::now() + SOON * 100);
+        let wait = Wait::until(Instant::now() + SOON * 1200);
         assert_eq!(receive(&b, &wait).unwrap().body, body);
         sender.join().unwrap().unwrap();
     }

@@ -8,7 +8,7 @@ use offmap_emulator::DeviceConfig;
 use offmap_tests::command::offmap;
 use offmap_tests::conformance::host::{Host, Notify, QueueOptions};
 use offmap_tests::conformance::lifecycle::nop;
-use offmap_tests::served::{ServerProcess, SocketFolder, attach};
+use offmap_tests::served::{PATIENCE, ServerProcess, SocketFolder, attach};
 use offmap_tests::speed::params;
 use offmap_vfio_user::{Attach, VfioUser};
 use rustix::process::{Pid, Signal, kill_process};
@@ -32,7 +32,7 @@ fn pid(server: &ServerProcess) -> Pid {
 /// Every operation under way ends in an error in time, and what comes after fails at once.
 #[test]
 fn the_server_is_killed_in_mid_load() {
-    const TIMEOUT: Duration = Duration::from_millis(300);
+    const TIMEOUT: Duration = Duration::from_secs(3);
     let mut server = ServerProcess::spawn(&config());
     let function = Arc::new(attach(&server.path()));
     let driver = Driver::bring_up(
@@ -71,17 +71,14 @@ fn the_server_is_killed_in_mid_load() {
             .collect();
         let started = Instant::now();
         while operations.load(Ordering::Relaxed) < 3000 {
-            assert!(started.elapsed() < Duration::from_secs(20), "no load");
+            assert!(started.elapsed() < PATIENCE, "no load");
             thread::sleep(Duration::from_millis(1));
         }
         server.kill();
         for load in load {
             let (took, error) = load.join().expect("no panic");
             // Its own deadline, and one for the abort; the rest is for a busy machine.
-            assert!(
-                took < 2 * TIMEOUT + Duration::from_secs(3),
-                "{took:?}: {error}"
-            );
+            assert!(took < 2 * TIMEOUT + PATIENCE, "{took:?}: {error}");
         }
     });
     let began = Instant::now();
@@ -93,11 +90,7 @@ fn the_server_is_killed_in_mid_load() {
     }
     assert!(driver.free_map(&map).is_err());
     assert!(driver.check_health().is_err());
-    assert!(
-        began.elapsed() < Duration::from_secs(5),
-        "{:?}",
-        began.elapsed()
-    );
+    assert!(began.elapsed() < PATIENCE, "{:?}", began.elapsed());
 }
 
 /// A server that listens and says nothing costs its clients one deadline.
@@ -111,7 +104,7 @@ fn a_server_that_says_nothing_is_given_up() {
     let began = Instant::now();
     let silent = VfioUser::attach(&folder.socket(), attach);
     assert!(matches!(silent, Err(IoError::Gone(_))), "{silent:?}");
-    assert!(began.elapsed() < Duration::from_secs(5));
+    assert!(began.elapsed() < PATIENCE);
     drop(listener);
     let none = VfioUser::attach(&folder.socket(), attach);
     assert!(matches!(none, Err(IoError::Os { .. })), "{none:?}");
@@ -133,7 +126,7 @@ fn a_client_is_killed_in_mid_load() {
         let started = Instant::now();
         // It is up, and about to work.
         while server.device().dma_mapped().unwrap().0 < 2 {
-            assert!(started.elapsed() < Duration::from_secs(20), "no load");
+            assert!(started.elapsed() < PATIENCE, "no load");
             thread::sleep(Duration::from_millis(5));
         }
         thread::sleep(Duration::from_millis(300));
@@ -197,11 +190,12 @@ fn an_idle_server_is_idle() {
     let server = ServerProcess::spawn(&config());
     let idle = |what: &str| {
         thread::sleep(Duration::from_millis(300));
-        let before = ticks(&server);
+        let (began, before) = (Instant::now(), ticks(&server));
         thread::sleep(Duration::from_secs(1));
-        let used = ticks(&server) - before;
-        // A hundred would be all of a processor.
-        assert!(used <= 25, "{what}: {used} ticks in a second");
+        let used = Duration::from_millis(10 * (ticks(&server) - before));
+        let passed = began.elapsed();
+        // Who spins uses all of a processor; a busy machine gives it less, and never more.
+        assert!(used <= passed / 2, "{what}: {used:?} of {passed:?}");
     };
     idle("no client");
     let host = Host::bring_up(Arc::new(attach(&server.path())));

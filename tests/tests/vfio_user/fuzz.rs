@@ -5,7 +5,7 @@ use crate::malformed::{access, irqs, map, unmap};
 use crate::raw::{Raw, server};
 use offmap_device_io::{BarOffset, DmaBuffer, DmaPlacement, Function, Interrupt, Iova};
 use offmap_tests::report::seed;
-use offmap_tests::served::SocketFolder;
+use offmap_tests::served::{PATIENCE, SocketFolder};
 use offmap_vfio_user::message::{ReceiveError, Wait, receive, send};
 use offmap_vfio_user::wire::{self, Command, DeviceInfoBody, Header, RegionInfoBody};
 use offmap_vfio_user::{Attach, VfioUser};
@@ -182,7 +182,12 @@ fn the_client_outlives_any_server() {
             }
         });
         let (started, mut rounds, mut attached) = (Instant::now(), 0, 0);
-        while started.elapsed() < budget() || rounds < 20 {
+        // A busy machine lets some deadlines pass that an idle one keeps: until there was one
+        // attachment that succeeded, and one that did not.
+        let more = |rounds, attached| rounds < 20 || attached == 0 || attached == rounds;
+        while started.elapsed() < budget()
+            || (more(rounds, attached) && started.elapsed() < PATIENCE)
+        {
             rounds += 1;
             let began = Instant::now();
             if let Ok(function) = VfioUser::attach(&folder.socket(), Attach { timeout }) {
@@ -201,10 +206,7 @@ fn the_client_outlives_any_server() {
             }
             // One deadline for the attachment, and one for what came after.
             let took = began.elapsed();
-            assert!(
-                took < 2 * timeout + Duration::from_secs(4),
-                "seed {seed}: {took:?}"
-            );
+            assert!(took < 2 * timeout + PATIENCE, "seed {seed}: {took:?}");
         }
         stop.store(true, std::sync::atomic::Ordering::Relaxed);
         let _ = std::os::unix::net::UnixStream::connect(folder.socket());

@@ -10,7 +10,6 @@ use offmap_vfio_user::wire::{
 };
 use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::time::{Duration, Instant};
 use zerocopy::IntoBytes;
 
 const MSIX: u32 = wire::MSIX_IRQ;
@@ -606,11 +605,9 @@ fn descriptors_do_not_stay_behind() {
 fn a_client_at_a_time_and_half_messages_end_with_their_sender() {
     let server = server();
     let first = attach(&server.path());
-    let started = Instant::now();
     let second = offmap_vfio_user::VfioUser::attach(&server.path(), Default::default());
     let said = second.expect_err("there is a client").to_string();
     assert!(said.contains("another client"), "{said}");
-    assert!(started.elapsed() < Duration::from_secs(2), "told at once");
     offmap_device_io::Function::vectors(&first);
     drop(first);
     for bytes in [1, 15, 16, 40] {

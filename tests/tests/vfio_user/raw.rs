@@ -1,13 +1,13 @@
 //! A client that says exactly what a test wants said, mistakes included.
 
-use offmap_tests::served::ServerThread;
+use offmap_tests::served::{PATIENCE, ServerThread};
 use offmap_vfio_user::message::{Message, ReceiveError, Wait, receive, send};
 use offmap_vfio_user::wire::{self, Command, DeviceInfoBody, Header, VersionBody};
 use std::io::Write;
 use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use zerocopy::IntoBytes;
 
 /// EINVAL.
@@ -18,7 +18,7 @@ pub(crate) const EXIST: u32 = 17;
 pub(crate) const NOTSUP: u32 = 95;
 
 fn wait() -> Wait<'static> {
-    Wait::until(Instant::now() + Duration::from_secs(20))
+    Wait::until(Instant::now() + PATIENCE)
 }
 
 /// A connection.

@@ -1,6 +1,5 @@
-//! What a lookup costs on a device in another process, beside the same device on a thread of
-//! this one, in turns. The figure is for docs/performance.md; the bound says that no message is
-//! sent for an operation, which would cost many times as much.
+//! What a lookup costs on a device in another process: no message, and a time that is told
+//! beside that of the same device on a thread of this one.
 
 use offmap_device_io::Function;
 use offmap_driver::{Driver, DriverConfig, QueuePair};
@@ -48,14 +47,35 @@ fn lookups<F: Function>(function: Arc<F>) -> impl FnMut(u64) {
 fn a_lookup_sends_no_message() {
     let mut config = DeviceConfig::default();
     config.firmware.memory_bytes = 64 << 20;
+    // It never sleeps, so that there is nobody to wake up.
+    config.polls_before_park = u32::MAX;
+    let server = ServerProcess::spawn(&config);
+    let function = Arc::new(attach(&server.path()));
+    let mut far = lookups(Arc::clone(&function));
+    let mut fewest = u64::MAX;
+    for block in 0..50 {
+        let before = function.client().commands_sent();
+        (0..200).for_each(|n| far((n * 7 + block) % KEYS));
+        // While a busy machine keeps the server waiting, the driver looks whether the device
+        // still lives.
+        fewest = fewest.min(function.client().commands_sent() - before);
+    }
+    assert_eq!(fewest, 0, "messages for 200 lookups");
+}
+
+/// Says the figure; how it compares on a busy machine says nothing.
+#[test]
+fn the_cost_of_a_lookup() {
+    let mut config = DeviceConfig::default();
+    config.firmware.memory_bytes = 64 << 20;
     let server = ServerProcess::spawn(&config);
     let mut far = lookups(Arc::new(attach(&server.path())));
     let mut near = lookups(Threaded::spawn(config).expect("a device"));
     let mut ratios = Vec::new();
     let (mut fars, mut nears) = (Vec::new(), Vec::new());
     for _ in 0..BLOCKS {
-        let (a, b) = (block(&mut far), block(&mut near));
         // The other device sleeps meanwhile: neither takes the other's processor.
+        let (a, b) = (block(&mut far), block(&mut near));
         ratios.push(a as f64 / b as f64);
         fars.push(a);
         nears.push(b);
@@ -67,5 +87,4 @@ fn a_lookup_sends_no_message() {
     aloud(&format!(
         "lookup p50: {far} ns in another process, {near} ns on a thread, ratio {ratio:.2}"
     ));
-    assert!(ratio < 4.0, "{ratio}");
 }
