@@ -123,6 +123,12 @@ impl Wait<'_> {
             if let Some((_, turn_away)) = aside
                 && hit(1 + usize::from(self.stop.is_some()))
             {
+                // The two were not looked at in the same moment: between them the one may have
+                // left and the other come.
+                let mut here = [PollFd::from_borrowed_fd(socket, events)];
+                if poll(&mut here, Some(&Timespec::default())).is_ok_and(|hit| hit > 0) {
+                    return Ok(());
+                }
                 turn_away();
             }
         }
