@@ -10,7 +10,7 @@
 use crate::admin::AdminWork;
 use crate::config::{DeviceConfig, DeviceMemory};
 use crate::config_space::ConfigSpace;
-use crate::dma::{Dma, Host};
+use crate::dma::{Dma, Host, Permission};
 use crate::error::EmulatorError;
 use crate::faults::Engine;
 use crate::msix::Msix;
@@ -119,7 +119,6 @@ impl Device {
         registers.describe(regs::QUEUE_PAIRS, config.queue_pairs.into());
         registers.describe(regs::QUEUE_DEPTH_MAX, config.queue_depth_max.into());
         registers.describe(regs::READY_TIMEOUT_MS, READY_TIMEOUT_MS);
-        let doorbells = regs::DOORBELLS_BYTES as usize;
         let start = Instant::now();
         Ok(Self {
             holding: false,
@@ -129,7 +128,7 @@ impl Device {
             msix: Msix::new(config.vectors),
             dma: Dma::new(),
             firmware,
-            doorbells: DmaBuffer::new(doorbells, DmaPlacement::default())?,
+            doorbells: Self::new_doorbells()?,
             queues: Vec::new(),
             admin_work: None,
             next: 0,
@@ -141,6 +140,13 @@ impl Device {
             faults: None,
             diagnostics: Diagnostics::default(),
         })
+    }
+
+    /// The doorbells stand in their file where they stand in BAR 0, as a transport that hands
+    /// the file to another process needs it.
+    fn new_doorbells() -> Result<DmaBuffer, IoError> {
+        let bytes = regs::DOORBELLS_BYTES as usize;
+        DmaBuffer::at_offset(regs::DOORBELLS, bytes, DmaPlacement::default())
     }
 
     /// Does a bounded piece of work: one piece of an admin command under way, and one burst of
@@ -602,6 +608,22 @@ impl Device {
         self.dma.map(fd, offset, iova, len)
     }
 
+    /// As [`Device::dma_map`], with what the device may do there, and without a file where
+    /// the host has none to give: then every access is a fault.
+    ///
+    /// # Errors
+    ///
+    /// As [`Dma::map`].
+    pub fn dma_map_as(
+        &mut self,
+        file: Option<(std::os::fd::BorrowedFd<'_>, u64)>,
+        iova: Iova,
+        len: usize,
+        permission: Permission,
+    ) -> Result<(), IoError> {
+        self.dma.map_as(file, iova, len, permission)
+    }
+
     /// Takes a mapping away.
     ///
     /// # Errors
@@ -609,6 +631,58 @@ impl Device {
     /// As [`Dma::unmap`].
     pub fn dma_unmap(&mut self, iova: Iova, len: usize) -> Result<(), IoError> {
         self.dma.unmap(iova, len)
+    }
+
+    /// Takes away every mapping in a range, `None` all there are. No access follows.
+    ///
+    /// # Errors
+    ///
+    /// As [`Dma::unmap_range`].
+    pub fn dma_unmap_range(&mut self, range: Option<(Iova, u64)>) -> Result<(), IoError> {
+        match range {
+            Some((iova, len)) => self.dma.unmap_range(iova, len).map(drop),
+            None => {
+                self.dma.unmap_all();
+                Ok(())
+            }
+        }
+    }
+
+    /// DMA mappings at the moment, and files that are mapped for them.
+    pub fn dma_mapped(&self) -> (usize, usize) {
+        self.dma.mapped()
+    }
+
+    /// The host has gone, and another one may come: the function is reset, and nothing of the
+    /// host's memory stays mapped. The doorbells are new ones, because the host may still have
+    /// the old ones mapped.
+    ///
+    /// # Errors
+    ///
+    /// [`IoError::Os`] when there is no memory for doorbells; the old ones stay then.
+    pub fn leave_host(&mut self) -> Result<(), IoError> {
+        self.reset();
+        self.dma.unmap_all();
+        self.doorbells = Self::new_doorbells()?;
+        Ok(())
+    }
+
+    /// The file of the doorbells, in which they stand where they stand in BAR 0.
+    pub fn doorbells_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.doorbells.fd()
+    }
+
+    /// Raises a vector on behalf of the host, or masks it in the MSI-X table, as
+    /// [`Device::enable_vector`] unmasks it.
+    ///
+    /// # Errors
+    ///
+    /// [`IoError::NoVector`].
+    pub fn poke_vector(&mut self, vector: u32, masked: Option<bool>) -> Result<(), IoError> {
+        match masked {
+            None => self.msix.raise_checked(vector),
+            Some(masked) => self.msix.set_masked(vector, masked),
+        }
     }
 
     /// Number of MSI-X vectors.
@@ -673,7 +747,7 @@ impl Device {
         }
         let doorbells = (regs::BAR_REGISTERS, regs::DOORBELLS);
         if (bar, offset.0) == doorbells && len as u64 == regs::DOORBELLS_BYTES {
-            BarMapping::new(self.doorbells.fd(), 0, len).map(Some)
+            BarMapping::new(self.doorbells.fd(), self.doorbells.fd_offset(), len).map(Some)
         } else {
             Ok(None)
         }

@@ -20,17 +20,19 @@
 //! [`DmaBuffer`](offmap_device_io::DmaBuffer) never does that; a front end that takes
 //! descriptors from another process must insist on sealed ones.
 //!
-//! Each [`Dma::map`] makes a mapping of its own in this process, also where several ranges
-//! come from one file. Hosts with a few buffers of many pages do not notice; one that maps a
-//! virtual machine's memory in thousands of pieces would run into the system's limit on
-//! mappings, and get [`IoError::Os`].
+//! A file is mapped into this process once, whole, however many ranges of it the host maps
+//! for the device: a virtual machine behind an IOMMU maps its memory page by page, and the
+//! system allows a process some 65,000 mappings. IOVAs are entries of a table, at most
+//! [`MAPPINGS_MAX`].
 
 use crate::entry;
 use offmap_abi::submission::SUBMISSION_WORDS;
 use offmap_device_io::{IoError, Iova, IovaRange, PAGE_BYTES, SharedWords};
 use offmap_firmware_model::{HostFault, HostMemory};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::BorrowedFd;
+use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 use vm_memory::{FileOffset, MmapRegion, VolatileMemory, VolatileSlice};
 
@@ -59,20 +61,92 @@ pub const IOVA_RANGES: [IovaRange; 2] = [
     },
 ];
 
-/// Host memory mapped at an IOVA.
-#[derive(Debug)]
-struct Mapping {
-    iova: u64,
-    len: u64,
-    memory: MmapRegion<()>,
+/// Most mappings at a time.
+pub const MAPPINGS_MAX: usize = 1 << 20;
+/// Why a map is refused ([`IoError::DmaMap`]) whose range is in use.
+pub const OVERLAP: &str = "the range overlaps a mapping";
+/// Why a map is refused beyond [`MAPPINGS_MAX`].
+pub const TOO_MANY: &str = "there are 1,048,576 mappings already";
+
+/// What the device may do with a mapping.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Permission {
+    /// It may read.
+    pub read: bool,
+    /// It may write.
+    pub write: bool,
 }
 
-/// A recent translation: an IOVA range, and the mapping that holds all of it.
+impl Permission {
+    /// Both.
+    pub const READ_WRITE: Self = Self {
+        read: true,
+        write: true,
+    };
+
+    const fn allows(self, direction: Direction) -> bool {
+        match direction {
+            Direction::Read => self.read,
+            Direction::Write => self.write,
+        }
+    }
+}
+
+/// Which way an access goes, seen from the device.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Direction {
+    Read,
+    Write,
+}
+
+/// A file of the host, mapped once for all ranges of it that have the same protection.
+///
+/// Its size is a power of two: each access finds one by its index.
+#[derive(Debug)]
+#[repr(align(64))]
+struct Backing {
+    id: BackingId,
+    file: FileKey,
+    memory: MmapRegion<()>,
+    /// Entries of the table that lead here.
+    users: usize,
+}
+
+/// Says which backing, where its place in the list of them may change; never used again.
+type BackingId = u64;
+
+/// Device and inode number of a file, and whether it is mapped to be written.
+type FileKey = (u64, u64, bool);
+
+/// Host memory mapped at an IOVA.
+#[derive(Clone, Copy, Debug)]
+struct Mapping {
+    len: u64,
+    permission: Permission,
+    /// The backing, and where in it the memory starts; `None`: the host gave no file with it,
+    /// so that every access is a fault.
+    target: Option<(BackingId, u64)>,
+}
+
+/// A part of a mapping: the place of the backing, where the part starts in it, its length, and
+/// what the device may do with it.
+#[derive(Clone, Copy, Debug)]
+struct Found {
+    index: usize,
+    offset: u64,
+    len: u64,
+    permission: Permission,
+}
+
+/// A recent translation: an IOVA range that is mapped to be read and written, and the backing
+/// that holds all of it.
 #[derive(Clone, Copy, Debug)]
 struct Recent {
     iova: u64,
     len: u64,
+    /// The place of the backing, and where in it the range starts.
     index: usize,
+    base: u64,
 }
 
 impl Recent {
@@ -80,14 +154,15 @@ impl Recent {
         iova: 0,
         len: 0,
         index: 0,
+        base: 0,
     };
 }
 
-/// A range of host memory inside one mapping.
+/// A range of host memory inside one backing.
 #[derive(Clone, Copy, Debug)]
 struct Piece {
     iova: u64,
-    /// The mapping, and where in it the range starts.
+    /// The backing, and where in it the range starts.
     index: usize,
     offset: u64,
     len: usize,
@@ -105,8 +180,17 @@ const RECENT: usize = 4;
 /// The DMA engine.
 #[derive(Debug)]
 pub struct Dma {
-    /// Ascending by IOVA and disjoint.
-    mappings: Vec<Mapping>,
+    /// By their first IOVA; disjoint.
+    mappings: BTreeMap<u64, Mapping>,
+    /// The files behind them. A place holds another one after one has gone, which a
+    /// translation outlives as little as the mapping.
+    backings: Vec<Backing>,
+    /// The places of the backings.
+    places: BTreeMap<BackingId, usize>,
+    /// The backing that serves new mappings of a file.
+    by_file: BTreeMap<FileKey, BackingId>,
+    /// The id of the next backing.
+    next_id: BackingId,
     generation: u64,
     enabled: bool,
     recent: [Recent; RECENT],
@@ -124,7 +208,11 @@ impl Dma {
     /// An engine that can reach nothing, and may not master the bus.
     pub const fn new() -> Self {
         Self {
-            mappings: Vec::new(),
+            mappings: BTreeMap::new(),
+            backings: Vec::new(),
+            places: BTreeMap::new(),
+            by_file: BTreeMap::new(),
+            next_id: 0,
             generation: 1,
             enabled: false,
             recent: [Recent::NONE; RECENT],
@@ -140,14 +228,14 @@ impl Dma {
         }
     }
 
-    /// Lets the device reach `len` bytes at `offset` of `fd` at `iova`. The descriptor is
-    /// duplicated.
+    /// Lets the device read and write `len` bytes at `offset` of `fd` at `iova`. The descriptor
+    /// is duplicated.
     ///
     /// # Errors
     ///
     /// [`IoError::DmaMap`] when the range is empty, not made of whole pages, outside
-    /// [`IOVA_RANGES`], overlaps a mapping, or is not wholly inside the file;
-    /// [`IoError::Os`] when the pages cannot be mapped.
+    /// [`IOVA_RANGES`], overlaps a mapping, or is not wholly inside the file, and beyond
+    /// [`MAPPINGS_MAX`]; [`IoError::Os`] when the pages cannot be mapped.
     pub fn map(
         &mut self,
         fd: BorrowedFd<'_>,
@@ -155,9 +243,26 @@ impl Dma {
         iova: Iova,
         len: usize,
     ) -> Result<(), IoError> {
+        self.map_as(Some((fd, offset)), iova, len, Permission::READ_WRITE)
+    }
+
+    /// As [`Dma::map`], with what the device may do there. Without a file the range is taken,
+    /// and every access to it is a fault.
+    ///
+    /// # Errors
+    ///
+    /// As [`Dma::map`].
+    pub fn map_as(
+        &mut self,
+        file: Option<(BorrowedFd<'_>, u64)>,
+        iova: Iova,
+        len: usize,
+        permission: Permission,
+    ) -> Result<(), IoError> {
         let refuse = |why| Err(IoError::DmaMap { iova, len, why });
         let page = PAGE_BYTES as u64;
         let bytes = len as u64;
+        let offset = file.map_or(0, |(_, offset)| offset);
         if len == 0 {
             return refuse("the range is empty");
         }
@@ -176,35 +281,87 @@ impl Dma {
         {
             return refuse("the function cannot address the range");
         }
-        let at = self.mappings.partition_point(|m| m.iova < iova.0);
-        let before = at.checked_sub(1).and_then(|i| self.mappings.get(i));
-        if before.is_some_and(|m| iova.0 - m.iova < m.len)
-            || self.mappings.get(at).is_some_and(|m| m.iova <= last)
-        {
-            return refuse("the range overlaps a mapping");
+        // Mappings are disjoint: the last one that starts in the range or before it ends last.
+        let before = self.mappings.range(..=last).next_back();
+        if before.is_some_and(|(first, m)| first + (m.len - 1) >= iova.0) {
+            return refuse(OVERLAP);
         }
+        if self.mappings.len() >= MAPPINGS_MAX {
+            return refuse(TOO_MANY);
+        }
+        let target = match file {
+            Some((fd, offset)) if permission.read || permission.write => {
+                Some((self.backing(fd, offset, iova, len, permission)?, offset))
+            }
+            _ => None,
+        };
+        let mapping = Mapping {
+            len: bytes,
+            permission,
+            target,
+        };
+        self.mappings.insert(iova.0, mapping);
+        self.invalidate();
+        Ok(())
+    }
+
+    /// The backing for a range of a file, with one user more.
+    fn backing(
+        &mut self,
+        fd: BorrowedFd<'_>,
+        offset: u64,
+        iova: Iova,
+        len: usize,
+        permission: Permission,
+    ) -> Result<BackingId, IoError> {
         let file = File::from(
             fd.try_clone_to_owned()
                 .map_err(|e| IoError::os("cannot duplicate the DMA descriptor", e))?,
         );
-        // Past the end of the file an access would raise SIGBUS instead of a fault.
-        let size = file
+        let metadata = file
             .metadata()
-            .map_err(|e| IoError::os("cannot size the DMA memory", e))?
-            .len();
-        if offset.checked_add(bytes).is_none_or(|end| end > size) {
-            return refuse("the range is not wholly inside the file");
-        }
-        let memory = MmapRegion::from_file(FileOffset::new(file, offset), len)
-            .map_err(|e| IoError::os("cannot map the DMA memory", std::io::Error::other(e)))?;
-        let mapping = Mapping {
-            iova: iova.0,
-            len: bytes,
-            memory,
+            .map_err(|e| IoError::os("cannot size the DMA memory", e))?;
+        // Past the end of the file an access would raise SIGBUS instead of a fault.
+        let size = metadata.len();
+        let end = offset.checked_add(len as u64).filter(|end| *end <= size);
+        let Some(end) = end else {
+            let why = "the range is not wholly inside the file";
+            return Err(IoError::DmaMap { iova, len, why });
         };
-        self.mappings.insert(at, mapping);
-        self.invalidate();
-        Ok(())
+        let key = (metadata.dev(), metadata.ino(), permission.write);
+        if let Some(&id) = self.by_file.get(&key)
+            && let Some(&place) = self.places.get(&id)
+            && let Some(backing) = self.backings.get_mut(place)
+            // The file may have grown since.
+            && end <= backing.memory.size() as u64
+        {
+            backing.users += 1;
+            return Ok(id);
+        }
+        let cannot = |e| IoError::os("cannot map the DMA memory", e);
+        let whole = usize::try_from(size)
+            .map_err(|e| cannot(std::io::Error::new(std::io::ErrorKind::OutOfMemory, e)))?;
+        let protection = match permission.write {
+            true => libc::PROT_READ | libc::PROT_WRITE,
+            false => libc::PROT_READ,
+        };
+        let flags = libc::MAP_NORESERVE | libc::MAP_SHARED;
+        let memory = MmapRegion::build(Some(FileOffset::new(file, 0)), whole, protection, flags)
+            .map_err(|e| match e {
+                vm_memory::mmap::MmapRegionError::Mmap(e) => cannot(e),
+                e => cannot(std::io::Error::other(e)),
+            })?;
+        let id = self.next_id;
+        self.next_id += 1;
+        self.places.insert(id, self.backings.len());
+        self.backings.push(Backing {
+            id,
+            file: key,
+            memory,
+            users: 1,
+        });
+        self.by_file.insert(key, id);
+        Ok(id)
     }
 
     /// Takes away what [`Dma::map`] gave. No access follows.
@@ -213,17 +370,91 @@ impl Dma {
     ///
     /// [`IoError::NotMapped`] unless the range is exactly one mapping.
     pub fn unmap(&mut self, iova: Iova, len: usize) -> Result<(), IoError> {
-        let found = self
-            .mappings
-            .binary_search_by_key(&iova.0, |m| m.iova)
-            .ok()
-            .filter(|&i| self.mappings[i].len == len as u64);
-        let Some(index) = found else {
+        let found = self.mappings.get(&iova.0).filter(|m| m.len == len as u64);
+        let Some(&mapping) = found else {
             return Err(IoError::NotMapped { iova, len });
         };
-        self.mappings.remove(index);
+        self.mappings.remove(&iova.0);
+        self.release(mapping);
         self.invalidate();
         Ok(())
+    }
+
+    /// Takes away every mapping in a range, of which there may be none. No access follows.
+    /// Returns how many bytes were mapped.
+    ///
+    /// # Errors
+    ///
+    /// [`IoError::NotMapped`], and nothing is taken away, when the range is empty, wraps, or
+    /// holds only a part of some mapping.
+    pub fn unmap_range(&mut self, iova: Iova, len: u64) -> Result<u64, IoError> {
+        let refused = || IoError::NotMapped {
+            iova,
+            len: usize::try_from(len).unwrap_or(usize::MAX),
+        };
+        let last = len
+            .checked_sub(1)
+            .and_then(|more| iova.0.checked_add(more))
+            .ok_or_else(refused)?;
+        // Mappings are disjoint: of those that start before a border only the last can cross it.
+        let end = |(first, m): (&u64, &Mapping)| first + (m.len - 1);
+        let before = self.mappings.range(..iova.0).next_back().map(end);
+        let within = self.mappings.range(..=last).next_back().map(end);
+        if before.is_some_and(|end| end >= iova.0) || within.is_some_and(|end| end > last) {
+            return Err(refused());
+        }
+        let inside: Vec<u64> = self.mappings.range(iova.0..=last).map(|m| *m.0).collect();
+        if inside.is_empty() {
+            return Ok(0);
+        }
+        let mut bytes = 0;
+        for first in inside {
+            if let Some(mapping) = self.mappings.remove(&first) {
+                bytes += mapping.len;
+                self.release(mapping);
+            }
+        }
+        self.invalidate();
+        Ok(bytes)
+    }
+
+    /// Takes all mappings away. No access follows.
+    pub fn unmap_all(&mut self) {
+        self.mappings.clear();
+        self.backings.clear();
+        self.places.clear();
+        self.by_file.clear();
+        self.invalidate();
+    }
+
+    /// Mappings at the moment, and files that are mapped for them.
+    pub fn mapped(&self) -> (usize, usize) {
+        (self.mappings.len(), self.backings.len())
+    }
+
+    /// A mapping has gone: so does its backing, after the last one.
+    fn release(&mut self, mapping: Mapping) {
+        let Some((id, _)) = mapping.target else {
+            return;
+        };
+        let Some(&place) = self.places.get(&id) else {
+            return;
+        };
+        let Some(backing) = self.backings.get_mut(place) else {
+            return;
+        };
+        backing.users -= 1;
+        if backing.users > 0 {
+            return;
+        }
+        if self.by_file.get(&backing.file) == Some(&id) {
+            self.by_file.remove(&backing.file);
+        }
+        self.places.remove(&id);
+        self.backings.swap_remove(place);
+        if let Some(moved) = self.backings.get(place) {
+            self.places.insert(moved.id, place);
+        }
     }
 
     /// Whether the device may reach all of the range now.
@@ -231,9 +462,7 @@ impl Dma {
         let mut at = iova;
         let mut left = len;
         while left > 0 {
-            let index = self.find(at)?;
-            let m = &self.mappings[index];
-            let here = (m.len - (at - m.iova)).min(left);
+            let here = self.find(at)?.len.min(left);
             left -= here;
             if left > 0 {
                 at = at.checked_add(here).ok_or(DmaFault(Iova(at)))?;
@@ -257,7 +486,7 @@ impl Dma {
         let mut at = iova;
         let mut rest = into;
         while !rest.is_empty() {
-            let piece = self.miss(at, rest.len())?;
+            let piece = self.miss(at, rest.len(), Direction::Read)?;
             let (here, after) = rest.split_at_mut(piece.len);
             self.bulk(piece, Bulk::Read(here))?;
             at = at.wrapping_add(piece.len as u64);
@@ -275,7 +504,7 @@ impl Dma {
         let mut at = iova;
         let mut rest = from;
         while !rest.is_empty() {
-            let piece = self.miss(at, rest.len())?;
+            let piece = self.miss(at, rest.len(), Direction::Write)?;
             let (here, after) = rest.split_at(piece.len);
             self.bulk(piece, Bulk::Write(here))?;
             at = at.wrapping_add(piece.len as u64);
@@ -310,8 +539,10 @@ impl Dma {
     #[inline(always)]
     fn memory(&self, piece: Piece) -> Result<VolatileSlice<'_>, DmaFault> {
         let fault = DmaFault(Iova(piece.iova));
-        let mapping = self.mappings.get(piece.index).ok_or(fault)?;
-        mapping
+        let Some(backing) = self.backings.get(piece.index) else {
+            return Err(fault);
+        };
+        backing
             .memory
             .get_slice(piece.offset as usize, piece.len)
             .map_err(|_| fault)
@@ -326,7 +557,7 @@ impl Dma {
                 return Some(Piece {
                     iova,
                     index: r.index,
-                    offset,
+                    offset: r.base + offset,
                     len,
                 });
             }
@@ -337,41 +568,60 @@ impl Dma {
     /// The range of up to `len` bytes at `iova`: as many as its mapping holds, and never none
     /// for a `len` above zero.
     #[cold]
-    fn miss(&mut self, iova: u64, len: usize) -> Result<Piece, DmaFault> {
-        let index = self.find(iova)?;
-        let m = &self.mappings[index];
-        self.recent[self.victim] = Recent {
-            iova: m.iova,
-            len: m.len,
-            index,
-        };
-        self.victim = (self.victim + 1) % RECENT;
-        let offset = iova - m.iova;
+    fn miss(&mut self, iova: u64, len: usize, direction: Direction) -> Result<Piece, DmaFault> {
+        let (first, whole) = self.find_mapping(iova)?;
+        let within = iova - first;
+        if !whole.permission.allows(direction) {
+            return Err(DmaFault(Iova(iova)));
+        }
+        // A hit asks for no direction.
+        if whole.permission == Permission::READ_WRITE {
+            self.recent[self.victim] = Recent {
+                iova: first,
+                len: whole.len,
+                index: whole.index,
+                base: whole.offset,
+            };
+            self.victim = (self.victim + 1) % RECENT;
+        }
         Ok(Piece {
             iova,
-            index,
-            offset,
-            len: (m.len - offset).min(len as u64) as usize,
+            index: whole.index,
+            offset: whole.offset + within,
+            len: (whole.len - within).min(len as u64) as usize,
         })
     }
 
-    /// Index of the mapping that holds `iova`.
-    fn find(&self, iova: u64) -> Result<usize, DmaFault> {
+    /// The rest of the mapping that holds `iova`, from there on.
+    fn find(&self, iova: u64) -> Result<Found, DmaFault> {
+        let (first, whole) = self.find_mapping(iova)?;
+        let within = iova - first;
+        Ok(Found {
+            offset: whole.offset + within,
+            len: whole.len - within,
+            ..whole
+        })
+    }
+
+    /// The mapping that holds `iova`: its first IOVA, and all of it.
+    fn find_mapping(&self, iova: u64) -> Result<(u64, Found), DmaFault> {
         let fault = DmaFault(Iova(iova));
         if !self.enabled {
             return Err(fault);
         }
-        let index = self
-            .mappings
-            .partition_point(|m| m.iova <= iova)
-            .checked_sub(1)
-            .ok_or(fault)?;
-        let m = &self.mappings[index];
-        if iova - m.iova < m.len {
-            Ok(index)
-        } else {
-            Err(fault)
+        let (&first, m) = self.mappings.range(..=iova).next_back().ok_or(fault)?;
+        let (id, offset) = m.target.ok_or(fault)?;
+        if iova - first >= m.len {
+            return Err(fault);
         }
+        let index = *self.places.get(&id).ok_or(fault)?;
+        let found = Found {
+            index,
+            offset,
+            len: m.len,
+            permission: m.permission,
+        };
+        Ok((first, found))
     }
 
     fn invalidate(&mut self) {
@@ -390,11 +640,12 @@ pub struct Span {
     len: u64,
     /// [`Dma::generation`] for which the fields below hold; 0: none.
     generation: u64,
-    /// The part of the span that lies in mapping `index`: from `first`, `count` bytes.
+    /// The part of the span that lies in one mapping, of backing `index`: from `first`,
+    /// `count` bytes.
     first: u64,
     count: u64,
     index: usize,
-    /// Where that part starts in the mapping.
+    /// Where that part starts in the backing.
     base: u64,
 }
 
@@ -419,34 +670,42 @@ impl Span {
     /// [`DmaFault`], here and below, when they are not mapped, lie across two mappings, or
     /// outside the span.
     #[inline(always)]
-    fn piece(&mut self, dma: &Dma, offset: u64, len: usize) -> Result<Piece, DmaFault> {
-        if self.generation != dma.generation || offset.wrapping_sub(self.first) >= self.count {
-            self.translate(dma, offset)?;
-        }
-        let iova = self.iova.wrapping_add(offset);
-        let within = offset - self.first;
-        if len as u64 > self.count - within {
-            return Err(DmaFault(Iova(iova)));
+    fn piece(
+        &mut self,
+        dma: &Dma,
+        offset: u64,
+        len: usize,
+        direction: Direction,
+    ) -> Result<Piece, DmaFault> {
+        if self.generation != dma.generation || !self.covers(offset, len) {
+            self.translate(dma, offset, len, direction)?;
         }
         Ok(Piece {
-            iova,
+            iova: self.iova.wrapping_add(offset),
             index: self.index,
-            offset: self.base + within,
+            offset: self.base + (offset - self.first),
             len,
         })
+    }
+
+    /// Whether the translation is one of all the bytes.
+    #[inline(always)]
+    fn covers(&self, offset: u64, len: usize) -> bool {
+        let (end, wrapped) = offset.wrapping_sub(self.first).overflowing_add(len as u64);
+        !wrapped && end <= self.count
     }
 
     /// Loads the aligned 8-byte word at `offset` of the span, with acquire.
     #[inline]
     pub fn load(&mut self, dma: &Dma, offset: u64) -> Result<u64, DmaFault> {
-        let piece = self.piece(dma, offset, 8)?;
+        let piece = self.piece(dma, offset, 8, Direction::Read)?;
         dma.words(piece)?.load(0, Ordering::Acquire)
     }
 
     /// Stores the aligned 8-byte word at `offset` of the span, with release.
     #[inline]
     pub fn store(&mut self, dma: &Dma, offset: u64, value: u64) -> Result<(), DmaFault> {
-        let piece = self.piece(dma, offset, 8)?;
+        let piece = self.piece(dma, offset, 8, Direction::Write)?;
         dma.words(piece)?.store(0, value, Ordering::Release)
     }
 
@@ -459,7 +718,7 @@ impl Span {
         offset: u64,
         phase: bool,
     ) -> Result<Option<[u64; ENTRY_WORDS]>, DmaFault> {
-        let piece = self.piece(dma, offset, ENTRY_BYTES)?;
+        let piece = self.piece(dma, offset, ENTRY_BYTES, Direction::Read)?;
         entry::load(&dma.words(piece)?, phase)
     }
 
@@ -471,7 +730,7 @@ impl Span {
         offset: u64,
         entry: &[u64; ENTRY_WORDS],
     ) -> Result<(), DmaFault> {
-        let piece = self.piece(dma, offset, ENTRY_BYTES)?;
+        let piece = self.piece(dma, offset, ENTRY_BYTES, Direction::Write)?;
         entry::store(&dma.words(piece)?, entry)
     }
 
@@ -486,12 +745,18 @@ impl Span {
         entry: &[u64; ENTRY_WORDS],
         count: usize,
     ) -> Result<(), DmaFault> {
-        let piece = self.piece(dma, offset, ENTRY_BYTES)?;
+        let piece = self.piece(dma, offset, ENTRY_BYTES, Direction::Write)?;
         entry::store_part(&dma.words(piece)?, entry, count)
     }
 
     #[cold]
-    fn translate(&mut self, dma: &Dma, offset: u64) -> Result<(), DmaFault> {
+    fn translate(
+        &mut self,
+        dma: &Dma,
+        offset: u64,
+        len: usize,
+        direction: Direction,
+    ) -> Result<(), DmaFault> {
         self.generation = 0;
         self.count = 0;
         let fault = DmaFault(Iova(self.iova.wrapping_add(offset)));
@@ -499,14 +764,24 @@ impl Span {
             return Err(fault);
         }
         let iova = self.iova.checked_add(offset).ok_or(fault)?;
-        let index = dma.find(iova)?;
-        let m = &dma.mappings[index];
+        let (first, m) = dma.find_mapping(iova)?;
+        if !m.permission.allows(direction) {
+            return Err(fault);
+        }
         // The part of the span inside the mapping, as offsets from the span's start.
-        self.first = m.iova.saturating_sub(self.iova);
-        self.base = self.iova.saturating_sub(m.iova);
-        self.count = (self.len - self.first).min(m.len - self.base);
-        self.index = index;
-        self.generation = dma.generation;
+        let before = self.iova.saturating_sub(first);
+        self.first = first.saturating_sub(self.iova);
+        self.base = m.offset + before;
+        self.count = (self.len - self.first).min(m.len - before);
+        self.index = m.index;
+        if !self.covers(offset, len) {
+            return Err(fault);
+        }
+        // Who looks at the generation next asks for no direction: what is not for both is
+        // looked up each time.
+        if m.permission == Permission::READ_WRITE {
+            self.generation = dma.generation;
+        }
         Ok(())
     }
 }

@@ -107,6 +107,15 @@ impl<E: FrontEnd> Emulated<E> {
         self.front_end.with_device(|d| d.faults_injected())
     }
 
+    /// DMA mappings at the moment, and files that are mapped for them.
+    ///
+    /// # Errors
+    ///
+    /// As [`Emulated::set_faults`].
+    pub fn dma_mapped(&self) -> Result<(usize, usize), IoError> {
+        self.front_end.with_device(|d| d.dma_mapped())
+    }
+
     /// The clock that the device goes by, as [`Device::set_clock`].
     ///
     /// # Errors
@@ -120,7 +129,10 @@ impl<E: FrontEnd> Emulated<E> {
     }
 
     /// An access that may bring work for the device.
-    fn poke<R>(&self, f: impl FnOnce(&mut Device) -> Result<R, IoError>) -> Result<R, IoError> {
+    pub(crate) fn poke<R>(
+        &self,
+        f: impl FnOnce(&mut Device) -> Result<R, IoError>,
+    ) -> Result<R, IoError> {
         let result = self.front_end.with_device(f)?;
         self.front_end.wake();
         result
@@ -179,7 +191,7 @@ impl<E: FrontEnd> Function for Emulated<E> {
 
     fn dma_map(&self, buffer: &DmaBuffer, iova: Iova) -> Result<(), IoError> {
         self.front_end
-            .with_device(|d| d.dma_map(buffer.fd(), 0, iova, buffer.len()))?
+            .with_device(|d| d.dma_map(buffer.fd(), buffer.fd_offset(), iova, buffer.len()))?
     }
 
     fn dma_unmap(&self, iova: Iova, len: usize) -> Result<(), IoError> {

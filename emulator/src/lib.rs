@@ -7,6 +7,9 @@
 //! [`Function`](offmap_device_io::Function) of it for drivers in the same process:
 //! [`Inline`], where the waiting caller runs the device, and [`Threaded`].
 //!
+//! With the feature `vfio-user`, [`vfio_user`] serves the threaded one to a process that
+//! connects to a socket: a driver, or a virtual machine.
+//!
 //! Nothing from the host is trusted: bad bytes become a status, a typed error, a queue that
 //! has stopped, or a device that has stopped itself until its reset; never a panic, a hang or
 //! an access to memory that the host has not mapped.
@@ -27,6 +30,8 @@ pub mod msix;
 mod queue;
 pub mod regs;
 mod threaded;
+#[cfg(feature = "vfio-user")]
+pub mod vfio_user;
 
 pub use config::{DeviceConfig, DeviceMemory};
 pub use device::{Clock, Device, Diagnostics, Step, bar_info};

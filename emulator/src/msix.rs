@@ -110,6 +110,30 @@ impl Msix {
         Ok(self.routes.iter().any(Option::is_some))
     }
 
+    /// As [`Msix::raise`], for a vector that there may not be.
+    ///
+    /// # Errors
+    ///
+    /// [`IoError::NoVector`].
+    pub fn raise_checked(&mut self, vector: u32) -> Result<(), IoError> {
+        self.checked(vector)?;
+        self.raise(vector);
+        Ok(())
+    }
+
+    /// Masks a vector in its table entry, or unmasks it, which delivers what is pending.
+    ///
+    /// # Errors
+    ///
+    /// [`IoError::NoVector`].
+    pub fn set_masked(&mut self, vector: u32, masked: bool) -> Result<(), IoError> {
+        let v = self.checked(vector)?;
+        let control = self.table[v][3] & !CONTROL_MASKED;
+        self.table[v][3] = control | if masked { CONTROL_MASKED } else { 0 };
+        self.deliver_pending();
+        Ok(())
+    }
+
     /// Masks, forgets and silences everything.
     pub fn reset(&mut self) {
         self.table.fill(ENTRY_RESET);

@@ -4,6 +4,7 @@
 //! written here once, generic over what they judge.
 
 pub mod btf;
+pub mod command;
 pub mod conformance;
 pub mod contract;
 pub mod counting;
@@ -19,6 +20,7 @@ pub mod openmetrics;
 pub mod pins;
 pub mod profiles;
 pub mod report;
+pub mod served;
 pub mod speed;
 pub mod stack;
 pub mod subject;

@@ -3,36 +3,13 @@
 //! `OFFMAP_REQUIRE_XDP_TOOLS=1` makes it a failure when the objects of the package
 //! `xdp-tools` are not installed.
 
+use offmap_tests::command::offmap;
 use offmap_tests::report::{aloud, required};
 use serde_json::Value;
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::sync::OnceLock;
-
-/// The command, built in the profile of this test when it is not there yet or is stale.
-fn offmap() -> &'static Path {
-    static BUILT: OnceLock<PathBuf> = OnceLock::new();
-    BUILT.get_or_init(|| {
-        // target/PROFILE/deps/demo-HASH
-        let test = env::current_exe().unwrap();
-        let folder = test.ancestors().nth(2).unwrap();
-        let profile = match folder.file_name().and_then(|f| f.to_str()) {
-            Some("debug") | None => "test",
-            Some(profile) => profile,
-        };
-        let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        let built = Command::new(cargo)
-            .args(["build", "--quiet", "--workspace", "--bin", "offmap"])
-            .args(["--profile", profile, "--target-dir"])
-            .arg(folder.parent().unwrap())
-            .status()
-            .unwrap();
-        assert!(built.success(), "cargo build: {built}");
-        folder.join(format!("offmap{}", env::consts::EXE_SUFFIX))
-    })
-}
 
 fn run(args: &[&str]) -> Output {
     Command::new(offmap()).args(args).output().unwrap()

@@ -51,6 +51,7 @@ const FORBID_UNSAFE: &[&str] = &[
     "offmap-offload",
     "offmap-firmware-model",
     "offmap-sim",
+    "offmap-vfio-user",
     "offmap-cli",
 ];
 

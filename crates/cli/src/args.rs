@@ -3,7 +3,7 @@
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
-/// Offload eBPF maps to a SmartNIC that is emulated in this process.
+/// Offload eBPF maps to an emulated SmartNIC, in this process or in another one.
 #[derive(Debug, Parser)]
 #[command(
     name = "offmap",
@@ -100,6 +100,28 @@ Examples:
   offmap sim --seeds 1000000000 --from $RANDOM --seconds 60"
     )]
     Sim(SimArgs),
+    /// Serve the emulated SmartNIC to another process or a virtual machine
+    #[command(
+        long_about = "Serve the emulated SmartNIC to another process or a virtual machine, by the vfio-user \
+protocol over a Unix socket.
+
+One client is served at a time; another one is told that the device is busy. When a client leaves or \
+dies the device is reset, its memory is let go, and the next one can come. The socket is for you \
+alone: it is made with mode 0600, a file that a dead server left is replaced, and it is removed at the end.
+
+A client's memory must be a memfd that is sealed against shrinking, as QEMU's memory-backend-memfd makes \
+it. docs/vfio.md has the command lines.",
+        after_long_help = "Exit status:
+  0  stopped by SIGTERM or SIGINT
+  1  the device died, or no client can be accepted any more
+  2  the command line, the fault plan or the socket's path is bad; one
+     sentence on stderr says what is wrong
+
+Examples:
+  offmap nic --socket /tmp/nic.sock
+  offmap demo --device vfio-user:/tmp/nic.sock"
+    )]
+    Nic(NicArgs),
     /// Show capability profiles, and check one's own
     #[command(
         long_about = "Show capability profiles, and check one's own.
@@ -120,6 +142,71 @@ Examples:
   offmap demo --profile mine.toml"
     )]
     Profile(ProfileArgs),
+}
+
+/// Arguments of `offmap nic`.
+#[derive(Clone, Debug, Args)]
+pub struct NicArgs {
+    /// Where clients connect; the file is made, readable and writable by you alone
+    #[arg(long, value_name = "PATH")]
+    pub socket: PathBuf,
+
+    /// Device memory: bytes, or with K, M, G or T
+    #[arg(long, value_name = "SIZE", default_value = "4G", value_parser = size)]
+    pub memory: u64,
+
+    /// I/O queue pairs, 1 to 1,023
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    pub queue_pairs: u16,
+
+    /// Greatest queue depth: a power of two from 2 to 32,768
+    #[arg(long, value_name = "N", default_value_t = 4096)]
+    pub queue_depth: u32,
+
+    /// MSI-X vectors, 1 to 2,048
+    #[arg(long, value_name = "N", default_value_t = 17)]
+    pub vectors: u16,
+
+    /// Most maps at a time, 1 to 65,535
+    #[arg(long, value_name = "N", default_value_t = 1024)]
+    pub maps: u32,
+
+    /// Most entries of one map, 1 to 2,147,483,648
+    #[arg(long, value_name = "N", default_value_t = 1 << 31)]
+    pub map_entries: u32,
+
+    /// Most entries of all maps together; 0: as many as fit into the memory
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub total_entries: u64,
+
+    /// How often in a row the device finds no work before it sleeps until it is woken
+    #[arg(long, value_name = "N", default_value_t = 8192)]
+    pub polls: u32,
+
+    /// Have the device do wrong what this fault plan says (see docs/faults.md)
+    #[arg(long, value_name = "FILE")]
+    pub faults: Option<PathBuf>,
+
+    /// Seed of the fault plan
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub seed: u64,
+}
+
+/// A number of bytes, or of their multiples by 1,024.
+fn size(text: &str) -> Result<u64, String> {
+    let (digits, shift) = match text.as_bytes() {
+        [.., b'K' | b'k'] => (&text[..text.len() - 1], 10),
+        [.., b'M' | b'm'] => (&text[..text.len() - 1], 20),
+        [.., b'G' | b'g'] => (&text[..text.len() - 1], 30),
+        [.., b'T' | b't'] => (&text[..text.len() - 1], 40),
+        _ => (text, 0),
+    };
+    let number: u64 = digits
+        .parse()
+        .map_err(|_| format!("{text:?} is no size, such as 512M or 4G"))?;
+    number
+        .checked_mul(1 << shift)
+        .ok_or_else(|| format!("{text} is more than can be counted"))
 }
 
 /// Arguments of `offmap diff`.
@@ -277,15 +364,29 @@ pub struct DemoArgs {
     pub metrics: Option<PathBuf>,
 
     /// Where the device runs
-    #[arg(long, value_name = "KIND", value_enum, default_value_t = DeviceKind::Inline)]
+    ///
+    /// inline: on the thread that waits for it, deterministically; threaded: on a thread of its own;
+    /// vfio-user:PATH: in another process, which `offmap nic --socket PATH` started
+    #[arg(long, value_name = "KIND", default_value = "inline", value_parser = device)]
     pub device: DeviceKind,
 }
 
-/// The emulator's front ends.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+/// Where a device is.
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub enum DeviceKind {
-    /// On the thread that waits for it: deterministic
+    /// On the thread that waits for it: deterministic.
     Inline,
-    /// On a thread of its own, which polls and then parks
+    /// On a thread of its own, which polls and then parks.
     Threaded,
+    /// Behind a vfio-user socket.
+    VfioUser(PathBuf),
+}
+
+fn device(text: &str) -> Result<DeviceKind, String> {
+    match text.split_once(':') {
+        None if text == "inline" => Ok(DeviceKind::Inline),
+        None if text == "threaded" => Ok(DeviceKind::Threaded),
+        Some(("vfio-user", path)) if !path.is_empty() => Ok(DeviceKind::VfioUser(path.into())),
+        _ => Err("a device is inline, threaded or vfio-user:PATH".into()),
+    }
 }

@@ -10,10 +10,13 @@ use crate::workload::{self, Disagreement, Limits, MapAccess, Shape};
 use offmap_bpf::device::{MapSpec, OffloadDevice};
 use offmap_bpf::uapi::{BPF_OBJ_NAME_LEN, MapFlags, MapType};
 use offmap_bpf::{Caller, Errno, Fd, IfIndex, MapCreateAttr, MapFile, System, SystemConfig};
+use offmap_device_io::{Function, IoError};
 use offmap_driver::{Driver, DriverConfig, DriverError};
 use offmap_emulator::faults::{FaultFileError, FaultPlan};
 use offmap_emulator::{DeviceConfig, Emulated, EmulatorError, FrontEnd, Inline, Threaded};
 use offmap_offload::{NicStats, OffloadNic, Profile, ProfileError, Situation, Usage};
+use offmap_vfio_user::{Attach, VfioUser};
+use std::path::Path;
 use std::sync::Arc;
 use thiserror::Error;
 
@@ -35,6 +38,19 @@ pub enum DemoError {
     /// The fault plan cannot be used.
     #[error(transparent)]
     Faults(#[from] FaultFileError),
+    /// A fault plan, and a device that another process has.
+    #[error(
+        "--faults is for a device in this process; start `offmap nic --faults FILE` to have the one behind the socket do wrong"
+    )]
+    FaultsElsewhere,
+    /// There is no device behind the socket.
+    #[error("there is no SmartNIC at {path}: {source}; `offmap nic --socket {path}` starts one")]
+    Attach {
+        /// The socket.
+        path: String,
+        /// What went wrong.
+        source: IoError,
+    },
     /// The emulated device could not be built.
     #[error("the emulated SmartNIC cannot be built: {0}")]
     Emulator(#[from] EmulatorError),
@@ -70,11 +86,12 @@ pub fn run(args: &DemoArgs, progress: &mut dyn Progress) -> Result<Report, DemoE
         })?,
     };
     let profile = Profile::find(&args.profile)?;
-    let up = match args.device {
+    let up = match &args.device {
         DeviceKind::Inline => bring_up(&Inline::new(DeviceConfig::default())?, &profile, args)?,
         DeviceKind::Threaded => {
             bring_up(&Threaded::spawn(DeviceConfig::default())?, &profile, args)?
         }
+        DeviceKind::VfioUser(path) => attach(path, &profile, args)?,
     };
     let Up {
         nic,
@@ -121,6 +138,41 @@ struct Up {
     watch: Option<Watch>,
 }
 
+/// Brings up the NIC behind a vfio-user socket.
+fn attach(path: &Path, profile: &Profile, args: &DemoArgs) -> Result<Up, DemoError> {
+    if args.faults.is_some() {
+        return Err(DemoError::FaultsElsewhere);
+    }
+    let device = VfioUser::attach(path, Attach::default()).map_err(|source| DemoError::Attach {
+        path: path.display().to_string(),
+        source,
+    })?;
+    let config = profile.driver_config(DriverConfig::default());
+    up(Arc::new(device), config, profile, args)
+}
+
+/// Brings up the NIC that a function is.
+fn up<F: Function>(
+    function: Arc<F>,
+    mut config: DriverConfig,
+    profile: &Profile,
+    args: &DemoArgs,
+) -> Result<Up, DemoError> {
+    if args.stats || args.metrics.is_some() {
+        config = stats::timed(config);
+    }
+    let driver = Driver::bring_up(function, config)?;
+    let device_types = driver.identity().map_types;
+    let nic = OffloadNic::new(driver, profile.clone())?;
+    let counted = Arc::clone(&nic);
+    Ok(Up {
+        nic,
+        stats: Box::new(move || counted.stats()),
+        device_types,
+        watch: None,
+    })
+}
+
 fn bring_up<E: FrontEnd>(
     device: &Arc<Emulated<E>>,
     profile: &Profile,
@@ -134,18 +186,10 @@ fn bring_up<E: FrontEnd>(
     if plan.is_some() {
         config = faulty::deadlines(config);
     }
-    if args.stats || args.metrics.is_some() {
-        config = stats::timed(config);
-    }
-    let driver = Driver::bring_up(Arc::clone(device), config)?;
-    let device_types = driver.identity().map_types;
-    let nic = OffloadNic::new(driver, profile.clone())?;
-    let counted = Arc::clone(&nic);
+    let up = up(Arc::clone(device), config, profile, args)?;
     Ok(Up {
-        nic,
-        stats: Box::new(move || counted.stats()),
-        device_types,
         watch: plan.map(|(plan, file)| Watch::begin(device, &plan, args.seed, file)),
+        ..up
     })
 }
 

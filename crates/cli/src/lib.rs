@@ -3,7 +3,8 @@
 //! [`object`] reads map definitions from compiled BPF objects, [`workload`] drives two maps
 //! alike and compares every answer, [`demo`] puts both to work over the whole stack,
 //! [`report`] says what came of it, [`faulty`] what a fault plan did, [`diff`] holds the map
-//! side against the running kernel, [`profile`] shows capability profiles, and [`stats`] what the queues did.
+//! side against the running kernel, [`profile`] shows capability profiles, [`stats`] what the
+//! queues did, and [`nic`] serves the emulated NIC to other processes.
 #![forbid(unsafe_code)]
 
 pub mod args;
@@ -11,6 +12,7 @@ pub mod demo;
 pub mod diff;
 mod expected;
 pub mod faulty;
+pub mod nic;
 pub mod object;
 pub mod profile;
 pub mod report;

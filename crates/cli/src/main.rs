@@ -3,9 +3,10 @@
 
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
-use offmap_cli::args::{Cli, Command, DemoArgs, DiffArgs, SimArgs};
+use offmap_cli::args::{Cli, Command, DemoArgs, DiffArgs, NicArgs, SimArgs};
 use offmap_cli::demo::{self, DemoError, Progress};
 use offmap_cli::diff;
+use offmap_cli::nic::{self, NicError};
 use offmap_cli::profile;
 use offmap_cli::sim;
 use offmap_cli::stats;
@@ -20,6 +21,7 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo(&args),
         Command::Diff(args) => diff(&args),
         Command::Sim(args) => simulate(&args),
+        Command::Nic(args) => serve(&args),
         Command::Profile(args) => match profile::run(&args) {
             Ok(text) => print(&text, ExitCode::SUCCESS),
             Err(error) => fail(&error.to_string(), BAD_INPUT),
@@ -35,7 +37,10 @@ fn demo(args: &DemoArgs) -> ExitCode {
         Ok(report) => report,
         Err(error) => {
             let code = match error {
-                DemoError::Object(_) | DemoError::Profile(_) | DemoError::Faults(_) => BAD_INPUT,
+                DemoError::Object(_)
+                | DemoError::Profile(_)
+                | DemoError::Faults(_)
+                | DemoError::FaultsElsewhere => BAD_INPUT,
                 _ => DISAGREED,
             };
             return fail(&error.to_string(), code);
@@ -101,6 +106,20 @@ fn simulate(args: &SimArgs) -> ExitCode {
         },
     };
     print(&text, verdict(document.violations.is_empty()))
+}
+
+fn serve(args: &NicArgs) -> ExitCode {
+    // Clients come and go for as long as the process runs: what happens is said as it happens.
+    let mut tell = |sentence: &str| {
+        let _ = writeln!(std::io::stderr(), "offmap: {sentence}");
+    };
+    match nic::run(args, &mut tell) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error @ (NicError::Serve(_) | NicError::Faults(_))) => {
+            fail(&error.to_string(), BAD_INPUT)
+        }
+        Err(error) => fail(&error.to_string(), DISAGREED),
+    }
 }
 
 fn verdict(agree: bool) -> ExitCode {

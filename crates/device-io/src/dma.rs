@@ -33,6 +33,8 @@ pub struct DmaPlacement {
 pub struct DmaBuffer {
     fd: OwnedFd,
     map: MmapRaw,
+    /// Where in the file the buffer starts.
+    offset: u64,
 }
 
 impl DmaBuffer {
@@ -43,23 +45,42 @@ impl DmaBuffer {
     /// [`IoError::NoNode`] when the node cannot be bound to, [`IoError::Os`] when there is no
     /// memory or no file descriptor left.
     pub fn new(len: usize, placement: DmaPlacement) -> Result<Self, IoError> {
+        Self::at_offset(0, len, placement)
+    }
+
+    /// As [`DmaBuffer::new`], with the buffer at `offset` bytes of its memfd, rounded up to
+    /// whole pages: where a peer expects it in a file that stands for more than the buffer.
+    /// What is before it takes no memory until somebody writes it.
+    ///
+    /// # Errors
+    ///
+    /// As [`DmaBuffer::new`].
+    pub fn at_offset(offset: u64, len: usize, placement: DmaPlacement) -> Result<Self, IoError> {
         let len = len.max(1).next_multiple_of(PAGE_BYTES);
+        let offset = offset.next_multiple_of(PAGE_BYTES as u64);
         let fd = memfd_create(
             c"offmap-dma",
             MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING,
         )
         .map_err(|e| IoError::os("cannot create a memfd for DMA", e))?;
-        ftruncate(&fd, len as u64).map_err(|e| IoError::os("cannot size the DMA memfd", e))?;
+        ftruncate(&fd, offset.saturating_add(len as u64))
+            .map_err(|e| IoError::os("cannot size the DMA memfd", e))?;
         // The other side gets this descriptor. Were it to shorten the file, our next access
         // would be a SIGBUS.
         let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
         fcntl_add_seals(&fd, seals).map_err(|e| IoError::os("cannot seal the DMA memfd", e))?;
-        Self::over(fd, len, placement)
+        Self::over(fd, offset, len, placement)
     }
 
-    /// A buffer over a file in memory that is `len` bytes long, whole pages.
-    fn over(fd: OwnedFd, len: usize, placement: DmaPlacement) -> Result<Self, IoError> {
+    /// A buffer over `len` bytes of a file in memory, from `offset` to its end; whole pages.
+    fn over(
+        fd: OwnedFd,
+        offset: u64,
+        len: usize,
+        placement: DmaPlacement,
+    ) -> Result<Self, IoError> {
         let map = MmapOptions::new()
+            .offset(offset)
             .len(len)
             .map_raw(fd.as_raw_fd())
             .map_err(|e| IoError::os("cannot map the DMA memfd", e))?;
@@ -68,9 +89,9 @@ impl DmaBuffer {
         }
         // The policy belongs to the file, so the pages come from the node; and here, where
         // their lack is an error. At a first touch it would be a SIGBUS.
-        fallocate(&fd, FallocateFlags::empty(), 0, len as u64)
+        fallocate(&fd, FallocateFlags::empty(), offset, len as u64)
             .map_err(|e| IoError::os("no memory for a DMA buffer", e))?;
-        let buffer = Self { fd, map };
+        let buffer = Self { fd, map, offset };
         for page in (0..len).step_by(PAGE_BYTES) {
             buffer.store_u64(page, 0, Ordering::Relaxed);
         }
@@ -88,9 +109,14 @@ impl DmaBuffer {
     }
 
     /// The memfd, to be passed to a device that maps the memory itself. The buffer starts at
-    /// offset 0 of it.
+    /// [`DmaBuffer::fd_offset`] of it.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
+    }
+
+    /// Where in [`DmaBuffer::fd`] the buffer starts, in bytes.
+    pub fn fd_offset(&self) -> u64 {
+        self.offset
     }
 
     /// Address of the buffer in this process, for a transport whose kernel interface takes
@@ -256,8 +282,21 @@ mod tests {
                 .len(of.len())
                 .map_raw(fd.as_raw_fd())
                 .unwrap();
-            DmaBuffer { fd, map }
+            DmaBuffer { fd, map, offset: 0 }
         }
+    }
+
+    #[test]
+    fn a_buffer_may_start_later_in_its_file() {
+        let b = DmaBuffer::at_offset(65_536, 5000, DmaPlacement::default()).unwrap();
+        assert_eq!((b.fd_offset(), b.len()), (65_536, 8192));
+        let mut file = std::fs::File::from(b.fd().try_clone_to_owned().unwrap());
+        assert_eq!(file.metadata().unwrap().len(), 65_536 + 8192);
+        b.store_u64(8, u64::from_ne_bytes(*b"word no1"), Ordering::Release);
+        let mut seen = [0; 8];
+        std::io::Seek::seek(&mut file, std::io::SeekFrom::Start(65_544)).unwrap();
+        std::io::Read::read_exact(&mut file, &mut seen).unwrap();
+        assert_eq!(&seen, b"word no1");
     }
 
     #[test]
@@ -287,7 +326,7 @@ mod tests {
         std::fs::remove_file(&path).unwrap();
         let len = (size as usize + 1).next_multiple_of(PAGE_BYTES);
         file.set_len(len as u64).unwrap();
-        match DmaBuffer::over(file.into(), len, DmaPlacement::default()) {
+        match DmaBuffer::over(file.into(), 0, len, DmaPlacement::default()) {
             Err(IoError::Os { what, .. }) => assert!(what.contains("memory"), "{what}"),
             other => panic!("{other:?}"),
         }

@@ -3,13 +3,16 @@
 use crate::IoError;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 /// An MSI-X vector routed to this process: an eventfd that the transport signals.
 #[derive(Debug)]
 pub struct Interrupt {
     fd: OwnedFd,
+    /// A write may block, as eventfds of other people's making do when their count is at its
+    /// maximum: it is asked first whether it would.
+    may_block: bool,
 }
 
 impl Interrupt {
@@ -17,7 +20,29 @@ impl Interrupt {
     pub fn new() -> Result<Self, IoError> {
         let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|e| IoError::os("cannot create an eventfd", e))?;
-        Ok(Self { fd })
+        Ok(Self {
+            fd,
+            may_block: false,
+        })
+    }
+
+    /// An interrupt over an eventfd that somebody else has made, to be signalled. Its flags are
+    /// its maker's and stay as they are.
+    ///
+    /// # Errors
+    ///
+    /// [`IoError::Os`] with EINVAL when the descriptor is no eventfd: a write to something else
+    /// could take for ever.
+    pub fn from_eventfd(fd: OwnedFd) -> Result<Self, IoError> {
+        let what = "an interrupt must be an eventfd";
+        let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
+        let is = std::fs::read_link(link).map_err(|e| IoError::os(what, e))?;
+        if is.as_os_str() != "anon_inode:[eventfd]" {
+            return Err(IoError::os(what, Errno::INVAL));
+        }
+        let flags = rustix::fs::fcntl_getfl(&fd).map_err(|e| IoError::os(what, e))?;
+        let may_block = !flags.contains(rustix::fs::OFlags::NONBLOCK);
+        Ok(Self { fd, may_block })
     }
 
     /// A second handle on the same interrupt, for the side that signals it.
@@ -26,7 +51,10 @@ impl Interrupt {
             .fd
             .try_clone()
             .map_err(|e| IoError::os("cannot duplicate an eventfd", e))?;
-        Ok(Self { fd })
+        Ok(Self {
+            fd,
+            may_block: self.may_block,
+        })
     }
 
     /// The eventfd, for `poll` or to be passed to a transport.
@@ -36,6 +64,19 @@ impl Interrupt {
 
     /// Signals the interrupt. Signals that nobody has taken yet merge into one.
     pub fn signal(&self) -> Result<(), IoError> {
+        if self.may_block {
+            let now = Timespec {
+                tv_sec: 0,
+                tv_nsec: 0,
+            };
+            let fds = &mut [PollFd::new(&self.fd, PollFlags::OUT)];
+            // Not writable: the count is at its maximum, and a signal is pending.
+            match poll(fds, Some(&now)) {
+                Ok(0) => return Ok(()),
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(e) => return Err(IoError::os("cannot signal an interrupt", e)),
+            }
+        }
         match rustix::io::write(&self.fd, &1u64.to_ne_bytes()) {
             // The counter is at its maximum: a signal is pending, which is all that counts.
             Ok(_) | Err(Errno::AGAIN) => Ok(()),
@@ -91,6 +132,30 @@ mod tests {
         other.signal().unwrap();
         assert!(irq.take().unwrap());
         assert!(!irq.take().unwrap());
+    }
+
+    #[test]
+    fn an_eventfd_of_somebody_elses_is_signalled_and_never_blocks() {
+        for flags in [EventfdFlags::empty(), EventfdFlags::NONBLOCK] {
+            let theirs = eventfd(0, flags).unwrap();
+            let irq = Interrupt::from_eventfd(theirs.try_clone().unwrap()).unwrap();
+            irq.signal().unwrap();
+            irq.try_clone().unwrap().signal().unwrap();
+            let mut count = [0u8; 8];
+            rustix::io::read(&theirs, &mut count).unwrap();
+            assert_eq!(u64::from_ne_bytes(count), 2);
+            // As full as it gets: one more would wait for a reader.
+            rustix::io::write(&theirs, &(u64::MAX - 1).to_ne_bytes()).unwrap();
+            irq.signal().unwrap();
+            let left = rustix::fs::fcntl_getfl(&theirs).unwrap();
+            assert_eq!(
+                left.contains(rustix::fs::OFlags::NONBLOCK),
+                flags.contains(EventfdFlags::NONBLOCK),
+                "their flags are theirs"
+            );
+        }
+        let (a, _b) = std::os::unix::net::UnixStream::pair().unwrap();
+        assert!(Interrupt::from_eventfd(a.into()).is_err());
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use crate::host::buffer;
 use offmap_device_io::{DmaBuffer, IoError, Iova};
-use offmap_emulator::dma::{Dma, DmaFault, IOVA_RANGES, Span};
+use offmap_emulator::dma::{Dma, DmaFault, IOVA_RANGES, Permission, Span};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
@@ -234,4 +234,148 @@ fn words_of_a_span_must_be_aligned_and_inside() {
     for offset in [4, 57, 60, 64, u64::MAX, u64::MAX - 7] {
         assert!(span.load(&dma, offset).is_err());
     }
+}
+
+#[test]
+fn a_file_is_mapped_once_however_many_ranges_of_it_are() {
+    const RANGES: u64 = 300_000;
+    let mut dma = Dma::new();
+    dma.set_enabled(true);
+    let b = buffer(4 * 4096);
+    let started = std::time::Instant::now();
+    // Downwards, as Linux gives out IOVAs, and each page of the file many times over.
+    for i in (0..RANGES).rev() {
+        dma.map(b.fd(), i % 4 * PAGE, Iova((1 << 32) + i * PAGE), 4096)
+            .unwrap();
+    }
+    assert_eq!(dma.mapped(), (RANGES as usize, 1));
+    for i in [0, 1, 2, 3, 77_777, RANGES - 1] {
+        let word = 0x1_0000 + i;
+        dma.write((1 << 32) + i * PAGE + 8, &word.to_le_bytes())
+            .unwrap();
+        let at = (i % 4 * PAGE) as usize + 8;
+        assert_eq!(b.load_u64(at, Ordering::Relaxed), word);
+    }
+    // A copy over ranges that lie side by side in IOVA space only.
+    let mut into = vec![0; 3 * 4096];
+    dma.read((1 << 32) + 2 * PAGE, &mut into).unwrap();
+    for i in 0..RANGES / 2 {
+        dma.unmap(Iova((1 << 32) + i * PAGE), 4096).unwrap();
+    }
+    assert!(dma.read((1 << 32) + 8, &mut [0; 8]).is_err());
+    let rest = dma.unmap_range(Iova(0), 1 << 40).unwrap();
+    assert_eq!(rest, RANGES / 2 * PAGE);
+    assert_eq!(dma.mapped(), (0, 0));
+    assert!(started.elapsed().as_secs() < 60, "{:?}", started.elapsed());
+}
+
+#[test]
+fn unmapping_a_range_takes_whole_mappings_or_nothing() {
+    let mut dma = Dma::new();
+    dma.set_enabled(true);
+    let (b, c) = (buffer(8192), buffer(4096));
+    dma.map(b.fd(), 0, Iova(0x4000), 8192).unwrap();
+    dma.map(c.fd(), 0, Iova(0x8000), 4096).unwrap();
+    for (iova, len) in [
+        (0x4000, 4096),
+        (0x5000, 4096),
+        (0x5000, 0x10000),
+        (0, 0x5000),
+        (0x4000, 0),
+        (u64::MAX, 2),
+    ] {
+        assert!(
+            dma.unmap_range(Iova(iova), len).is_err(),
+            "{iova:#x} {len:#x}"
+        );
+        assert_eq!(dma.mapped(), (2, 2));
+    }
+    // Where nothing is.
+    for (iova, len) in [(0x1000, 0x3000), (0x6000, 0x2000), (1 << 63, 1 << 63)] {
+        assert_eq!(dma.unmap_range(Iova(iova), len).unwrap(), 0, "{iova:#x}");
+    }
+    assert_eq!(dma.unmap_range(Iova(0x3000), 0x4000).unwrap(), 8192);
+    assert!(dma.read(0x4000, &mut [0; 8]).is_err());
+    dma.read(0x8000, &mut [0; 8]).unwrap();
+    dma.unmap_all();
+    assert!(dma.read(0x8000, &mut [0; 8]).is_err());
+    assert_eq!(dma.mapped(), (0, 0));
+}
+
+#[test]
+fn a_mapping_allows_what_it_was_made_for() {
+    let (read, write, none) = (
+        Permission {
+            read: true,
+            write: false,
+        },
+        Permission {
+            read: false,
+            write: true,
+        },
+        Permission {
+            read: false,
+            write: false,
+        },
+    );
+    let mut dma = Dma::new();
+    dma.set_enabled(true);
+    let b = buffer(8192);
+    b.store_u64(0, 7, Ordering::Relaxed);
+    let at = |i: u64| Iova(0x1_0000 * i);
+    dma.map_as(Some((b.fd(), 0)), at(1), 8192, read).unwrap();
+    dma.map_as(Some((b.fd(), 0)), at(2), 8192, write).unwrap();
+    dma.map_as(Some((b.fd(), 0)), at(3), 8192, none).unwrap();
+    dma.map_as(None, at(4), 8192, Permission::READ_WRITE)
+        .unwrap();
+    dma.map_as(Some((b.fd(), 0)), at(5), 8192, Permission::READ_WRITE)
+        .unwrap();
+    for (i, readable, writable) in [
+        (1, true, false),
+        (2, false, true),
+        (3, false, false),
+        (4, false, false),
+        (5, true, true),
+    ] {
+        let iova = at(i).0;
+        // Twice: a translation that was kept must not widen what is allowed.
+        for _ in 0..2 {
+            let mut span = Span::new(iova, 4096);
+            for _ in 0..2 {
+                assert_eq!(span.load(&dma, 0).is_ok(), readable, "{i}");
+                assert_eq!(span.store(&dma, 0, 7).is_ok(), writable, "{i}");
+                assert_eq!(dma.read(iova, &mut [0; 8]).is_ok(), readable, "{i}");
+                assert_eq!(
+                    dma.write(iova, &7u64.to_le_bytes()).is_ok(),
+                    writable,
+                    "{i}"
+                );
+            }
+            assert_eq!(span.load_entry(&dma, 64, false).is_ok(), readable, "{i}");
+            assert_eq!(span.store_entry(&dma, 64, &[0; 8]).is_ok(), writable, "{i}");
+        }
+    }
+    // Of the one file: once to be written, once not.
+    assert_eq!(dma.mapped(), (5, 2));
+    // Taken all the same.
+    assert!(dma.map(b.fd(), 0, at(4), 4096).is_err());
+}
+
+#[test]
+fn a_file_that_has_grown_is_mapped_anew() {
+    let file = std::fs::File::from(
+        rustix::fs::memfd_create(c"grows", rustix::fs::MemfdFlags::CLOEXEC).unwrap(),
+    );
+    let mut dma = Dma::new();
+    dma.set_enabled(true);
+    file.set_len(4096).unwrap();
+    dma.map(file.as_fd(), 0, Iova(0x1000), 4096).unwrap();
+    assert!(dma.map(file.as_fd(), 4096, Iova(0x2000), 4096).is_err());
+    file.set_len(8192).unwrap();
+    dma.map(file.as_fd(), 4096, Iova(0x2000), 4096).unwrap();
+    dma.write(0x1ffc, &[7; 8]).unwrap();
+    assert_eq!(dma.mapped(), (2, 2));
+    dma.unmap(Iova(0x1000), 4096).unwrap();
+    assert_eq!(dma.mapped(), (1, 1));
+    dma.write(0x2000, &[8; 4096]).unwrap();
 }

@@ -1,0 +1,89 @@
+//! `offmap nic`: the emulated SmartNIC behind a socket, for other processes and virtual
+//! machines.
+
+use crate::args::NicArgs;
+use offmap_emulator::DeviceConfig;
+use offmap_emulator::faults::{FaultFileError, FaultPlan};
+use offmap_emulator::vfio_user::{ServeError, Server};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::low_level::pipe;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use thiserror::Error;
+
+/// Why the NIC is not served, or no longer.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum NicError {
+    /// The device or the socket.
+    #[error(transparent)]
+    Serve(#[from] ServeError),
+    /// The fault plan cannot be used.
+    #[error(transparent)]
+    Faults(#[from] FaultFileError),
+    /// The device has died.
+    #[error("the device has died: {0}")]
+    Died(#[from] offmap_device_io::IoError),
+    /// Signals cannot be waited for.
+    #[error("cannot wait for signals: {0}")]
+    Signals(io::Error),
+    /// No client can be accepted any more.
+    #[error("cannot serve clients any more: {0}")]
+    Accept(io::Error),
+}
+
+/// The device that the arguments describe.
+pub fn config(args: &NicArgs) -> DeviceConfig {
+    let mut config = DeviceConfig {
+        queue_pairs: args.queue_pairs,
+        queue_depth_max: args.queue_depth,
+        vectors: args.vectors,
+        polls_before_park: args.polls,
+        ..DeviceConfig::default()
+    };
+    config.firmware.memory_bytes = args.memory;
+    config.firmware.maps = args.maps;
+    config.firmware.entries_per_map = args.map_entries;
+    config.firmware.entries_total = args.total_entries;
+    config
+}
+
+/// Serves the NIC until SIGTERM or SIGINT. `tell` gets a sentence for whatever happens.
+///
+/// # Errors
+///
+/// [`NicError`].
+pub fn run(args: &NicArgs, tell: &mut dyn FnMut(&str)) -> Result<(), NicError> {
+    let plan = args.faults.as_deref().map(FaultPlan::load).transpose()?;
+    // A signal that comes while the device is built is not lost.
+    let (stop, signals) = UnixStream::pair().map_err(NicError::Signals)?;
+    for signal in [SIGTERM, SIGINT] {
+        let write = signals.try_clone().map_err(NicError::Signals)?;
+        pipe::register(signal, write).map_err(NicError::Signals)?;
+    }
+    raise_descriptor_limit();
+    let server = Server::bind(&args.socket, config(args))?;
+    if let Some(plan) = &plan {
+        server.device().set_faults(plan, args.seed)?;
+    }
+    tell(&format!("the NIC is at {}", args.socket.display()));
+    server.run(stop.as_fd(), tell).map_err(NicError::Accept)?;
+    tell("told to stop");
+    Ok(())
+}
+
+/// Every file of client memory is held open while it is mapped: as many as the system lets this
+/// process have.
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    // Where it cannot be raised, a client meets the limit as an errno.
+    let _ = setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: limit.maximum,
+            ..limit
+        },
+    );
+}

@@ -1,0 +1,333 @@
+//! The device behind a vfio-user socket: for a driver in another process, or as a PCI device
+//! of a virtual machine.
+//!
+//! The device runs on a thread of its own, as [`Threaded`] does, and parks when it is idle.
+//! The messages of one client after the other are carried out on the thread that calls
+//! [`Server::run`], between two steps of the device; so what a message has changed is in
+//! effect before it is answered, and no access to memory that was unmapped is in flight.
+//!
+//! A client that leaves or dies leaves nothing behind: the function is reset, its memory is
+//! unmapped, and the next client gets doorbells that the last one cannot reach. What a client
+//! shares must be memory that it cannot take away again
+//! ([`shared`]); a mapping without a file is accepted, as hypervisors have
+//! some, and an access to it is a DMA fault.
+
+use crate::device::{Device, bar_info};
+use crate::dma::{MAPPINGS_MAX, OVERLAP, Permission, TOO_MANY};
+use crate::function::FrontEnd;
+use crate::msix;
+use crate::regs::Width;
+use crate::{DeviceConfig, EmulatorError, Threaded};
+use offmap_abi::regs;
+use offmap_device_io::{BarOffset, Interrupt, IoError, Iova};
+use offmap_vfio_user::server::{Backend, Description, DmaRange, Ended, Errno, Refusal, Region};
+use offmap_vfio_user::wire::{
+    CONFIG_REGION, Command, IrqFlags, MSIX_IRQ, PCI_IRQS, PCI_REGIONS, RegionFlags,
+};
+use offmap_vfio_user::{BindError, Listener, shared};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+
+/// Refusals of one client that are told of; the others are counted.
+const REFUSALS_TOLD: u32 = 16;
+/// Bytes of a BAR that are read or written before the device gets on with its work.
+const PIECE: usize = 4096;
+
+/// Why a device cannot be served.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ServeError {
+    /// There is no device.
+    #[error(transparent)]
+    Device(#[from] EmulatorError),
+    /// There is no socket.
+    #[error(transparent)]
+    Socket(#[from] BindError),
+}
+
+/// An emulated device and the socket that it is served at.
+pub struct Server {
+    listener: Listener,
+    device: Arc<Threaded>,
+}
+
+impl Server {
+    /// Builds the device, starts its thread and makes the socket, which only its user can
+    /// connect to.
+    ///
+    /// # Errors
+    ///
+    /// [`ServeError`].
+    pub fn bind(path: &Path, config: DeviceConfig) -> Result<Self, ServeError> {
+        let listener = Listener::bind(path)?;
+        let device = Threaded::spawn(config)?;
+        Ok(Self { listener, device })
+    }
+
+    /// The device: for fault plans, and to look at it from this side.
+    pub fn device(&self) -> &Arc<Threaded> {
+        &self.device
+    }
+
+    /// Serves one client after the other until `stop` becomes readable. `tell` gets a sentence
+    /// for each client that comes and goes, and for what was refused.
+    ///
+    /// # Errors
+    ///
+    /// The system's, when no client can be accepted any more, or that the device has died.
+    pub fn run(&self, stop: BorrowedFd<'_>, tell: &mut dyn FnMut(&str)) -> std::io::Result<()> {
+        let mut served = Served {
+            device: Arc::clone(&self.device),
+            description: describe(
+                self.device
+                    .front_end
+                    .with_device(|d| d.vectors())
+                    .unwrap_or(0),
+            ),
+            refusals: 0,
+            tell,
+        };
+        let done = self.listener.run(&mut served, stop, |served, ended| {
+            match ended {
+                None => served.begin(),
+                Some(ended) => served.end(ended),
+            }
+            served.alive()
+        });
+        if done.is_err() {
+            served.leave();
+        }
+        done
+    }
+}
+
+/// The device as clients see it.
+fn describe(vectors: u32) -> Description {
+    let both = RegionFlags::READ | RegionFlags::WRITE;
+    let mut regions = vec![Region::NONE; PCI_REGIONS as usize];
+    for bar in 0..6u8 {
+        if let Ok(info) = bar_info(bar) {
+            regions[usize::from(bar)] = Region {
+                size: info.size_bytes,
+                flags: both,
+                areas: Vec::new(),
+            };
+        }
+    }
+    regions[usize::from(regs::BAR_REGISTERS)].areas =
+        vec![(regs::DOORBELLS, regs::DOORBELLS_BYTES)];
+    regions[CONFIG_REGION as usize] = Region {
+        size: crate::config_space::CONFIG_BYTES as u64,
+        flags: both,
+        areas: Vec::new(),
+    };
+    let mut irqs = vec![(0, IrqFlags::empty()); PCI_IRQS as usize];
+    irqs[MSIX_IRQ as usize] = (vectors, IrqFlags::EVENTFD | IrqFlags::MASKABLE);
+    debug_assert!(vectors <= u32::from(msix::MAX_VECTORS));
+    Description {
+        regions,
+        irqs,
+        max_dma_maps: MAPPINGS_MAX as u64,
+    }
+}
+
+/// The device while a client is served.
+struct Served<'t> {
+    device: Arc<Threaded>,
+    description: Description,
+    refusals: u32,
+    tell: &'t mut dyn FnMut(&str),
+}
+
+impl Served<'_> {
+    fn begin(&mut self) {
+        self.refusals = 0;
+        (self.tell)("a client has come");
+    }
+
+    fn end(&mut self, ended: &Ended) {
+        self.leave();
+        if let Some(more) = self.refusals.checked_sub(REFUSALS_TOLD).filter(|n| *n > 0) {
+            (self.tell)(&format!("{more} more of its commands were refused"));
+        }
+        match ended {
+            Ended::Broken(e) => (self.tell)(&format!("the client was dropped: {e}")),
+            _ => (self.tell)("the client has left"),
+        }
+    }
+
+    /// A device whose thread has panicked serves nobody any more.
+    fn alive(&self) -> std::io::Result<()> {
+        let alive = self.device.front_end.with_device(|_| ());
+        alive.map_err(std::io::Error::other)
+    }
+
+    /// Frees the device of a client.
+    fn leave(&mut self) {
+        let left = self.device.poke(Device::leave_host);
+        if let Err(e) = left {
+            (self.tell)(&format!("the device keeps its doorbells: {e}"));
+        }
+    }
+
+    fn with<R>(&self, f: impl FnOnce(&mut Device) -> Result<R, IoError>) -> Result<R, Refusal> {
+        let done = self.device.front_end.with_device(f);
+        done.and_then(|done| done).map_err(|e| refusal(&e))
+    }
+
+    /// As [`Served::with`], where it may be work for the device.
+    fn poke<R>(&self, f: impl FnOnce(&mut Device) -> Result<R, IoError>) -> Result<R, Refusal> {
+        self.device.poke(f).map_err(|e| refusal(&e))
+    }
+
+    /// Checks an access of a BAR: words of 4 bytes, aligned.
+    fn words(offset: u64, len: usize) -> Result<(), Refusal> {
+        if !offset.is_multiple_of(4) || !len.is_multiple_of(4) {
+            return Err(Refusal::invalid(format!(
+                "{len} bytes at {offset:#x} of a BAR, which is accessed in aligned words of 4 bytes"
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// The widest access at an offset with so many bytes left; both are multiples of 4.
+fn width(offset: u64, left: usize) -> Width {
+    match offset.is_multiple_of(8) && left >= 8 {
+        true => Width::Eight,
+        false => Width::Four,
+    }
+}
+
+/// What a client is told of an error.
+fn refusal(e: &IoError) -> Refusal {
+    let errno = match e {
+        IoError::DmaMap { why, .. } if *why == OVERLAP => Errno::EXIST,
+        IoError::DmaMap { why, .. } if *why == TOO_MANY => Errno::NOSPC,
+        IoError::Gone(_) => Errno::NODEV,
+        IoError::Os { source, .. } => source
+            .raw_os_error()
+            .map_or(Errno::IO, Errno::from_raw_os_error),
+        _ => Errno::INVAL,
+    };
+    Refusal::new(errno, e.to_string())
+}
+
+impl Backend for Served<'_> {
+    fn description(&self) -> &Description {
+        &self.description
+    }
+
+    fn region_fd(&mut self, _region: u32) -> Result<OwnedFd, Refusal> {
+        self.with(|d| {
+            let fd = d.doorbells_fd().try_clone_to_owned();
+            fd.map_err(|e| IoError::os("cannot duplicate the doorbells' descriptor", e))
+        })
+    }
+
+    fn region_read(&mut self, region: u32, offset: u64, into: &mut [u8]) -> Result<(), Refusal> {
+        if region == CONFIG_REGION {
+            return self.with(|d| d.config_read(offset as u16, into));
+        }
+        Self::words(offset, into.len())?;
+        let mut at = offset;
+        for piece in into.chunks_mut(PIECE) {
+            self.with(|d| {
+                let mut rest = &mut piece[..];
+                while !rest.is_empty() {
+                    let width = width(at, rest.len());
+                    let value = d
+                        .bar_read(region as u8, BarOffset(at), width)?
+                        .to_le_bytes();
+                    let (here, after) = rest.split_at_mut(width.bytes() as usize);
+                    here.copy_from_slice(&value[..here.len()]);
+                    at += width.bytes();
+                    rest = after;
+                }
+                Ok(())
+            })?;
+        }
+        Ok(())
+    }
+
+    fn region_write(&mut self, region: u32, offset: u64, from: &[u8]) -> Result<(), Refusal> {
+        if region == CONFIG_REGION {
+            return self.poke(|d| d.config_write(offset as u16, from));
+        }
+        Self::words(offset, from.len())?;
+        let mut at = offset;
+        for piece in from.chunks(PIECE) {
+            self.poke(|d| {
+                let mut rest = piece;
+                while !rest.is_empty() {
+                    let width = width(at, rest.len());
+                    let (here, after) = rest.split_at(width.bytes() as usize);
+                    let mut value = [0; 8];
+                    value[..here.len()].copy_from_slice(here);
+                    d.bar_write(
+                        region as u8,
+                        BarOffset(at),
+                        width,
+                        u64::from_le_bytes(value),
+                    )?;
+                    at += width.bytes();
+                    rest = after;
+                }
+                Ok(())
+            })?;
+        }
+        Ok(())
+    }
+
+    fn dma_map(
+        &mut self,
+        range: DmaRange,
+        read: bool,
+        write: bool,
+        file: Option<(OwnedFd, u64)>,
+    ) -> Result<(), Refusal> {
+        let len = usize::try_from(range.size)
+            .map_err(|_| Refusal::invalid("the range is longer than an address space"))?;
+        if let Some((fd, _)) = &file {
+            shared::check(fd).map_err(Refusal::invalid)?;
+        }
+        let file = file.as_ref().map(|(fd, offset)| (fd.as_fd(), *offset));
+        let permission = Permission { read, write };
+        self.with(|d| d.dma_map_as(file, Iova(range.address), len, permission))
+    }
+
+    fn dma_unmap(&mut self, range: Option<DmaRange>) -> Result<(), Refusal> {
+        self.with(|d| d.dma_unmap_range(range.map(|r| (Iova(r.address), r.size))))
+    }
+
+    fn irq_route(&mut self, _index: u32, irq: u32, to: Option<OwnedFd>) -> Result<(), Refusal> {
+        let Some(fd) = to else {
+            return self.with(|d| d.disable_vector(irq));
+        };
+        let interrupt = Interrupt::from_eventfd(fd).map_err(|e| refusal(&e))?;
+        self.with(|d| d.enable_vector_to(irq, interrupt))
+    }
+
+    fn irq_trigger(&mut self, _index: u32, irq: u32) -> Result<(), Refusal> {
+        self.with(|d| d.poke_vector(irq, None))
+    }
+
+    fn irq_mask(&mut self, _index: u32, irq: u32, masked: bool) -> Result<(), Refusal> {
+        self.with(|d| d.poke_vector(irq, Some(masked)))
+    }
+
+    fn reset(&mut self) -> Result<(), Refusal> {
+        self.poke(|d| {
+            d.reset();
+            Ok(())
+        })
+    }
+
+    fn refused(&mut self, command: Command, refusal: &Refusal) {
+        self.refusals = self.refusals.saturating_add(1);
+        if self.refusals <= REFUSALS_TOLD {
+            (self.tell)(&format!("{command} refused: {refusal}"));
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! What a lookup costs on a device in another process: no message, and a time that is told
+//! beside that of the same device on a thread of this one.
+
+use offmap_device_io::Function;
+use offmap_driver::{Driver, DriverConfig, QueuePair};
+use offmap_emulator::{DeviceConfig, Threaded};
+use offmap_tests::report::aloud;
+use offmap_tests::served::{ServerProcess, attach};
+use offmap_tests::speed::params;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+const KEYS: u64 = 1024;
+const BLOCKS: usize = 60;
+const BLOCK: Duration = Duration::from_millis(4);
+
+/// Runs lookups for a while; the median time of one.
+fn block(lookup: &mut dyn FnMut(u64)) -> u64 {
+    let (started, mut times, mut n) = (Instant::now(), Vec::new(), 0u64);
+    while started.elapsed() < BLOCK {
+        n = n.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        let began = Instant::now();
+        lookup((n >> 33) % KEYS);
+        times.push(began.elapsed().as_nanos() as u64);
+    }
+    times.sort_unstable();
+    times[times.len() / 2]
+}
+
+fn lookups<F: Function>(function: Arc<F>) -> impl FnMut(u64) {
+    let driver = Driver::bring_up(function, DriverConfig::default()).expect("bring-up");
+    let map = driver.create_map(&params(KEYS as usize)).expect("a map");
+    let mut queue: QueuePair<F> = driver.create_queue().expect("a queue");
+    for key in 0..KEYS {
+        let done = queue.update(&map, &key.to_le_bytes(), &[key as u8; 64], 0);
+        assert!(done.expect("an update").is_success());
+    }
+    move |key| {
+        let mut value = [0; 64];
+        let done = queue.lookup(&map, &key.to_le_bytes(), &mut value);
+        assert!(done.expect("a lookup").is_success());
+        assert_eq!(value[0], key as u8);
+    }
+}
+
+#[test]
+fn a_lookup_sends_no_message() {
+    let mut config = DeviceConfig::default();
+    config.firmware.memory_bytes = 64 << 20;
+    // It never sleeps, so that there is nobody to wake up.
+    config.polls_before_park = u32::MAX;
+    let server = ServerProcess::spawn(&config);
+    let function = Arc::new(attach(&server.path()));
+    let mut far = lookups(Arc::clone(&function));
+    let mut fewest = u64::MAX;
+    for block in 0..50 {
+        let before = function.client().commands_sent();
+        (0..200).for_each(|n| far((n * 7 + block) % KEYS));
+        // While a busy machine keeps the server waiting, the driver looks whether the device
+        // still lives.
+        fewest = fewest.min(function.client().commands_sent() - before);
+    }
+    assert_eq!(fewest, 0, "messages for 200 lookups");
+}
+
+/// Says the figure; how it compares on a busy machine says nothing.
+#[test]
+fn the_cost_of_a_lookup() {
+    let mut config = DeviceConfig::default();
+    config.firmware.memory_bytes = 64 << 20;
+    let server = ServerProcess::spawn(&config);
+    let mut far = lookups(Arc::new(attach(&server.path())));
+    let mut near = lookups(Threaded::spawn(config).expect("a device"));
+    let mut ratios = Vec::new();
+    let (mut fars, mut nears) = (Vec::new(), Vec::new());
+    for _ in 0..BLOCKS {
+        // The other device sleeps meanwhile: neither takes the other's processor.
+        let (a, b) = (block(&mut far), block(&mut near));
+        ratios.push(a as f64 / b as f64);
+        fars.push(a);
+        nears.push(b);
+    }
+    ratios.sort_by(f64::total_cmp);
+    fars.sort_unstable();
+    nears.sort_unstable();
+    let (ratio, far, near) = (ratios[BLOCKS / 2], fars[BLOCKS / 2], nears[BLOCKS / 2]);
+    aloud(&format!(
+        "lookup p50: {far} ns in another process, {near} ns on a thread, ratio {ratio:.2}"
+    ));
+}
