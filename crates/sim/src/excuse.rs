@@ -335,6 +335,17 @@ impl World {
         });
     }
 
+    /// A completion of the queue will name this request, and may come when the host has a command of
+    /// that id in flight that had not begun when the fault was injected.
+    fn excuse_stray(&mut self, queue: u16, request: u64) {
+        self.excuses.commands.push(OfCommand {
+            queue,
+            request,
+            moment: u64::MAX,
+            excuse: Excuse::Answer,
+        });
+    }
+
     fn never_answered(&mut self, queue: u16, request: u64) {
         if queue == 0 {
             self.excuses.admin = true;
@@ -431,7 +442,7 @@ impl World {
         self.excuse(queue, request, Excuse::Answer);
         if id != request {
             self.never_answered(queue, request);
-            self.excuse(queue, id, Excuse::Answer);
+            self.excuse_stray(queue, id);
         }
     }
 
@@ -445,7 +456,7 @@ impl World {
         if is.request() != was.request() {
             self.never_answered(queue, request);
             self.excuses.queue_mut(queue).bad = true;
-            self.excuse(queue, is.request().0, Excuse::Answer);
+            self.excuse_stray(queue, is.request().0);
         }
         if strays {
             return self.wild();
