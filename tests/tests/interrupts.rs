@@ -54,7 +54,12 @@ impl Rig {
     }
 
     fn faults(&self, rule: Rule) {
-        let plan = FaultPlan::new().with(rule).unwrap();
+        self.plan([rule]);
+    }
+
+    fn plan(&self, rules: impl IntoIterator<Item = Rule>) {
+        let with = |plan: FaultPlan, rule| plan.with(rule).unwrap();
+        let plan = rules.into_iter().fold(FaultPlan::new(), with);
         self.device.set_faults(&plan, 1).unwrap();
     }
 
@@ -63,6 +68,12 @@ impl Rig {
         let status = queue.lookup(&self.map, &KEY, &mut value).unwrap();
         assert_eq!((status, value), (Status::Success, VALUE));
     }
+}
+
+/// Every completion of the queue comes so late that its waiter is asleep.
+fn late(queue: &QueuePair<Threaded>) -> Rule {
+    let delay = Delay::Time(Duration::from_micros(300));
+    Rule::new(Site::Complete, Behaviour::Delay(delay)).on_queue(queue.id())
 }
 
 fn mode(completion: CompletionMode) -> DriverConfig {
@@ -153,9 +164,11 @@ fn a_waiter_sleeps_until_the_interrupt() {
         let (took, worked) = (started.elapsed(), busy() - before);
         let counters = queue.counters();
         assert!(took >= slow, "{took:?}");
-        assert_eq!(counters.interrupts - counted.interrupts, 1, "{counters:?}");
+        // One that the lookup before did not wait for may be left.
+        let interrupts = counters.interrupts - counted.interrupts;
+        assert!((1..=2).contains(&interrupts), "{counters:?}");
         // 1, 2, 4, … ms: it looks at the device's health in between.
-        assert!(counters.sleeps - counted.sleeps <= 10, "{counters:?}");
+        assert!(counters.sleeps - counted.sleeps <= 12, "{counters:?}");
         assert!(worked < slow / 5, "busy for {worked:?} of {took:?}");
     }
 }
@@ -164,7 +177,7 @@ fn a_waiter_sleeps_until_the_interrupt() {
 fn a_lost_interrupt_costs_a_look_and_not_the_command() {
     let rig = Rig::new(mode(CompletionMode::Interrupt));
     let mut queue = rig.queue();
-    rig.faults(Rule::new(Site::Interrupt, Behaviour::Drop));
+    rig.plan([late(&queue), Rule::new(Site::Interrupt, Behaviour::Drop)]);
     for _ in 0..5 {
         let started = Instant::now();
         rig.lookup(&mut queue);
@@ -184,11 +197,16 @@ fn a_lost_interrupt_costs_a_look_and_not_the_command() {
 fn interrupts_that_mean_nothing_are_passed_over() {
     let rig = Rig::new(mode(CompletionMode::Interrupt));
     let mut queue = rig.queue();
-    rig.faults(Rule::new(Site::Interrupt, Behaviour::Duplicate));
+    rig.plan([
+        late(&queue),
+        Rule::new(Site::Interrupt, Behaviour::Duplicate),
+    ]);
     for _ in 0..200 {
         rig.lookup(&mut queue);
     }
-    assert_eq!(queue.counters().timeouts, 0);
+    let counters = queue.counters();
+    assert_eq!(counters.timeouts, 0);
+    assert!(counters.interrupts > 0, "{counters:?}");
 }
 
 /// One command at a time never makes up the count, and the waiter's own look, after a millisecond,
@@ -202,6 +220,7 @@ fn an_interrupt_is_held_back_for_more_completions() {
             ..DriverConfig::default()
         });
         let mut queue = rig.queue();
+        rig.faults(late(&queue));
         for _ in 0..50 {
             rig.lookup(&mut queue);
         }
@@ -271,6 +290,7 @@ fn interrupts_work_again_after_a_reset() {
     assert!(old.is_dead());
     let mut queue = rig.queue();
     assert!(queue.has_interrupt());
+    rig.faults(late(&queue));
     for _ in 0..50 {
         assert!(queue.nop().unwrap().is_success());
     }

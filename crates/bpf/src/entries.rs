@@ -22,14 +22,16 @@ pub struct Entry<'e> {
 /// The entries of a map, in its own order; made by [`MapFile::entries`].
 ///
 /// **What a walk sees.** Each key that is in the map from the first call to the last comes at least
-/// once, and once exactly while nobody inserts keys. A key that comes or goes meanwhile may come or
-/// not.
+/// once, and once exactly while nobody inserts keys. A key that is inserted or deleted meanwhile, by
+/// the caller or by others, may come or not. Where a map is walked entry by entry, the deletion of the
+/// key that was returned last begins the walk again, as BPF_MAP_GET_NEXT_KEY does, so that keys come
+/// twice.
 ///
 /// **How old an entry may be.** An entry was in the map when its page was asked for, which was the
 /// last time that [`Entries::next_entry`] had used up the page before; a write by a data path or by
-/// another system since then does not show in that page. A write of this system (any call on any file
-/// of the map, other than a store to a mapping) that had returned before the call shows: from the
-/// first such write on, what is left of the page is looked up again, entry by entry.
+/// another system since then does not show in that page. An update or deletion by this system (any call
+/// on any file of the map, other than a store to a mapping) that had returned before the call shows:
+/// from the first such write on, what is left of the page is looked up again, entry by entry.
 #[derive(Debug)]
 pub struct Entries<'f> {
     file: &'f MapFile,

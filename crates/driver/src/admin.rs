@@ -1,6 +1,7 @@
 //! The admin queue: one command at a time (abi §6).
 
 use crate::generations::Generations;
+use crate::queue::{HEALTH_FIRST, HEALTH_LAST};
 use crate::registers::Registers;
 use crate::rings::Rings;
 use crate::{CompletionFault, DriverError};
@@ -13,6 +14,9 @@ use offmap_device_io::{DmaRegion, Function, PAGE_BYTES};
 use std::sync::Arc;
 use std::time::Duration;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+/// Turns of a waiter before it gives its processor away between them.
+const SPIN_TURNS: u32 = 1024;
 
 /// The admin queue's rings, followed by one page for what a command refers to.
 pub(crate) struct AdminQueue<F: Function> {
@@ -212,15 +216,18 @@ impl<F: Function> AdminQueue<F> {
 
         let started = function.now();
         let mut turns = 0u32;
+        let mut health_at = HEALTH_FIRST;
         let completion = loop {
             if let Some(completion) = self.answer() {
                 break completion;
             }
             function.progress();
             turns = turns.wrapping_add(1);
-            if turns.is_multiple_of(64) {
+            // Once the processor is given away between two turns, one of them may take long.
+            if turns > SPIN_TURNS || turns.is_multiple_of(64) {
                 let waited = function.now().saturating_sub(started);
-                if turns.is_multiple_of(1 << 14) || waited >= timeout {
+                if waited >= health_at || waited >= timeout {
+                    health_at = waited + health_at.min(HEALTH_LAST);
                     registers.health(self.reset_count)?;
                 }
                 if waited >= timeout {
@@ -243,7 +250,7 @@ impl<F: Function> AdminQueue<F> {
                     }
                 }
             }
-            if turns > 1024 {
+            if turns > SPIN_TURNS {
                 function.relax();
             }
         };

@@ -18,8 +18,8 @@ const SPIN_TURNS: u32 = 1024;
 /// Looks between two looks at the clock, once the processor is given away.
 const YIELD_TURNS: u32 = 8;
 /// First interval between two looks at the device's STATUS; it doubles up to the last.
-const HEALTH_FIRST: Duration = Duration::from_millis(1);
-const HEALTH_LAST: Duration = Duration::from_millis(128);
+pub(crate) const HEALTH_FIRST: Duration = Duration::from_millis(1);
+pub(crate) const HEALTH_LAST: Duration = Duration::from_millis(128);
 
 /// A command that the device has finished. Its slot is free again when this is dropped.
 pub struct Finished<'q, F: Function> {

@@ -12,6 +12,7 @@ mod submit;
 
 pub use batch::{BatchDone, Dumped};
 pub use complete::Finished;
+pub(crate) use complete::{HEALTH_FIRST, HEALTH_LAST};
 pub use submit::Op;
 
 use crate::driver::{self, Driver};
