@@ -224,7 +224,7 @@ impl<F: Function> AdminQueue<F> {
             function.progress();
             turns = turns.wrapping_add(1);
             // Once the processor is given away between two turns, one of them may take long.
-            if turns > SPIN_TURNS || turns.is_multiple_of(64) {
+            if turns.is_multiple_of(if turns > SPIN_TURNS { 8 } else { 64 }) {
                 let waited = function.now().saturating_sub(started);
                 if waited >= health_at || waited >= timeout {
                     health_at = waited + health_at.min(HEALTH_LAST);
