@@ -1,7 +1,7 @@
 //! The admin queue: one command at a time (abi §6).
 
 use crate::generations::Generations;
-use crate::queue::{HEALTH_FIRST, HEALTH_LAST};
+use crate::queue::{FAST_TURNS, HEALTH_FIRST, HEALTH_LAST, SPIN_TURNS, YIELD_TURNS};
 use crate::registers::Registers;
 use crate::rings::Rings;
 use crate::{CompletionFault, DriverError};
@@ -14,9 +14,6 @@ use offmap_device_io::{DmaRegion, Function, PAGE_BYTES};
 use std::sync::Arc;
 use std::time::Duration;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
-
-/// Turns of a waiter before it gives its processor away between them.
-const SPIN_TURNS: u32 = 1024;
 
 /// The admin queue's rings, followed by one page for what a command refers to.
 pub(crate) struct AdminQueue<F: Function> {
@@ -224,7 +221,11 @@ impl<F: Function> AdminQueue<F> {
             function.progress();
             turns = turns.wrapping_add(1);
             // Once the processor is given away between two turns, one of them may take long.
-            if turns.is_multiple_of(if turns > SPIN_TURNS { 8 } else { 64 }) {
+            let burst = match turns > SPIN_TURNS {
+                true => YIELD_TURNS,
+                false => FAST_TURNS,
+            };
+            if turns.is_multiple_of(burst) {
                 let waited = function.now().saturating_sub(started);
                 if waited >= health_at || waited >= timeout {
                     health_at = waited + health_at.min(HEALTH_LAST);

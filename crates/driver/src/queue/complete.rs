@@ -11,12 +11,12 @@ use std::time::Duration;
 
 /// Looks at the completion ring before a waiter looks at the clock for the first time. An
 /// inline device and an awake one answer within these.
-pub(super) const FAST_TURNS: u32 = 64;
+pub(crate) const FAST_TURNS: u32 = 64;
 /// Looks before a waiter starts to give its processor away between them, so that a device
 /// that runs on the same processor can.
-const SPIN_TURNS: u32 = 1024;
+pub(crate) const SPIN_TURNS: u32 = 1024;
 /// Looks between two looks at the clock, once the processor is given away.
-const YIELD_TURNS: u32 = 8;
+pub(crate) const YIELD_TURNS: u32 = 8;
 /// First interval between two looks at the device's STATUS; it doubles up to the last.
 pub(crate) const HEALTH_FIRST: Duration = Duration::from_millis(1);
 pub(crate) const HEALTH_LAST: Duration = Duration::from_millis(128);

@@ -12,7 +12,7 @@ mod submit;
 
 pub use batch::{BatchDone, Dumped};
 pub use complete::Finished;
-pub(crate) use complete::{HEALTH_FIRST, HEALTH_LAST};
+pub(crate) use complete::{FAST_TURNS, HEALTH_FIRST, HEALTH_LAST, SPIN_TURNS, YIELD_TURNS};
 pub use submit::Op;
 
 use crate::driver::{self, Driver};
@@ -162,9 +162,9 @@ impl<F: Function> QueuePair<F> {
             Bell::Doorbell => None,
         };
         let (vector, fast_turns, spin) = match config.completion {
-            CompletionMode::Poll => (None, complete::FAST_TURNS, Duration::MAX),
+            CompletionMode::Poll => (None, FAST_TURNS, Duration::MAX),
             CompletionMode::Interrupt => (driver.take_vector(), 1, Duration::ZERO),
-            CompletionMode::Hybrid { spin } => (driver.take_vector(), complete::FAST_TURNS, spin),
+            CompletionMode::Hybrid { spin } => (driver.take_vector(), FAST_TURNS, spin),
         };
         let mut body = driver::queue_create(
             id,
@@ -191,7 +191,7 @@ impl<F: Function> QueuePair<F> {
             fast_turns: if vector.is_some() {
                 fast_turns
             } else {
-                complete::FAST_TURNS
+                FAST_TURNS
             },
             vector,
             spin,
