@@ -5,7 +5,6 @@
 
 pub mod btf;
 pub mod command;
-pub mod conformance;
 pub mod contract;
 pub mod counting;
 pub mod cpu;
@@ -26,6 +25,8 @@ pub mod stack;
 pub mod subject;
 pub mod tap;
 pub mod tidy;
+
+pub use offmap_conformance as conformance;
 
 /// The program in the README, so that it keeps compiling and running.
 #[cfg(doctest)]

@@ -3,6 +3,7 @@
 
 use crate::command::offmap;
 use crate::forward::forward;
+use offmap_conformance::Wanted;
 use offmap_device_io::{
     BarInfo, BarMapping, BarOffset, DmaBuffer, Function, Interrupt, IoError, Iova, IovaRange,
 };
@@ -18,6 +19,18 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
+
+/// The device that a conformance case wants.
+pub fn device(wanted: &Wanted) -> DeviceConfig {
+    let mut config = DeviceConfig::default();
+    let firmware = &mut config.firmware;
+    firmware.memory_bytes = wanted.memory_bytes;
+    firmware.maps = wanted.maps.unwrap_or(firmware.maps);
+    firmware.entries_per_map = wanted.entries_per_map.unwrap_or(firmware.entries_per_map);
+    firmware.entries_total = wanted.entries_total.unwrap_or(firmware.entries_total);
+    config.polls_before_park = wanted.polls_before_park.unwrap_or(config.polls_before_park);
+    config
+}
 
 /// How long a server may take to be there, and to end; far beyond what it does take.
 pub const PATIENCE: Duration = Duration::from_secs(60);

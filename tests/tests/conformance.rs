@@ -1,55 +1,47 @@
 //! The conformance suite on each transport, with both ways of notifying.
 
+use offmap_conformance::host::Notify::{Doorbells, Shadow};
+use offmap_conformance::{Bench, conformance_suite};
 use offmap_emulator::{Inline, Threaded};
-use offmap_tests::conformance::host::Notify;
-use offmap_tests::conformance_suite;
-use offmap_tests::served::{OverSocket, ServerProcess, ServerThread};
+use offmap_tests::served::{OverSocket, ServerProcess, ServerThread, device};
 
 conformance_suite!(
     inline_doorbells,
     Inline,
-    |config| Inline::new(config).expect("a device"),
-    Notify::Doorbells
+    Bench::made(|w| Inline::new(device(w)).expect("a device"), Doorbells)
 );
 conformance_suite!(
     inline_shadow,
     Inline,
-    |config| Inline::new(config).expect("a device"),
-    Notify::Shadow
+    Bench::made(|w| Inline::new(device(w)).expect("a device"), Shadow)
 );
 conformance_suite!(
     threaded_doorbells,
     Threaded,
-    |config| Threaded::spawn(config).expect("a device"),
-    Notify::Doorbells
+    Bench::made(|w| Threaded::spawn(device(w)).expect("a device"), Doorbells)
 );
 conformance_suite!(
     threaded_shadow,
     Threaded,
-    |config| Threaded::spawn(config).expect("a device"),
-    Notify::Shadow
+    Bench::made(|w| Threaded::spawn(device(w)).expect("a device"), Shadow)
 );
 conformance_suite!(
     vfio_user_thread_doorbells,
     OverSocket<ServerThread>,
-    OverSocket::thread,
-    Notify::Doorbells
+    Bench::made(|w| OverSocket::thread(device(w)), Doorbells)
 );
 conformance_suite!(
     vfio_user_thread_shadow,
     OverSocket<ServerThread>,
-    OverSocket::thread,
-    Notify::Shadow
+    Bench::made(|w| OverSocket::thread(device(w)), Shadow)
 );
 conformance_suite!(
     vfio_user_process_doorbells,
     OverSocket<ServerProcess>,
-    OverSocket::process,
-    Notify::Doorbells
+    Bench::made(|w| OverSocket::process(device(w)), Doorbells)
 );
 conformance_suite!(
     vfio_user_process_shadow,
     OverSocket<ServerProcess>,
-    OverSocket::process,
-    Notify::Shadow
+    Bench::made(|w| OverSocket::process(device(w)), Shadow)
 );

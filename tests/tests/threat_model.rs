@@ -81,8 +81,8 @@ impl<'a> Visit<'a> for Tests {
 /// The tests of a file. A case of the conformance suite is one if the suite lists it.
 fn tests_of(file: &str) -> Result<BTreeSet<String>, String> {
     let text = read(file)?;
-    if file.starts_with("tests/src/conformance/") {
-        let suite = read("tests/src/conformance/mod.rs")?;
+    if file.starts_with("crates/conformance/src/") {
+        let suite = read("crates/conformance/src/lib.rs")?;
         let listed: BTreeSet<&str> = suite
             .split(|c: char| !c.is_alphanumeric() && c != '_')
             .collect();
@@ -228,11 +228,11 @@ fn a_name_that_is_wrong_is_noticed() {
     for wrong in ["no/such/file.rs::test", "words", "Mutation::NoSuchBug", ""] {
         assert!(names.fault(wrong).is_some(), "{wrong}");
     }
-    let of_conformance = "tests/src/conformance/ordering.rs::a_reset_ends_all_access";
+    let of_conformance = "crates/conformance/src/ordering.rs::a_reset_ends_all_access";
     assert_eq!(names.fault(of_conformance), None);
     assert!(
         names
-            .fault("tests/src/conformance/host.rs::command")
+            .fault("crates/conformance/src/host.rs::command")
             .is_some()
     );
     assert_eq!(names.faults("", false).len(), 1);

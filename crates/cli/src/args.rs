@@ -122,6 +122,8 @@ Examples:
   offmap demo --device vfio-user:/tmp/nic.sock"
     )]
     Nic(NicArgs),
+    /// Test devices
+    Device(DeviceArgs),
     /// Show capability profiles, and check one's own
     #[command(
         long_about = "Show capability profiles, and check one's own.
@@ -142,6 +144,68 @@ Examples:
   offmap demo --profile mine.toml"
     )]
     Profile(ProfileArgs),
+}
+
+/// Arguments of `offmap device`.
+#[derive(Clone, Debug, Args)]
+pub struct DeviceArgs {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: DeviceCommand,
+}
+
+/// What `offmap device` can do.
+#[derive(Clone, Debug, Subcommand)]
+pub enum DeviceCommand {
+    /// Run the conformance suite on a device
+    #[command(
+        long_about = "Run the conformance suite on a device: registers, config space, queues, every command \
+and status, DMA both ways, interrupts, the ordering rules, resets.
+
+Each case runs with doorbells and with notify blocks, and says which part of docs/abi.md it tests when it \
+fails. Emulated devices are built for each case as it wants them. Another device is taken as it is, and reset \
+for each case: nothing that it holds is kept. A case that needs what that device lacks is skipped, and says why; \
+a NIC of `offmap nic --memory 2M` has what most cases want.",
+        after_long_help = "Exit status:
+  0  every case passed or was skipped
+  1  a case failed
+  2  the command line is bad, or there is no such device
+
+Examples:
+  offmap device test
+  offmap device test --device vfio-user:/tmp/nic.sock --json
+  offmap device test --device threaded --only ordering
+  offmap device test --list"
+    )]
+    Test(DeviceTestArgs),
+}
+
+/// Arguments of `offmap device test`.
+#[derive(Clone, Debug, Args)]
+pub struct DeviceTestArgs {
+    /// Where the device is
+    ///
+    /// emulated or inline: on the thread that waits for it; threaded: on a thread of its own;
+    /// vfio-user:PATH: in another process, which `offmap nic --socket PATH` started
+    #[arg(long, value_name = "KIND", default_value = "emulated", value_parser = device)]
+    pub device: DeviceKind,
+
+    /// Run the case of that name, the cases of that group, or those with that in their names
+    #[arg(long, value_name = "NAME")]
+    pub only: Option<String>,
+
+    /// Print the cases with the part of docs/abi.md that each tests, and run none
+    #[arg(long, conflicts_with = "json")]
+    pub list: bool,
+
+    /// The longest that a case may take, in seconds; after one that takes longer none is run
+    #[arg(long, value_name = "SECONDS", default_value_t = 60,
+          value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub deadline: u64,
+
+    /// Print one JSON document
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Arguments of `offmap nic`.
@@ -384,9 +448,9 @@ pub enum DeviceKind {
 
 fn device(text: &str) -> Result<DeviceKind, String> {
     match text.split_once(':') {
-        None if text == "inline" => Ok(DeviceKind::Inline),
+        None if text == "inline" || text == "emulated" => Ok(DeviceKind::Inline),
         None if text == "threaded" => Ok(DeviceKind::Threaded),
         Some(("vfio-user", path)) if !path.is_empty() => Ok(DeviceKind::VfioUser(path.into())),
-        _ => Err("a device is inline, threaded or vfio-user:PATH".into()),
+        _ => Err("a device is emulated, inline, threaded or vfio-user:PATH".into()),
     }
 }

@@ -1,22 +1,21 @@
 //! `offmap demo`: an object's maps, offloaded and on the host, under one workload.
 
-use crate::args::{DemoArgs, DeviceKind};
+use crate::args::DemoArgs;
 use crate::expected::Expected;
 use crate::faulty::{self, Watch, Watched};
 use crate::object::{self, LoadError, MapDef};
+use crate::open::{self, OpenError, Visitor};
 use crate::report::{MapReport, Report};
 use crate::stats;
 use crate::workload::{self, Disagreement, Limits, MapAccess, Shape};
 use offmap_bpf::device::{MapSpec, OffloadDevice};
 use offmap_bpf::uapi::{BPF_OBJ_NAME_LEN, MapFlags, MapType};
 use offmap_bpf::{Caller, Errno, Fd, IfIndex, MapCreateAttr, MapFile, System, SystemConfig};
-use offmap_device_io::{Function, IoError};
+use offmap_device_io::Function;
 use offmap_driver::{Driver, DriverConfig, DriverError};
 use offmap_emulator::faults::{FaultFileError, FaultPlan};
 use offmap_emulator::{DeviceConfig, Emulated, EmulatorError, FrontEnd, Inline, Threaded};
 use offmap_offload::{NicStats, OffloadNic, Profile, ProfileError, Situation, Usage};
-use offmap_vfio_user::{Attach, VfioUser};
-use std::path::Path;
 use std::sync::Arc;
 use thiserror::Error;
 
@@ -43,14 +42,9 @@ pub enum DemoError {
         "--faults is for a device in this process; start `offmap nic --faults FILE` to have the one behind the socket do wrong"
     )]
     FaultsElsewhere,
-    /// There is no device behind the socket.
-    #[error("there is no SmartNIC at {path}: {source}; `offmap nic --socket {path}` starts one")]
-    Attach {
-        /// The socket.
-        path: String,
-        /// What went wrong.
-        source: IoError,
-    },
+    /// The device cannot be opened.
+    #[error(transparent)]
+    Open(#[from] OpenError),
     /// The emulated device could not be built.
     #[error("the emulated SmartNIC cannot be built: {0}")]
     Emulator(#[from] EmulatorError),
@@ -86,13 +80,11 @@ pub fn run(args: &DemoArgs, progress: &mut dyn Progress) -> Result<Report, DemoE
         })?,
     };
     let profile = Profile::find(&args.profile)?;
-    let up = match &args.device {
-        DeviceKind::Inline => bring_up(&Inline::new(DeviceConfig::default())?, &profile, args)?,
-        DeviceKind::Threaded => {
-            bring_up(&Threaded::spawn(DeviceConfig::default())?, &profile, args)?
-        }
-        DeviceKind::VfioUser(path) => attach(path, &profile, args)?,
+    let bring_up = BringUp {
+        profile: &profile,
+        args,
     };
+    let up = open::visit(&args.device, bring_up)?;
     let Up {
         nic,
         stats,
@@ -138,17 +130,33 @@ struct Up {
     watch: Option<Watch>,
 }
 
-/// Brings up the NIC behind a vfio-user socket.
-fn attach(path: &Path, profile: &Profile, args: &DemoArgs) -> Result<Up, DemoError> {
-    if args.faults.is_some() {
-        return Err(DemoError::FaultsElsewhere);
+/// Brings up the NIC that `--device` names.
+struct BringUp<'a> {
+    profile: &'a Profile,
+    args: &'a DemoArgs,
+}
+
+impl Visitor for BringUp<'_> {
+    type Out = Result<Up, DemoError>;
+
+    fn emulated(self, threaded: bool) -> Self::Out {
+        let config = DeviceConfig::default();
+        match threaded {
+            true => bring_up(&Threaded::spawn(config)?, self.profile, self.args),
+            false => bring_up(&Inline::new(config)?, self.profile, self.args),
+        }
     }
-    let device = VfioUser::attach(path, Attach::default()).map_err(|source| DemoError::Attach {
-        path: path.display().to_string(),
-        source,
-    })?;
-    let config = profile.driver_config(DriverConfig::default());
-    up(Arc::new(device), config, profile, args)
+
+    fn elsewhere<F: Function>(
+        self,
+        mut open: impl FnMut() -> Result<Arc<F>, OpenError>,
+    ) -> Self::Out {
+        if self.args.faults.is_some() {
+            return Err(DemoError::FaultsElsewhere);
+        }
+        let config = self.profile.driver_config(DriverConfig::default());
+        up(open()?, config, self.profile, self.args)
+    }
 }
 
 /// Brings up the NIC that a function is.

@@ -4,16 +4,19 @@
 //! alike and compares every answer, [`demo`] puts both to work over the whole stack,
 //! [`report`] says what came of it, [`faulty`] what a fault plan did, [`diff`] holds the map
 //! side against the running kernel, [`profile`] shows capability profiles, [`stats`] what the
-//! queues did, and [`nic`] serves the emulated NIC to other processes.
+//! queues did, [`nic`] serves the emulated NIC to other processes, [`device`] tests devices, and [`open`]
+//! opens what `--device` names.
 #![forbid(unsafe_code)]
 
 pub mod args;
 pub mod demo;
+pub mod device;
 pub mod diff;
 mod expected;
 pub mod faulty;
 pub mod nic;
 pub mod object;
+pub mod open;
 pub mod profile;
 pub mod report;
 pub mod sim;

@@ -3,8 +3,11 @@
 
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
-use offmap_cli::args::{Cli, Command, DemoArgs, DiffArgs, NicArgs, SimArgs};
+use offmap_cli::args::{
+    Cli, Command, DemoArgs, DeviceCommand, DeviceTestArgs, DiffArgs, NicArgs, SimArgs,
+};
 use offmap_cli::demo::{self, DemoError, Progress};
+use offmap_cli::device::test;
 use offmap_cli::diff;
 use offmap_cli::nic::{self, NicError};
 use offmap_cli::profile;
@@ -22,6 +25,9 @@ fn main() -> ExitCode {
         Command::Diff(args) => diff(&args),
         Command::Sim(args) => simulate(&args),
         Command::Nic(args) => serve(&args),
+        Command::Device(args) => match args.command {
+            DeviceCommand::Test(args) => test_device(&args),
+        },
         Command::Profile(args) => match profile::run(&args) {
             Ok(text) => print(&text, ExitCode::SUCCESS),
             Err(error) => fail(&error.to_string(), BAD_INPUT),
@@ -120,6 +126,34 @@ fn serve(args: &NicArgs) -> ExitCode {
         }
         Err(error) => fail(&error.to_string(), DISAGREED),
     }
+}
+
+fn test_device(args: &DeviceTestArgs) -> ExitCode {
+    if args.list {
+        return match test::list(args) {
+            Ok(text) => print(&text, ExitCode::SUCCESS),
+            Err(error) => fail(&error.to_string(), BAD_INPUT),
+        };
+    }
+    let json = args.json;
+    // A suite takes a while: each case is told as it ends.
+    let report = test::run(args, &mut |case| {
+        if !json {
+            print(&case.text(), ExitCode::SUCCESS);
+        }
+    });
+    let report = match report {
+        Ok(report) => report,
+        Err(error) => return fail(&error.to_string(), BAD_INPUT),
+    };
+    let text = match json {
+        false => report.text(),
+        true => match serde_json::to_string_pretty(&report) {
+            Ok(text) => text + "\n",
+            Err(error) => return fail(&error.to_string(), DISAGREED),
+        },
+    };
+    print(&text, verdict(report.failed == 0))
 }
 
 fn verdict(agree: bool) -> ExitCode {

@@ -140,7 +140,6 @@ impl<S: Storage> Firmware<S> {
     /// What IDENTIFY reports.
     pub fn identify(&self) -> IdentifyData {
         let config = &self.config;
-        let memory = u32::try_from(self.allocator.size_bytes()).unwrap_or(u32::MAX);
         let mut firmware = [0; 32];
         firmware[..FIRMWARE_NAME.len()].copy_from_slice(FIRMWARE_NAME);
         IdentifyData {
@@ -150,14 +149,20 @@ impl<S: Storage> Firmware<S> {
             entries_total: U64::new(config.entries_total),
             entries_per_map: U32::new(config.entries_per_map),
             maps: U32::new(config.maps),
-            // A device does not claim what it cannot hold.
-            key_bytes: U32::new(config.key_bytes.min(memory)),
-            value_bytes: U32::new(config.value_bytes.min(memory)),
+            key_bytes: U32::new(self.longest(config.key_bytes)),
+            value_bytes: U32::new(self.longest(config.value_bytes)),
             cpu_slots: U32::new(config.cpu_slots),
             batch: U32::new(config.batch),
             engines: U32::new(config.engines),
             reserved: [0; 44],
         }
+    }
+
+    /// The longest key or value where so much is configured: a device does not claim what it cannot
+    /// hold, and refuses by what it claims.
+    fn longest(&self, configured: u32) -> u32 {
+        let memory = u32::try_from(self.allocator.size_bytes()).unwrap_or(u32::MAX);
+        configured.min(memory)
     }
 
     /// Runs IDENTIFY, MAP_CREATE, MAP_FREE or MAP_QUERY. Commands about queues are the bus
@@ -337,8 +342,9 @@ impl<S: Storage> Firmware<S> {
         if kind.is_queue() != (spec.key_size == 0) {
             return Err(invalid());
         }
-        within(Limit::KeyBytes, spec.key_size, config.key_bytes)?;
-        within(Limit::ValueBytes, spec.value_size, config.value_bytes)?;
+        let (key, value) = (config.key_bytes, config.value_bytes);
+        within(Limit::KeyBytes, spec.key_size, self.longest(key))?;
+        within(Limit::ValueBytes, spec.value_size, self.longest(value))?;
         let lpm_key = lpm::PREFIX_BYTES + 1..=lpm::PREFIX_BYTES + lpm::DATA_BYTES_MAX;
         let wrong_key = match kind {
             MapKind::LpmTrie => !lpm_key.contains(&spec.key_size),

@@ -12,6 +12,7 @@ pub const EDGES: &[(&str, &[&str])] = &[
         "offmap-offload",
         &["offmap-abi", "offmap-bpf", "offmap-driver"],
     ),
+    ("offmap-conformance", &["offmap-abi", "offmap-device-io"]),
     ("offmap-vfio", &["offmap-device-io"]),
     ("offmap-vfio-user", &["offmap-device-io"]),
     ("offmap-firmware-model", &["offmap-abi"]),

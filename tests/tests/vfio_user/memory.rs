@@ -57,9 +57,7 @@ fn mapped(server: &offmap_tests::served::ServerThread) -> (usize, usize) {
 /// A range that came without a file is taken, and the device meets a fault there.
 #[test]
 fn memory_without_a_file_is_a_dma_fault() {
-    let config =
-        offmap_tests::conformance::Bench::<OverSocket<offmap_tests::served::ServerThread>>::config(
-        );
+    let config = offmap_tests::served::device(&offmap_tests::conformance::Wanted::default());
     let function = OverSocket::thread(config);
     let host = Host::bring_up(Arc::clone(&function));
     let iova = 1 << 40;

@@ -1,5 +1,6 @@
 //! Element and batch commands, spelled out for the cases.
 
+use super::coverage;
 use super::host::{Host, Queue, next_request};
 use offmap_abi::completion::{BatchResult, INLINE_RESULT_BYTES};
 use offmap_abi::submission::{
@@ -185,8 +186,10 @@ impl<'q, F: Function> Table<'q, F> {
         }
     }
 
-    /// A batch command over `count` elements with the arrays as they are.
+    /// A batch command over `count` elements with the arrays as they are. A device without batches
+    /// ends the case, as skipped.
     pub fn batch(&self, opcode: IoOpcode, count: u32, map_flags: u32, cursor: u64) -> Submission {
+        self.queue.need_batches();
         let mut body = BatchBody::new_zeroed();
         body.map_flags = U32::new(map_flags);
         body.count = U32::new(count);
@@ -230,7 +233,8 @@ impl<'q, F: Function> Table<'q, F> {
         let statuses = raw
             .chunks_exact(2)
             .map(|b| Status(u16::from_le_bytes([b[0], b[1]])))
-            .collect();
+            .collect::<Vec<_>>();
+        coverage::got_each(&statuses);
         (done.status(), done.count.get(), statuses)
     }
 

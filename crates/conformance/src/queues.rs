@@ -54,8 +54,11 @@ pub fn limits_are_kept<F: Function>(bench: &Bench<F>) {
 /// An id can be used again, with another depth, and its counts start from zero.
 pub fn delete_and_create_again<F: Function>(bench: &Bench<F>) {
     let host = bench.host();
+    let id = host.register(regs::QUEUE_PAIRS).min(3) as u16;
+    let most = host.register(regs::QUEUE_DEPTH_MAX);
     for depth in [2, 64, 4, 128, 2] {
-        let mut queue = bench.queue(&host, 3, depth);
+        let depth = most.min(depth);
+        let mut queue = bench.queue(&host, id, depth);
         for _ in 0..depth + 1 {
             assert_eq!(queue.run(nop()).status(), Status::Success);
         }
@@ -106,7 +109,8 @@ pub fn the_deepest_queue_is_used_whole<F: Function>(bench: &Bench<F>) {
 /// A completion with a vector signals it, on every queue's own vector.
 pub fn interrupts_arrive<F: Function>(bench: &Bench<F>) {
     let host = bench.host();
-    for vector in 0..host.function().vectors().min(3) {
+    let pairs = host.register(regs::QUEUE_PAIRS);
+    for vector in 0..host.function().vectors().min(pairs).min(3) {
         let irq = host.vector(vector);
         let options = QueueOptions {
             notify: bench.notify,
@@ -243,6 +247,7 @@ pub fn several_queues_from_several_threads<F: Function>(bench: &Bench<F>) {
     const THREADS: u16 = 4;
     const KEYS: u32 = 500;
     let host = bench.host();
+    host.need_pairs(THREADS.into());
     let body = Host::<F>::map_body(HASH, 8, 24, u32::from(THREADS) * KEYS);
     let map = host.map(&body);
     std::thread::scope(|scope| {
@@ -274,7 +279,7 @@ pub fn several_queues_from_several_threads<F: Function>(bench: &Bench<F>) {
 
 /// Entries after a pause long enough for the device to park are seen, each time.
 pub fn a_parked_device_wakes<F: Function>(bench: &Bench<F>) {
-    let host = bench.host_with(|config| config.polls_before_park = 16);
+    let host = bench.host_with(|wanted| wanted.polls_before_park = Some(16));
     let mut queue: Queue<F> = bench.queue(&host, 1, 4);
     for i in 0..60 {
         std::thread::sleep(Duration::from_micros(100 * (i % 30)));

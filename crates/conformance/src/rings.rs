@@ -54,7 +54,7 @@ fn create<F: Function>(
 /// A new ring is empty in host memory, and no command finds an element in it.
 pub fn a_ring_has_memory_and_no_elements<F: Function>(bench: &Bench<F>) {
     let host = bench.host();
-    assert_ne!(host.identify().map_types.get() & MapType::Ringbuf.bit(), 0);
+    host.need_type(MapType::Ringbuf.0);
     let mut queue = bench.queue(&host, 1, 4);
     let memory = memory(&host);
     let vector = host.function().vectors() - 1;
@@ -86,6 +86,7 @@ pub fn a_ring_has_memory_and_no_elements<F: Function>(bench: &Bench<F>) {
 /// Sizes, memory and vectors that cannot be.
 pub fn unusable_rings_are_refused<F: Function>(bench: &Bench<F>) {
     let host = bench.host();
+    host.need_type(MapType::Ringbuf.0);
     let memory = memory(&host);
     let good = attr(&memory, NO_VECTOR);
     for size in [0, 1, 2048, 12288, u32::MAX] {
@@ -119,7 +120,8 @@ pub fn unusable_rings_are_refused<F: Function>(bench: &Bench<F>) {
 
 /// A ring whose memory is taken away before it is freed, and many after it.
 pub fn freeing_a_ring_lets_go_of_its_memory<F: Function>(bench: &Bench<F>) {
-    let host = bench.host_with(|config| config.firmware.maps = 1);
+    let host = bench.host_with(|wanted| wanted.maps = Some(1));
+    host.need_type(MapType::Ringbuf.0);
     for _ in 0..100 {
         let memory = memory(&host);
         let map = create(&host, &memory, SIZE, &attr(&memory, 0)).unwrap();

@@ -161,7 +161,7 @@ pub fn completions_are_kept_until_the_head_passes<F: Function>(bench: &Bench<F>)
 
 /// N3: a device that parked and that nobody kicks finds what is there by itself.
 pub fn a_parked_device_looks_by_itself<F: Function>(bench: &Bench<F>) {
-    let host = bench.host_with(|config| config.polls_before_park = 16);
+    let host = bench.host_with(|wanted| wanted.polls_before_park = Some(16));
     let mut queue = bench.queue(&host, 1, 4);
     for _ in 0..20 {
         std::thread::sleep(Duration::from_millis(3));
@@ -214,6 +214,7 @@ impl<F: Function> Slow<F> {
 
     fn new(host: &Host<F>) -> Self {
         let body = Host::<F>::map_body(HASH, 4, Self::VALUE as u32, Self::COUNT as u32);
+        host.need_features(regs::Features::BATCH);
         let map = host.map(&body);
         let memory = host.dma(Self::VALUES_AT + Self::COUNT * Self::VALUE);
         for i in 0..Self::COUNT {
@@ -332,7 +333,7 @@ pub fn an_unmap_ends_all_access<F: Function>(bench: &Bench<F>) {
 /// N1: a queue with a notify block needs no doorbell, one with doorbells no notify block; either
 /// way a tail that is published late covers what was stored before (S2).
 pub fn a_tail_covers_what_was_stored_before<F: Function>(bench: &Bench<F>) {
-    let host = bench.host_with(|config| config.polls_before_park = 16);
+    let host = bench.host_with(|wanted| wanted.polls_before_park = Some(16));
     for notify in [Notify::Doorbells, Notify::Shadow] {
         let options = QueueOptions {
             notify,

@@ -3,16 +3,17 @@
 //! It says exactly what a case wants said, mistakes included, and shares no code with the
 //! driver, so that a misreading of the ABI in one of them shows.
 
+use crate::{coverage, skip};
 use offmap_abi::admin::{
-    AbortBody, EmptyBody, IdentifyBody, IdentifyData, MapCreateBody, MapCreated, MapInfo,
-    QueueCreateBody, QueueDeleteBody,
+    AbortBody, EmptyBody, IdentifyBody, IdentifyData, Limit, LimitDetail, MapCreateBody,
+    MapCreated, MapInfo, QueueCreateBody, QueueDeleteBody,
 };
 use offmap_abi::completion::{COMPLETION_BYTES, COMPLETION_WORDS};
 use offmap_abi::notify::{
     EventWord, NOTIFY_BYTES, NOTIFY_CQ_EVENT, NOTIFY_CQ_HEAD, NOTIFY_SQ_EVENT, NOTIFY_SQ_TAIL,
     cq_doorbell, sq_doorbell,
 };
-use offmap_abi::regs::{self, Control, DeviceStatus, FatalCause};
+use offmap_abi::regs::{self, Control, DeviceStatus, FatalCause, Features};
 use offmap_abi::submission::{SUBMISSION_BYTES, SUBMISSION_WORDS, phase_of};
 use offmap_abi::{AdminOpcode, Completion, MapHandle, QueueId, RequestId, Status, Submission};
 use offmap_device_io::{
@@ -24,8 +25,18 @@ use std::time::{Duration, Instant};
 use zerocopy::FromZeros;
 use zerocopy::little_endian::{U16, U32, U64};
 
-/// How long anything may take before the case fails; far beyond what it does take.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+/// How long anything may take before the case fails, in milliseconds; far beyond what it does take.
+static PATIENCE_MS: AtomicU64 = AtomicU64::new(20_000);
+
+/// How long the cases of this process wait for any one thing. Twenty seconds if nothing else is said.
+pub fn set_patience(patience: Duration) {
+    let ms = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX);
+    PATIENCE_MS.store(ms.max(1), Ordering::Relaxed);
+}
+
+fn patience() -> Duration {
+    Duration::from_millis(PATIENCE_MS.load(Ordering::Relaxed))
+}
 
 /// How a queue tells the device about new entries.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -57,7 +68,7 @@ pub struct Host<F: Function> {
 ///
 /// # Panics
 ///
-/// When [`PATIENCE`] runs out.
+/// When patience ([`set_patience`]) runs out.
 #[track_caller]
 pub fn wait_for<F: Function, T>(function: &F, what: &str, mut f: impl FnMut() -> Option<T>) -> T {
     let started = Instant::now();
@@ -69,8 +80,9 @@ pub fn wait_for<F: Function, T>(function: &F, what: &str, mut f: impl FnMut() ->
             function.progress();
         }
         assert!(
-            started.elapsed() < PATIENCE,
-            "{what}: nothing for {PATIENCE:?}; STATUS {:#x}, {:?}",
+            started.elapsed() < patience(),
+            "{what}: nothing for {:?}; STATUS {:#x}, {:?}",
+            patience(),
             read32(function, regs::STATUS),
             FatalCause(read32(function, regs::FATAL_CAUSE))
         );
@@ -151,7 +163,7 @@ impl<F: Function> Host<F> {
     /// Resets the function and brings it up again. Queues and maps of before are gone.
     pub fn reset(self) -> Self {
         self.function.reset().expect("reset");
-        // Config space was reset too: the function does not decode memory accesses.
+        // Config space may have been reset too: the function does not decode memory accesses then.
         enable_pci(&*self.function);
         assert_eq!(self.status(), DeviceStatus::empty());
         let Self {
@@ -173,6 +185,71 @@ impl<F: Function> Host<F> {
     /// The STATUS register.
     pub fn status(&self) -> DeviceStatus {
         DeviceStatus::from_bits_retain(self.register(regs::STATUS))
+    }
+
+    /// Optional parts of the ABI that the device has.
+    pub fn features(&self) -> Features {
+        let bar = regs::BAR_REGISTERS;
+        let features = self.function.read64(bar, BarOffset(regs::FEATURES));
+        Features::from_bits_retain(features.expect("FEATURES"))
+    }
+
+    /// Skips the case on a device without one of these.
+    pub fn need_features(&self, needed: Features) {
+        let lacks = needed - self.features();
+        if !lacks.is_empty() {
+            let names: Vec<_> = lacks.iter_names().map(|(name, _)| name).collect();
+            skip(format!("the device has no {}", names.join(", ")));
+        }
+    }
+
+    /// Skips the case on a device with fewer I/O queue pairs.
+    pub fn need_pairs(&self, needed: u32) {
+        let pairs = self.register(regs::QUEUE_PAIRS);
+        if pairs < needed {
+            skip(format!(
+                "the device has {pairs} queue pairs, and the case wants {needed}"
+            ));
+        }
+    }
+
+    /// Skips the case on a device without the map type.
+    pub fn need_type(&self, map_type: u32) {
+        let types = self.identify().map_types.get();
+        if map_type >= 64 || types >> map_type & 1 == 0 {
+            skip(format!("the device has no maps of type {map_type}"));
+        }
+    }
+
+    /// Skips the case where a map was refused for a limit of which IDENTIFY says the same.
+    fn need_room(&self, refused: &Completion) {
+        let detail: LimitDetail = refused.payload_as();
+        let limits = self.identify();
+        let (what, allowed) = match Limit(detail.limit.get()) {
+            Limit::KeyBytes => ("key bytes", limits.key_bytes.get().into()),
+            Limit::ValueBytes => ("value bytes", limits.value_bytes.get().into()),
+            Limit::EntriesPerMap => ("entries of a map", limits.entries_per_map.get().into()),
+            Limit::EntriesTotal => ("entries", limits.entries_total.get()),
+            Limit::Maps => ("maps", limits.maps.get().into()),
+            Limit::CpuSlots => ("per-CPU slots", limits.cpu_slots.get().into()),
+            _ => return,
+        };
+        let (asked, used) = (detail.asked.get(), detail.used.get());
+        let said = detail.allowed.get() == allowed && asked.saturating_add(used) > allowed;
+        if refused.status() == Status::LimitExceeded && said {
+            skip(format!(
+                "the device has {allowed} {what}, and the case wants {asked} more than {used}"
+            ));
+        }
+    }
+
+    /// Takes maps up until there is room for `left` more.
+    pub fn leave_maps(&self, left: u32) {
+        let maps = self.identify().maps.get();
+        let body = Self::map_body(1, 4, 4, 1);
+        for _ in left..maps {
+            self.map(&body);
+        }
     }
 
     /// The FATAL_CAUSE register.
@@ -249,7 +326,12 @@ impl<F: Function> Host<F> {
     pub fn map(&self, body: &MapCreateBody) -> MapHandle {
         match self.try_map(body) {
             Ok(created) => MapHandle(created.map.get()),
-            Err(done) => panic!("MAP_CREATE of {body:?}: {:?}", done.status()),
+            Err(done) => {
+                // A device need not have every type of map, nor room for all of a case, if it says so.
+                self.need_type(body.map_type.get());
+                self.need_room(&done);
+                panic!("MAP_CREATE of {body:?}: {:?}", done.status())
+            }
         }
     }
 
@@ -304,7 +386,7 @@ impl<F: Function> Host<F> {
     ) -> (Queue<F>, QueueCreateBody) {
         let notify = (options.notify == Notify::Shadow).then(|| self.dma(NOTIFY_BYTES));
         let (id, wire) = (QueueId(id), U16::new(id));
-        let queue = Queue::memory(
+        let mut queue = Queue::memory(
             &self.function,
             &self.iovas,
             &self.doorbells,
@@ -312,6 +394,7 @@ impl<F: Function> Host<F> {
             depth,
             notify,
         );
+        queue.features = self.features();
         let mut body = QueueCreateBody::new_zeroed();
         body.queue = wire;
         body.depth = U32::new(depth);
@@ -325,13 +408,30 @@ impl<F: Function> Host<F> {
     /// Creates a queue.
     #[track_caller]
     pub fn queue(&self, id: u16, depth: u32, options: QueueOptions) -> Queue<F> {
+        self.need_pairs(id.into());
+        if options.notify == Notify::Shadow {
+            self.need_features(Features::NOTIFY_BLOCK);
+        }
         let (queue, body) = self.queue_memory(id, depth, options);
+        let most = self.register(regs::QUEUE_DEPTH_MAX);
+        if depth > most {
+            skip(format!(
+                "queues have at most {most} entries, and the case wants {depth}"
+            ));
+        }
         assert_eq!(self.queue_create(&body), Status::Success, "{body:?}");
         queue
     }
 
     /// Routes a vector to this process.
     pub fn vector(&self, vector: u32) -> Interrupt {
+        let vectors = self.function.vectors();
+        if vector >= vectors {
+            skip(format!(
+                "the device has {vectors} vectors, and the case wants {}",
+                vector + 1
+            ));
+        }
         self.function.enable_vector(vector).expect("vector")
     }
 }
@@ -361,6 +461,7 @@ pub struct Queue<F: Function> {
     depth: u32,
     tail: u32,
     head: u32,
+    features: Features,
 }
 
 impl<F: Function> Queue<F> {
@@ -386,12 +487,20 @@ impl<F: Function> Queue<F> {
             depth,
             tail: 0,
             head: 0,
+            features: Features::empty(),
         }
     }
 
     /// Its id.
     pub fn id(&self) -> QueueId {
         self.id
+    }
+
+    /// Skips the case on a device without batch commands.
+    pub fn need_batches(&self) {
+        if !self.features.contains(Features::BATCH) {
+            skip("the device has no BATCH");
+        }
     }
 
     /// Entries of each ring.
@@ -421,6 +530,7 @@ impl<F: Function> Queue<F> {
         // One in the first pass over the ring, and the other way round in each pass after.
         let phase = (self.tail / self.depth).is_multiple_of(2);
         let words: [u64; SUBMISSION_WORDS] = entry.to_words(phase);
+        coverage::sent(self.id, entry.opcode);
         for (i, word) in words.iter().enumerate().skip(1) {
             self.ring().store_u64(at + i * 8, *word, Ordering::Relaxed);
         }
@@ -499,7 +609,9 @@ impl<F: Function> Queue<F> {
             *word = self.cq.buffer().load_u64(at + i * 8, Ordering::Relaxed);
         }
         self.head = self.head.wrapping_add(1);
-        Some(Completion::from_words(words))
+        let completion = Completion::from_words(words);
+        coverage::got(completion.status());
+        Some(completion)
     }
 
     /// Asks for an interrupt once there is a completion that has not been taken; `false` when

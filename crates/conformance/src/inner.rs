@@ -20,6 +20,7 @@ fn try_outer<F: Function>(
     mut body: MapCreateBody,
     template: MapHandle,
 ) -> Result<MapHandle, Status> {
+    host.need_type(body.map_type.get());
     let mut attr = MapAttr::new_zeroed();
     attr.inner_map = U32::new(template.0);
     let region = host.dma(size_of::<MapAttr>());
@@ -105,7 +106,7 @@ pub fn maps_of_maps_take_maps_like_the_template<F: Function>(bench: &Bench<F>) {
 
 /// MAP_FREE of a map that is held: stale for the host at once, gone with its last holder.
 pub fn a_held_map_goes_with_its_last_holder<F: Function>(bench: &Bench<F>) {
-    let host = bench.host_with(|config| config.firmware.maps = 4);
+    let host = bench.host_with(|wanted| wanted.maps = Some(4));
     let mut queue = bench.queue(&host, 1, 4);
     let body = Host::<F>::map_body;
     for map_type in OUTER {

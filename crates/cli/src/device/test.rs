@@ -1,0 +1,278 @@
+//! `offmap device test`: the conformance suite on whatever it is pointed at.
+
+use crate::args::DeviceTestArgs;
+use crate::open::{self, OpenError, Visitor};
+use offmap_conformance::coverage::{self, Covered};
+use offmap_conformance::host::Notify;
+use offmap_conformance::run::{self, Case, Limits, Outcome, Ran};
+use offmap_conformance::{Bench, Wanted};
+use offmap_device_io::Function;
+use offmap_emulator::{DeviceConfig, Inline, Threaded};
+use serde::Serialize;
+use std::fmt::Write;
+use std::sync::Arc;
+use std::time::Duration;
+use thiserror::Error;
+
+/// Statuses that no host can bring about on a device that works, and why. The suite wants none of
+/// them.
+const NOT_WANTED: [(&str, &str); 2] = [
+    ("MediaError", "device memory must fail its check"),
+    ("Interrupted", "a command must be caught after it has begun"),
+];
+
+/// Why there is no result.
+#[derive(Debug, Error)]
+pub enum TestError {
+    /// The device cannot be opened.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// No case has that name.
+    #[error(
+        "no case is called {0:?}, or has that in its name; `offmap device test --list` names them all"
+    )]
+    NoCase(String),
+}
+
+/// A case as `--json` prints it.
+#[derive(Clone, Debug, Serialize)]
+pub struct CaseReport {
+    /// Its name.
+    pub name: &'static str,
+    /// What it belongs to.
+    pub group: &'static str,
+    /// The part of docs/abi.md that it tests.
+    pub section: &'static str,
+    /// How its queues told the device of entries: `doorbells` or `notify-block`.
+    pub notify: &'static str,
+    /// `passed`, `failed` or `skipped`.
+    pub outcome: &'static str,
+    /// Why, of a failed or skipped one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
+    /// How long it took, in milliseconds.
+    pub took_ms: f64,
+}
+
+/// The whole run.
+#[derive(Clone, Debug, Serialize)]
+pub struct TestReport {
+    /// What was tested.
+    pub device: String,
+    /// Cases that passed.
+    pub passed: usize,
+    /// Cases that failed.
+    pub failed: usize,
+    /// Cases that were skipped.
+    pub skipped: usize,
+    /// Each case.
+    pub cases: Vec<CaseReport>,
+    /// Commands that were never sent.
+    pub commands_missing: Vec<&'static str>,
+    /// Statuses that never came.
+    pub statuses_missing: Vec<&'static str>,
+    /// How many commands and statuses there are.
+    #[serde(skip)]
+    of: (usize, usize),
+}
+
+impl CaseReport {
+    fn new(ran: &Ran) -> Self {
+        let (outcome, why) = match &ran.outcome {
+            Outcome::Passed => ("passed", None),
+            Outcome::Failed(why) => ("failed", Some(why.clone())),
+            Outcome::Skipped(why) => ("skipped", Some(why.clone())),
+        };
+        Self {
+            name: ran.name,
+            group: ran.group,
+            section: ran.section,
+            notify: match ran.notify {
+                Notify::Doorbells => "doorbells",
+                Notify::Shadow => "notify-block",
+            },
+            outcome,
+            why,
+            took_ms: ran.took.as_secs_f64() * 1e3,
+        }
+    }
+
+    /// Its line, and what is wrong on others.
+    pub fn text(&self) -> String {
+        let mut text = format!(
+            "{:8} {:9} {:46} {:12} {:>8.1} ms\n",
+            self.outcome, self.group, self.name, self.notify, self.took_ms
+        );
+        if let Some(why) = &self.why {
+            let rule = match self.outcome {
+                "failed" => format!("docs/abi.md {}: ", self.section),
+                _ => String::new(),
+            };
+            let _ = writeln!(text, "         {rule}{}", why.replace('\n', "\n         "));
+        }
+        text
+    }
+}
+
+impl TestReport {
+    fn new(device: String, ran: &[Ran], covered: Covered) -> Self {
+        let count = |f: fn(&Outcome) -> bool| ran.iter().filter(|ran| f(&ran.outcome)).count();
+        Self {
+            device,
+            passed: count(|o| matches!(o, Outcome::Passed)),
+            failed: count(|o| matches!(o, Outcome::Failed(_))),
+            skipped: count(|o| matches!(o, Outcome::Skipped(_))),
+            cases: ran.iter().map(CaseReport::new).collect(),
+            commands_missing: [covered.admin_missing, covered.io_missing].concat(),
+            statuses_missing: covered.statuses_missing,
+            of: covered.of,
+        }
+    }
+
+    /// The summary.
+    pub fn text(&self) -> String {
+        let mut text = format!(
+            "\n{}: {} passed, {} failed, {} skipped\n",
+            self.device, self.passed, self.failed, self.skipped
+        );
+        let (commands, statuses) = self.of;
+        let _ = writeln!(
+            text,
+            "sent {} of {commands} commands, got {} of {statuses} statuses",
+            commands - self.commands_missing.len(),
+            statuses - self.statuses_missing.len()
+        );
+        if !self.commands_missing.is_empty() {
+            let _ = writeln!(text, "not sent: {}", self.commands_missing.join(", "));
+        }
+        for status in &self.statuses_missing {
+            let wanted = NOT_WANTED.iter().find(|(name, _)| name == status);
+            let _ = match wanted {
+                Some((_, why)) => writeln!(text, "not seen: {status} ({why})"),
+                None => writeln!(text, "not seen: {status}"),
+            };
+        }
+        text
+    }
+}
+
+/// What `--list` prints.
+///
+/// # Errors
+///
+/// [`TestError::NoCase`].
+pub fn list(args: &DeviceTestArgs) -> Result<String, TestError> {
+    let mut text = String::new();
+    for case in chosen::<Inline>(args)? {
+        let _ = writeln!(text, "{:9} {:46} {}", case.group, case.name, case.section);
+    }
+    Ok(text)
+}
+
+/// Runs the suite; `told` gets each case as it ends.
+///
+/// # Errors
+///
+/// [`TestError`]: when nothing could be tested. What the device does wrong is in the report.
+pub fn run(
+    args: &DeviceTestArgs,
+    told: &mut dyn FnMut(&CaseReport),
+) -> Result<TestReport, TestError> {
+    open::visit(&args.device, Suite { args, told })
+}
+
+/// The cases that are asked for.
+fn chosen<F: Function>(args: &DeviceTestArgs) -> Result<Vec<Case<F>>, TestError> {
+    let all = run::cases::<F>();
+    let Some(only) = &args.only else {
+        return Ok(all);
+    };
+    let exact: Vec<_> = all
+        .iter()
+        .copied()
+        .filter(|case| case.name == only)
+        .collect();
+    if !exact.is_empty() {
+        return Ok(exact);
+    }
+    let some = all.iter().copied();
+    let some: Vec<_> = some
+        .filter(|case| case.name.contains(only.as_str()) || case.group == only)
+        .collect();
+    match some.is_empty() {
+        true => Err(TestError::NoCase(only.clone())),
+        false => Ok(some),
+    }
+}
+
+/// The device that a case wants.
+fn config(wanted: &Wanted) -> DeviceConfig {
+    let mut config = DeviceConfig::default();
+    let firmware = &mut config.firmware;
+    firmware.memory_bytes = wanted.memory_bytes;
+    firmware.maps = wanted.maps.unwrap_or(firmware.maps);
+    firmware.entries_per_map = wanted.entries_per_map.unwrap_or(firmware.entries_per_map);
+    firmware.entries_total = wanted.entries_total.unwrap_or(firmware.entries_total);
+    config.polls_before_park = wanted.polls_before_park.unwrap_or(config.polls_before_park);
+    config
+}
+
+struct Suite<'a> {
+    args: &'a DeviceTestArgs,
+    told: &'a mut dyn FnMut(&CaseReport),
+}
+
+impl Suite<'_> {
+    fn run<F: Function>(
+        self,
+        device: String,
+        open: &mut run::Open<'_, F>,
+    ) -> Result<TestReport, TestError> {
+        let limits = Limits {
+            case: Duration::from_secs(self.args.deadline),
+            ..Limits::default()
+        };
+        let ran = run::run(
+            &chosen(self.args)?,
+            &[Notify::Doorbells, Notify::Shadow],
+            open,
+            &limits,
+            &mut |ran| (self.told)(&CaseReport::new(ran)),
+        );
+        Ok(TestReport::new(device, &ran, coverage::covered()))
+    }
+}
+
+impl Visitor for Suite<'_> {
+    type Out = Result<TestReport, TestError>;
+
+    fn emulated(self, threaded: bool) -> Self::Out {
+        match threaded {
+            true => self.run::<Threaded>("emulated (threaded)".into(), &mut |notify| {
+                let make = |w: &Wanted| Threaded::spawn(config(w)).expect("a device can be built");
+                Ok(Bench::made(make, notify))
+            }),
+            false => self.run::<Inline>("emulated (inline)".into(), &mut |notify| {
+                let make = |w: &Wanted| Inline::new(config(w)).expect("a device can be built");
+                Ok(Bench::made(make, notify))
+            }),
+        }
+    }
+
+    fn elsewhere<F: Function>(
+        self,
+        mut open: impl FnMut() -> Result<Arc<F>, OpenError>,
+    ) -> Self::Out {
+        // A device that is not there is no device that fails.
+        let first = open()?;
+        let device = first.describe();
+        let mut first = Some(first);
+        self.run(device, &mut |notify| {
+            let function = match first.take() {
+                Some(first) => first,
+                None => open().map_err(|e| e.to_string())?,
+            };
+            Ok(Bench::given(function, notify))
+        })
+    }
+}

@@ -1,0 +1,190 @@
+//! `offmap device test`: a good device passes, one with a planted defect fails in the cases that
+//! are about it, and one that hangs or is not there ends the command.
+
+use serde_json::Value;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn test(args: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_offmap"));
+    command.args(["device", "test"]).args(args);
+    command.output().expect("the command starts")
+}
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).expect("UTF-8")
+}
+
+fn json(output: &Output) -> Value {
+    serde_json::from_slice(&output.stdout)
+        .unwrap_or_else(|e| panic!("{e}: {}", text(&output.stdout)))
+}
+
+/// A NIC in a process of its own, with a fault plan if there is one.
+struct Nic {
+    child: Child,
+    folder: PathBuf,
+}
+
+impl Nic {
+    fn spawn(plan: Option<&str>, more: &[&str]) -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let n = NEXT.fetch_add(1, Ordering::Relaxed);
+        let folder = std::env::temp_dir().join(format!("offmap-test-{}-{n}", std::process::id()));
+        std::fs::create_dir_all(&folder).expect("a folder");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_offmap"));
+        command.args(["nic", "--memory", "2M"]).args(more);
+        command.arg("--socket").arg(folder.join("nic.sock"));
+        if let Some(plan) = plan {
+            let path = folder.join("plan.toml");
+            std::fs::write(&path, plan).expect("the plan can be written");
+            command.arg("--faults").arg(path);
+        }
+        let child = command.stderr(Stdio::null()).spawn().expect("it starts");
+        let mut this = Self { child, folder };
+        let started = Instant::now();
+        while UnixStream::connect(this.folder.join("nic.sock")).is_err() {
+            let ended = this.child.try_wait().expect("the child can be asked");
+            assert!(ended.is_none(), "offmap nic has ended: {ended:?}");
+            assert!(started.elapsed() < PATIENCE, "no socket");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        this
+    }
+
+    fn device(&self) -> String {
+        format!("vfio-user:{}", self.folder.join("nic.sock").display())
+    }
+
+    fn test(&self, args: &[&str]) -> Output {
+        test(&[&["--device", &self.device()], args].concat())
+    }
+}
+
+impl Drop for Nic {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
+fn named(report: &Value, outcome: &str) -> Vec<String> {
+    let cases = report["cases"].as_array().expect("cases");
+    let cases = cases.iter().filter(|case| case["outcome"] == outcome);
+    let mut names: Vec<_> = cases
+        .map(|case| case["name"].as_str().expect("a name").to_owned())
+        .collect();
+    names.dedup();
+    names
+}
+
+#[test]
+fn every_case_passes_on_a_good_device() {
+    let nic = Nic::spawn(None, &["--maps", "40", "--total-entries", "50000"]);
+    let out = nic.test(&["--json"]);
+    let report = json(&out);
+    assert_eq!(out.status.code(), Some(0), "{report:#}");
+    assert_eq!(report["skipped"], 0, "{report:#}");
+    assert_eq!(report["commands_missing"], Value::Array(Vec::new()));
+    let listed = test(&["--list"]);
+    let listed = text(&listed.stdout).lines().count();
+    assert_eq!(report["passed"].as_u64(), Some(2 * listed as u64));
+    assert!(listed > 50);
+}
+
+#[test]
+fn a_small_device_is_told_what_it_lacks() {
+    let less = [
+        "--queue-pairs",
+        "1",
+        "--queue-depth",
+        "64",
+        "--vectors",
+        "1",
+    ];
+    let nic = Nic::spawn(None, &less);
+    let out = nic.test(&["--json"]);
+    let report = json(&out);
+    assert_eq!(out.status.code(), Some(0), "{report:#}");
+    let skipped = named(&report, "skipped");
+    assert!(skipped.contains(&"several_queues_from_several_threads".into()));
+    let cases = report["cases"].as_array().expect("cases");
+    for case in cases.iter().filter(|case| case["outcome"] == "skipped") {
+        let why = case["why"].as_str().unwrap_or_default();
+        let said = why.contains("the case wants") || why.contains("too few maps or entries");
+        assert!(said, "{case}");
+    }
+}
+
+#[test]
+fn planted_defects_fail_the_cases_that_are_about_them() {
+    let plans = [
+        (
+            "site = \"dma-write\"\nopcode = \"Lookup\"\nbehaviour = \"flip\"\nbits = 1\nevery = 40",
+            "maps",
+            "elements_round_trip_at_every_size",
+            "docs/abi.md §7 LOOKUP",
+        ),
+        (
+            "site = \"complete\"\nopcode = \"Nop\"\nbehaviour = \"duplicate\"\nnth = 7",
+            "the_deepest_queue_is_used_whole",
+            "the_deepest_queue_is_used_whole",
+            "docs/abi.md §4.1",
+        ),
+        (
+            "site = \"interrupt\"\nbehaviour = \"drop\"",
+            "interrupts",
+            "interrupts_arrive",
+            "docs/abi.md §10 rule N4",
+        ),
+        (
+            "site = \"register-read\"\nregister = 0\nbehaviour = \"flip\"\nbits = 1\nat = 3\nnth = 2",
+            "lifecycle",
+            "registers_are_as_the_abi_says",
+            "docs/abi.md §3",
+        ),
+    ];
+    for (rule, only, expected, section) in plans {
+        let plan = format!("format = 1\n\n[[rule]]\n{rule}\n");
+        let nic = Nic::spawn(Some(&plan), &[]);
+        let out = nic.test(&["--only", only]);
+        let said = text(&out.stdout);
+        assert_eq!(out.status.code(), Some(1), "{rule}: {said}");
+        let mut lines = said.lines();
+        let failed = lines.find(|l| l.starts_with("failed") && l.contains(expected));
+        assert!(failed.is_some(), "{rule}: {said}");
+        let why = lines.next().unwrap_or_default();
+        assert!(why.contains(section), "{why}");
+        assert!(out.stderr.is_empty(), "{}", text(&out.stderr));
+    }
+}
+
+/// The device vanishes: the case fails, and the others are not tried one after the other.
+#[test]
+fn a_device_that_vanishes_ends_the_run() {
+    let rule = "site = \"fetch\"\nopcode = \"Nop\"\nbehaviour = \"unplug\"";
+    let nic = Nic::spawn(Some(&format!("format = 1\n\n[[rule]]\n{rule}\n")), &[]);
+    let started = Instant::now();
+    let out = nic.test(&["--json"]);
+    assert!(started.elapsed() < PATIENCE);
+    let report = json(&out);
+    assert_eq!(out.status.code(), Some(1), "{report:#}");
+    assert_eq!(named(&report, "failed"), ["reset_while_idle"]);
+    assert!(report["skipped"].as_u64() > Some(90), "{report:#}");
+}
+
+#[test]
+fn a_device_that_is_not_there_is_status_2() {
+    let out = test(&["--device", "vfio-user:/no/such.sock"]);
+    assert_eq!(out.status.code(), Some(2));
+    assert!(text(&out.stderr).contains("there is no SmartNIC at /no/such.sock"));
+    let out = test(&["--only", "no such case"]);
+    assert_eq!(out.status.code(), Some(2));
+    assert!(text(&out.stderr).contains("offmap device test --list"));
+}
