@@ -117,12 +117,20 @@ fn memory_runs_out_exactly_and_what_is_stored_stays() {
         Status::Success
     );
     assert_eq!(value, [0; 64]);
-    // The largest sizes that the fields can express do not wrap.
-    let mut shape = Shape::new(PERCPU_HASH, 4096, 64 << 10, 1 << 31);
+    // The largest sizes that there are for this memory do not wrap.
+    let mut shape = Shape::new(PERCPU_HASH, 4096, 6400, 1 << 31);
     shape.cpu_slots = 1024;
     let done = create_with(&mut firmware, &shape.body());
     assert_eq!(done.status(), Status::NoMemory);
-    assert!(limit(&done).1 > 1 << 56);
+    assert!(limit(&done).1 > 1 << 53);
+    // No key and no value is longer than the memory, as IDENTIFY says.
+    let said = firmware.identify();
+    assert_eq!((said.key_bytes.get(), said.value_bytes.get()), (6400, 6400));
+    for (key, value, by) in [(6401, 8, Limit::KeyBytes), (8, 6401, Limit::ValueBytes)] {
+        let done = create_with(&mut firmware, &Shape::new(HASH, key, value, 1).body());
+        assert_eq!(done.status(), Status::LimitExceeded);
+        assert_eq!(limit(&done), (by, 6401, 6400, 0));
+    }
 }
 
 #[test]
