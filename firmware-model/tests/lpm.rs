@@ -558,10 +558,11 @@ fn filters_have_two_commands() {
         let done = create_with(&mut firmware, &shape.body());
         assert_eq!(done.status(), Status::InvalidField, "{shape:?}");
     }
-    // 2^32 bits, and nodes and values of more bytes than 64 bits count, are too much memory.
+    // 2^32 bits, and 2^31 nodes with values as long as this memory, are too much.
+    let longest = firmware.identify().value_bytes.get() as usize;
     for shape in [
         Shape::new(BLOOM, 4, 0, 1 << 31),
-        Shape::new(LPM, 260, 4_194_024, 1 << 31),
+        Shape::new(LPM, 260, longest, 1 << 31),
     ] {
         let done = create_with(&mut firmware, &shape.body());
         assert_eq!(done.status(), Status::NoMemory, "{shape:?}");
