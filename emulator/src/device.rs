@@ -18,7 +18,7 @@ use crate::queue::{Announce, Coalescing, Queue, QueueSpec, Stop};
 use crate::regs::RegisterFile;
 use offmap_abi::regs::{self, Control, DeviceStatus, FatalCause, Features};
 use offmap_abi::ring::RingDepth;
-use offmap_abi::{Completion, IoOpcode, MapHandle, QueueId, Status, Submission};
+use offmap_abi::{CompletionWords, IoOpcode, MapHandle, QueueId, Status, Submission};
 use offmap_device_io::{BarInfo, BarMapping, BarOffset, DmaBuffer, DmaPlacement, Interrupt};
 use offmap_device_io::{IoError, Iova};
 use offmap_firmware_model::{Firmware, Progress};
@@ -43,6 +43,9 @@ const STEP_WORK: u32 = 128;
 /// Bursts in a row that the queue which last had work gets before all others are looked at.
 /// A host that uses one queue at a time then pays for polling that queue only.
 const FAVOURED_BURSTS: u32 = 8;
+/// Looks at that queue before a step goes round all of them. A host that waits for one command at a time
+/// sends its next one while the device looks, and a round takes as long as several looks at one queue.
+const FAVOURED_LOOKS: u32 = 8;
 
 /// Time since a fixed moment, never going back.
 pub type Clock = Arc<dyn Fn() -> Duration + Send + Sync>;
@@ -182,9 +185,11 @@ impl Device {
         }
         if self.favours > 0 && self.favoured < self.queues.len() {
             self.favours -= 1;
-            let cost = self.serve_queue::<FAULTS>(self.favoured);
-            if (FAULTS && self.befell()) || cost > 0 {
-                return Step::Worked;
+            for _ in 0..FAVOURED_LOOKS {
+                let cost = self.serve_queue::<FAULTS>(self.favoured);
+                if (FAULTS && self.befell()) || cost > 0 {
+                    return Step::Worked;
+                }
             }
         }
         self.serve_round::<FAULTS>(spent)
@@ -261,24 +266,22 @@ impl Device {
                 self.firmware.warm(std::iter::once(&words).chain(ahead));
             }
             let command = Submission::from_words(words);
-            let progress = if queue.take_abort(&command) {
-                Progress::Done(Completion::new(command.request(), Status::Aborted))
-            } else {
+            let mut done = CompletionWords::new(command.request(), Status::Aborted);
+            let ended = queue.take_abort(&command) || {
                 let host = &mut Host(&mut self.dma);
-                self.firmware.io(context, &command, host)
+                self.firmware.io_to(context, &command, host, &mut done)
             };
             *spent += if IoOpcode(command.opcode).is_batch() {
                 PIECE_COST
             } else {
                 1
             };
-            match progress {
-                Progress::Done(completion) => queue.post(&self.dma, completion)?,
-                Progress::More => {
-                    queue.set_under_way(Some(command.request()));
-                    *spent = (*spent).max(PIECE_COST);
-                    break;
-                }
+            if ended {
+                queue.post_words(&self.dma, &done)?;
+            } else {
+                queue.set_under_way(Some(command.request()));
+                *spent = (*spent).max(PIECE_COST);
+                break;
             }
         }
         self.announce(index)

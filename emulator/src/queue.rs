@@ -17,7 +17,7 @@ use offmap_abi::notify::{
 };
 use offmap_abi::regs::{FatalCause, NO_VECTOR, RING_ALIGN};
 use offmap_abi::ring::RingDepth;
-use offmap_abi::{Completion, QueueId, RequestId, Status, Submission};
+use offmap_abi::{Completion, CompletionWords, QueueId, RequestId, Status, Submission};
 use offmap_device_io::DmaBuffer;
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
@@ -409,10 +409,19 @@ impl Queue {
         Ok(words)
     }
 
+    /// [`Queue::post_words`] for one that comes with its fields apart.
+    pub(crate) fn post(&mut self, dma: &Dma, completion: Completion) -> Result<(), Stop> {
+        self.post_words(dma, &completion.into())
+    }
+
     /// Posts the completion of a submission that was fetched. All completions of a device without
     /// a fault plan pass here.
     #[inline]
-    pub(crate) fn post(&mut self, dma: &Dma, completion: Completion) -> Result<(), Stop> {
+    pub(crate) fn post_words(
+        &mut self,
+        dma: &Dma,
+        completion: &CompletionWords,
+    ) -> Result<(), Stop> {
         debug_assert_ne!(
             self.posted.wrapping_sub(self.extra),
             self.fetched,

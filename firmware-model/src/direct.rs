@@ -418,7 +418,7 @@ impl<S: Storage> Firmware<S> {
             host,
         };
         if !batch {
-            let completion = io.run(command);
+            let completion = io.completion_of(command);
             let counts = access.counts();
             self.give_back();
             return (Progress::Done(completion), counts);

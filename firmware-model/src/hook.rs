@@ -142,7 +142,7 @@ impl<S: Storage> Firmware<S> {
             access,
             host,
         }
-        .run(command);
+        .completion_of(command);
         if self.holdings.has_released() {
             self.give_back();
         }

@@ -41,7 +41,9 @@ use dispatch::{Io, Position, Scratch, Step, UnderWay};
 use inner::Holdings;
 use maps::Maps;
 use memory::DeviceMemory;
-use offmap_abi::{Completion, DevAddr, IoOpcode, RequestId, Status, Submission};
+use offmap_abi::{
+    Completion, CompletionWords, DevAddr, IoOpcode, RequestId, Status, Submission,
+};
 
 /// The bytes that stand for device memory. Zeroed when handed over.
 pub trait Storage: AsRef<[u8]> + AsMut<[u8]> + Send {
@@ -169,21 +171,44 @@ impl<S: Storage> Firmware<S> {
     /// has its effect element by element (a dump: bucket by bucket), each at one moment. A map
     /// that is freed in between ends it with [`Status::InvalidMap`], and the count is that of
     /// the elements done before.
-    #[inline]
     pub fn io(
         &mut self,
         context: u16,
         command: &Submission,
         host: &mut impl HostMemory,
     ) -> Progress {
-        if IoOpcode(command.opcode).is_batch() {
-            return self.begin_batch(context, command, host);
+        let mut done = CompletionWords::new(command.request(), Status::Success);
+        if self.io_to(context, command, host, &mut done) {
+            Progress::Done(done.into())
+        } else {
+            Progress::More
         }
-        let completion = self.engine(host).run(command);
+    }
+
+    /// As [`Self::io`], with the completion left in `done`; `false`: there is more to do, as
+    /// [`Progress::More`].
+    #[inline]
+    pub fn io_to(
+        &mut self,
+        context: u16,
+        command: &Submission,
+        host: &mut impl HostMemory,
+        done: &mut CompletionWords,
+    ) -> bool {
+        if IoOpcode(command.opcode).is_batch() {
+            return match self.begin_batch(context, command, host) {
+                Progress::Done(completion) => {
+                    *done = completion.into();
+                    true
+                }
+                Progress::More => false,
+            };
+        }
+        self.engine(host).run(command, done);
         if self.holdings.has_released() {
             self.give_back();
         }
-        Progress::Done(completion)
+        true
     }
 
     #[inline(always)]

@@ -1,6 +1,7 @@
 //! A loop of lookups on the inline device, for counting instructions:
-//! `valgrind --tool=callgrind target/release/examples/inline_lookups N`. Two runs with different
-//! `N` differ by the cost of the lookups alone (`docs/performance.md`).
+//! `valgrind --tool=callgrind target/release/examples/inline_lookups N [BYTES]`. Two runs with different
+//! `N` differ by the cost of the lookups alone (`docs/performance.md`). `BYTES` is the size of the values, 64 if
+//! nothing is said; with 0 it is no-ops instead.
 
 use offmap_driver::{Driver, DriverConfig, MapParams, Status};
 use offmap_emulator::{DeviceConfig, Inline};
@@ -10,23 +11,34 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         Some(text) => text.parse()?,
         None => 10_000,
     };
+    let bytes: usize = match std::env::args().nth(2) {
+        Some(text) => text.parse()?,
+        None => 64,
+    };
     let mut config = DeviceConfig::default();
     config.firmware.memory_bytes = 16 << 20;
     let driver = Driver::bring_up(Inline::new(config)?, DriverConfig::default())?;
     let map = driver.create_map(&MapParams {
         map_type: 1,
         key_size: 8,
-        value_size: 64,
+        value_size: bytes.max(1) as u32,
         max_entries: 1024,
         ..MapParams::default()
     })?;
     let mut queue = driver.create_queue()?;
-    let mut value = [7; 64];
+    let mut value = vec![7; bytes.max(1)];
     for key in 0..1000u64 {
         let status = queue.update(&map, &key.to_le_bytes(), &value, 0)?;
         assert_eq!(status, Status::Success);
     }
     let mut found = 0u64;
+    if bytes == 0 {
+        for _ in 0..lookups {
+            found += u64::from(queue.nop()? == Status::Success);
+        }
+        println!("{found} of {lookups} no-ops");
+        return Ok(());
+    }
     for n in 0..lookups {
         let status = queue.lookup(&map, &(n % 1000).to_le_bytes(), &mut value)?;
         found += u64::from(status == Status::Success);

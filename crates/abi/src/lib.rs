@@ -32,7 +32,7 @@ pub mod ringbuf;
 pub mod status;
 pub mod submission;
 
-pub use completion::Completion;
+pub use completion::{Completion, CompletionWords};
 pub use ids::{DevAddr, MapHandle, QueueId, RequestId};
 pub use map_type::MapType;
 pub use opcode::{AdminOpcode, IoOpcode};

@@ -10,6 +10,7 @@ use rustix::fs::{
 };
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr;
+use crate::word::LINE_WORDS;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -185,6 +186,13 @@ impl DmaBuffer {
         // SAFETY: the mapping is page-aligned and lives as long as `self`; every access in
         // this process is through `word` or the raw copies above.
         unsafe { crate::word::at(self.map.as_mut_ptr(), self.map.len(), offset) }
+    }
+
+    /// The eight words from `offset` on.
+    #[inline(always)]
+    pub(crate) fn words_of_line(&self, offset: usize) -> &[AtomicU64; LINE_WORDS] {
+        // SAFETY: as in `word`.
+        unsafe { crate::word::line(self.map.as_mut_ptr(), self.map.len(), offset) }
     }
 }
 

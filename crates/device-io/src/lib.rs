@@ -24,7 +24,7 @@ pub use error::IoError;
 pub use interrupt::Interrupt;
 pub use iova::{Iova, IovaAllocator, IovaRange};
 pub use prefetch::prefetch;
-pub use shared::SharedWords;
+pub use shared::{BufferLine, SharedLines, SharedWords};
 
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};

@@ -27,3 +27,33 @@ pub(crate) unsafe fn at<'a>(base: *mut u8, len: usize, offset: usize) -> &'a Ato
     // SAFETY: likewise, and every access to it in this process is atomic or a raw copy.
     unsafe { AtomicU64::from_ptr(word.cast()) }
 }
+
+/// Words of a [`line`].
+pub(crate) const LINE_WORDS: usize = 8;
+
+/// The 64 bytes at `offset` of the `len` bytes from `base`, as words. They are checked once for all.
+///
+/// # Panics
+///
+/// If `offset` is not 8-byte aligned or the bytes end past `len`.
+///
+/// # Safety
+///
+/// As [`at`].
+#[inline(always)]
+pub(crate) unsafe fn line<'a>(
+    base: *mut u8,
+    len: usize,
+    offset: usize,
+) -> &'a [AtomicU64; LINE_WORDS] {
+    const BYTES: usize = 8 * LINE_WORDS;
+    assert!(
+        offset.is_multiple_of(8) && offset < len && len - offset >= BYTES,
+        "{BYTES}-byte access at {offset:#x} of {len:#x} bytes of shared memory"
+    );
+    // SAFETY: in bounds and aligned, as asserted; valid as the caller promises.
+    let first = unsafe { base.add(offset) };
+    // SAFETY: likewise for all eight, of which an array of atomics has the layout; every access
+    // to them in this process is atomic or a raw copy.
+    unsafe { &*first.cast() }
+}

@@ -1,7 +1,7 @@
 //! The two rings of a queue pair in DMA memory, and what a notify block says of them (abi §4, §10
 //! rules S1, S2, C1, C3, N1, N4).
 //!
-//! Written over [`SharedWords`], so that the litmus tests run this very code over loom's words.
+//! Written over [`SharedWords`] and [`SharedLines`], so that the litmus tests run this very code over loom's words.
 
 use offmap_abi::completion::{COMPLETION_BYTES, COMPLETION_WORDS};
 use offmap_abi::notify::{
@@ -9,8 +9,8 @@ use offmap_abi::notify::{
 };
 use offmap_abi::ring::RingDepth;
 use offmap_abi::submission::{SUBMISSION_BYTES, SUBMISSION_WORDS, phase_of};
-use offmap_abi::{Completion, Submission};
-use offmap_device_io::{PAGE_BYTES, SharedWords};
+use offmap_abi::{Completion, CompletionWords, RequestId, Status, Submission};
+use offmap_device_io::{PAGE_BYTES, SharedLines, SharedWords};
 use std::convert::Infallible;
 use std::sync::atomic::Ordering;
 
@@ -58,38 +58,49 @@ impl Rings {
     #[inline(always)]
     pub(crate) fn push<W>(&mut self, words: &W, entry: Submission)
     where
-        W: SharedWords<Fault = Infallible>,
+        W: SharedLines<Fault = Infallible>,
     {
         let at = self.sq + self.depth.position(self.tail) as usize * SUBMISSION_BYTES;
         let entry: [u64; SUBMISSION_WORDS] = entry.to_words(self.depth.phase(self.tail));
+        let Ok(line) = words.line(at);
         for (i, word) in entry.iter().enumerate().skip(1) {
-            let Ok(()) = words.store(at + i * 8, *word, Ordering::Relaxed);
+            let Ok(()) = line.store(i * 8, *word, Ordering::Relaxed);
         }
         // S1: the ownership word last; from here on the entry is the device's.
-        let Ok(()) = words.store(at, entry[0], Ordering::Release);
+        let Ok(()) = line.store(0, entry[0], Ordering::Release);
         self.tail = self.tail.wrapping_add(1);
     }
 
     /// Takes the next completion, if it is there.
-    #[inline(always)]
     pub(crate) fn pop<W>(&mut self, words: &W) -> Option<Completion>
     where
-        W: SharedWords<Fault = Infallible>,
+        W: SharedLines<Fault = Infallible>,
+    {
+        let mut taken = CompletionWords::new(RequestId(0), Status::Success);
+        self.pop_into(words, &mut taken).then(|| taken.into())
+    }
+
+    /// Takes the next completion to `taken`; whether there was one.
+    #[inline(always)]
+    pub(crate) fn pop_into<W>(&mut self, words: &W, taken: &mut CompletionWords) -> bool
+    where
+        W: SharedLines<Fault = Infallible>,
     {
         let at = self.cq + self.depth.position(self.head) as usize * COMPLETION_BYTES;
+        let Ok(line) = words.line(at);
         // C1: the ownership word once; the rest only after it showed the phase.
-        let Ok(word0) = words.load(at, Ordering::Acquire);
+        let Ok(word0) = line.load(0, Ordering::Acquire);
         if phase_of(word0) != self.depth.phase(self.head) {
-            return None;
+            return false;
         }
-        let mut entry = [0u64; COMPLETION_WORDS];
-        entry[0] = word0;
+        let mut entry = [word0; COMPLETION_WORDS];
         for (i, word) in entry.iter_mut().enumerate().skip(1) {
-            let Ok(loaded) = words.load(at + i * 8, Ordering::Relaxed);
+            let Ok(loaded) = line.load(i * 8, Ordering::Relaxed);
             *word = loaded;
         }
         self.head = self.head.wrapping_add(1);
-        Some(Completion::from_words(entry))
+        *taken = CompletionWords::from_words(entry);
+        true
     }
 
     /// Stores the tail in the notify block at `block` of the words (rule S2); whether the device

@@ -13,8 +13,7 @@ use crate::maps::Map;
 use crate::table::{NextKey, ValueWrite};
 use offmap_abi::completion::INLINE_RESULT_BYTES;
 use offmap_abi::submission::{ElementBody, INLINE_KEY_BYTES, INLINE_VALUE_BYTES, IovaRef};
-use offmap_abi::{Completion, DevAddr, Status, Submission, SubmissionFlags};
-use zerocopy::little_endian::U32;
+use offmap_abi::{CompletionWords, DevAddr, Status, Submission, SubmissionFlags};
 
 /// Reads a key: from the descriptor, or by DMA to `scratch`.
 #[inline(always)]
@@ -114,16 +113,16 @@ fn deliver(
     host: &mut impl HostMemory,
     at: DevAddr,
     len: usize,
-) -> Result<Completion, Status> {
-    let mut done = Completion::new(command.request(), Status::Success);
+    done: &mut CompletionWords,
+) -> Result<(), Status> {
     if command.flags().contains(SubmissionFlags::VALUE_INLINE) {
-        return Ok(access.with_bytes(at, len, |bytes| done.with_payload(bytes))?);
+        return Ok(access.with_bytes(at, len, |bytes| done.set_payload(bytes))?);
     }
     if len != 0 {
         access.send(at, len, host, IovaRef::iova_of(&body.value))?;
     }
-    done.count = U32::new(len as u32);
-    Ok(done)
+    done.set_count(len as u32);
+    Ok(())
 }
 
 /// The commands that return something use their value field for that alone.
@@ -135,7 +134,11 @@ const RETURNS: Unused = Unused {
 impl<A: Access, H: HostMemory> Io<'_, A, H> {
     /// LOOKUP.
     #[inline(always)]
-    pub(super) fn lookup(&mut self, command: &Submission) -> Result<Completion, Status> {
+    pub(super) fn lookup(
+        &mut self,
+        command: &Submission,
+        done: &mut CompletionWords,
+    ) -> Result<(), Status> {
         let body: ElementBody = command.body();
         let map = self.maps.get(command.map())?;
         check_reserved(command, &body, body.map_flags.get(), RETURNS)?;
@@ -145,12 +148,12 @@ impl<A: Access, H: HostMemory> Io<'_, A, H> {
         let host = &mut *self.host;
         let key = read_key(command, &body, map, host, &mut self.scratch.keys)?;
         map.table.with_value(self.access, key, |access, at| {
-            deliver(command, &body, access, host, at, len)
+            deliver(command, &body, access, host, at, len, done)
         })?
     }
 
     /// UPDATE.
-    pub(super) fn update(&mut self, command: &Submission) -> Result<Completion, Status> {
+    pub(super) fn update(&mut self, command: &Submission) -> Result<(), Status> {
         let body: ElementBody = command.body();
         let map = self.maps.get(command.map())?;
         let unused = Unused {
@@ -193,11 +196,11 @@ impl<A: Access, H: HostMemory> Io<'_, A, H> {
             map.table
                 .update(self.access, key, ValueWrite::All(value), flags)?;
         }
-        Ok(Completion::new(command.request(), Status::Success))
+        Ok(())
     }
 
     /// DELETE.
-    pub(super) fn delete(&mut self, command: &Submission) -> Result<Completion, Status> {
+    pub(super) fn delete(&mut self, command: &Submission) -> Result<(), Status> {
         let body: ElementBody = command.body();
         let map = self.maps.get(command.map())?;
         // It has no value: neither a length nor a field.
@@ -216,11 +219,15 @@ impl<A: Access, H: HostMemory> Io<'_, A, H> {
         } else {
             map.table.delete(self.access, key)?;
         }
-        Ok(Completion::new(command.request(), Status::Success))
+        Ok(())
     }
 
     /// LOOKUP_AND_DELETE. The key goes only once its value has reached the host.
-    pub(super) fn lookup_and_delete(&mut self, command: &Submission) -> Result<Completion, Status> {
+    pub(super) fn lookup_and_delete(
+        &mut self,
+        command: &Submission,
+        done: &mut CompletionWords,
+    ) -> Result<(), Status> {
         let body: ElementBody = command.body();
         let map = self.maps.get(command.map())?;
         check_reserved(command, &body, body.map_flags.get(), RETURNS)?;
@@ -233,7 +240,7 @@ impl<A: Access, H: HostMemory> Io<'_, A, H> {
         let host = &mut *self.host;
         let key = read_key(command, &body, map, host, &mut self.scratch.keys)?;
         map.table.take(self.access, key, |access, at| {
-            deliver(command, &body, access, host, at, len)
+            deliver(command, &body, access, host, at, len, done)
         })
     }
 
@@ -242,7 +249,8 @@ impl<A: Access, H: HostMemory> Io<'_, A, H> {
         &mut self,
         command: &Submission,
         has_key: bool,
-    ) -> Result<Completion, Status> {
+        done: &mut CompletionWords,
+    ) -> Result<(), Status> {
         let body: ElementBody = command.body();
         let map = self.maps.get(command.map())?;
         let unused = Unused {
@@ -267,16 +275,16 @@ impl<A: Access, H: HostMemory> Io<'_, A, H> {
         };
         map.table
             .with_next(self.access, key, |access, next| match next {
-                NextKey::At(at) => deliver(command, &body, access, host, at, len),
+                NextKey::At(at) => deliver(command, &body, access, host, at, len, done),
                 NextKey::Index(index) => {
                     let bytes = index.to_le_bytes();
-                    let mut done = Completion::new(command.request(), Status::Success);
                     if command.flags().contains(SubmissionFlags::VALUE_INLINE) {
-                        return Ok(done.with_payload(&bytes));
+                        done.set_payload(&bytes);
+                        return Ok(());
                     }
                     host.write(IovaRef::iova_of(&body.value), &bytes)?;
-                    done.count = U32::new(bytes.len() as u32);
-                    Ok(done)
+                    done.set_count(bytes.len() as u32);
+                    Ok(())
                 }
             })?
     }

@@ -12,7 +12,8 @@ use crate::{Config, HostFault, HostMemory, STEP_BUCKETS, STEP_BYTES};
 use alloc::vec;
 use alloc::vec::Vec;
 use offmap_abi::submission::{BatchBody, UPDATE_ANY, UPDATE_EXIST, UPDATE_NOEXIST};
-use offmap_abi::{Completion, IoOpcode, Status, Submission, SubmissionFlags};
+use offmap_abi::{Completion, CompletionWords, IoOpcode, Status, Submission, SubmissionFlags};
+use zerocopy::little_endian::U64;
 
 /// Least room for keys, and for values, in bytes: what a batch reads at a time.
 const SCRATCH_BYTES: usize = 16 << 10;
@@ -76,20 +77,31 @@ pub(crate) struct Io<'a, A, H> {
 }
 
 impl<A: Access, H: HostMemory> Io<'_, A, H> {
-    /// Runs a command that is no batch.
+    /// Runs a command that is no batch, and leaves its completion in `done`.
     #[inline]
-    pub(crate) fn run(&mut self, command: &Submission) -> Completion {
+    pub(crate) fn run(&mut self, command: &Submission, done: &mut CompletionWords) {
+        *done = CompletionWords::new(command.request(), Status::Success);
         let result = match IoOpcode(command.opcode) {
             IoOpcode::Nop => nop(command),
-            IoOpcode::Lookup => self.lookup(command),
+            IoOpcode::Lookup => self.lookup(command, done),
             IoOpcode::Update => self.update(command),
             IoOpcode::Delete => self.delete(command),
-            IoOpcode::GetFirst => self.get_next(command, false),
-            IoOpcode::GetNext => self.get_next(command, true),
-            IoOpcode::LookupAndDelete => self.lookup_and_delete(command),
+            IoOpcode::GetFirst => self.get_next(command, false, done),
+            IoOpcode::GetNext => self.get_next(command, true, done),
+            IoOpcode::LookupAndDelete => self.lookup_and_delete(command, done),
             _ => Err(Status::InvalidOpcode),
         };
-        result.unwrap_or_else(|status| Completion::new(command.request(), status))
+        if let Err(status) = result {
+            // A payload that was begun says nothing.
+            *done = CompletionWords::new(command.request(), status);
+        }
+    }
+
+    /// [`Io::run`], for who is not in a hurry.
+    pub(crate) fn completion_of(&mut self, command: &Submission) -> Completion {
+        let mut done = CompletionWords::new(command.request(), Status::Internal);
+        self.run(command, &mut done);
+        done.into()
     }
 
     /// Runs a bounded piece of a batch from `from` on.
@@ -103,10 +115,11 @@ impl<A: Access, H: HostMemory> Io<'_, A, H> {
 }
 
 /// NOP: nothing in it has a meaning.
-fn nop(command: &Submission) -> Result<Completion, Status> {
-    let used = command.body != [0; 48] || command.map.get() != 0;
-    match reserved_bits(command) | u32::from(used) {
-        0 => Ok(Completion::new(command.request(), Status::Success)),
+fn nop(command: &Submission) -> Result<(), Status> {
+    let words: [U64; 6] = zerocopy::transmute!(command.body);
+    let used = words.iter().fold(0, |bits, word| bits | word.get()) != 0;
+    match reserved_bits(command) | command.map.get() | u32::from(used) {
+        0 => Ok(()),
         _ => Err(Status::InvalidField),
     }
 }
@@ -380,7 +393,7 @@ mod tests {
                 value: IovaRef::field(16),
             };
             let command = Submission::new(opcode.0, RequestId(1), &body).with_map(self.handle);
-            self.io().run(&command)
+            self.io().completion_of(&command)
         }
     }
 

@@ -6,7 +6,7 @@
 
 use crate::{Ratio, line, median, ns, time};
 use crossbeam_utils::CachePadded;
-use offmap_driver::{DeviceMap, Op, QueuePair};
+use offmap_driver::{DeviceMap, MapParams, Op, QueuePair};
 use offmap_emulator::Threaded;
 use offmap_tests::cpu::Pinned;
 use offmap_tests::speed::{
@@ -26,6 +26,8 @@ use std::time::{Duration, Instant};
 const DEPTH: usize = 64;
 /// Entries of the map that is dumped.
 const DUMPED: usize = 1_000_000;
+/// Value size in bytes of a map of counters, which a completion has room for.
+const COUNTER_BYTES: usize = KEY_BYTES;
 /// Elements that one batch call of a dump asks for.
 const PAGE: usize = 1024;
 /// Operations before each block, so that both sides are awake.
@@ -191,6 +193,8 @@ struct Two {
     stack: Stack<Threaded>,
     queue: QueuePair<Threaded>,
     map: DeviceMap,
+    /// The same keys with values that fit a completion.
+    counters: DeviceMap,
     order: Vec<Key>,
     partner: Partner,
     blocks: usize,
@@ -208,16 +212,25 @@ impl Two {
         let stack = Stack::over(function);
         let all = keys(entries);
         let map = stack.driver.create_map(&params(entries)).expect("a map");
+        let counters = MapParams {
+            value_size: COUNTER_BYTES as u32,
+            ..params(entries)
+        };
+        let counters = stack.driver.create_map(&counters).expect("a map");
         let mut queue = stack.driver.create_queue().expect("a queue");
         for chunk in all.chunks(1024) {
+            let keys = chunk.as_flattened();
             let values: Vec<u8> = chunk.iter().flat_map(value_of).collect();
-            let done = queue.update_batch(&map, chunk.as_flattened(), &values, 0);
+            let done = queue.update_batch(&map, keys, &values, 0);
+            assert!(done.expect("room").status.is_success());
+            let done = queue.update_batch(&counters, keys, keys, 0);
             assert!(done.expect("room").status.is_success());
         }
         Self {
             stack,
             queue,
             map,
+            counters,
             order: order(&all, 1 << 20),
             partner,
             blocks,
@@ -278,6 +291,16 @@ impl Two {
         }
     }
 
+    fn counters(&mut self, from: usize, n: usize) {
+        let mut out = [0; COUNTER_BYTES];
+        for i in from..from + n {
+            let key = &self.order[i % self.order.len()];
+            let found = self.queue.lookup(&self.counters, key, &mut out);
+            assert!(found.expect("a live queue").is_success());
+            black_box(&out);
+        }
+    }
+
     fn nops(&mut self, _from: usize, n: usize) {
         for _ in 0..n {
             self.queue.nop().expect("a live queue");
@@ -330,9 +353,16 @@ fn threaded(blocks: usize, entries: usize, cpus: &Pinned) {
         None,
         &ns(&r),
     );
+    let r = two.against(1000, ECHO, Two::counters, trips);
+    line(
+        &what("threaded lookup, 8 B / cache line both ways"),
+        r.ratio,
+        Some(1.5),
+        &ns(&r),
+    );
     let r = two.against(1000, ECHO, Two::lookups, trips);
     line(
-        &what("threaded lookup / cache line both ways"),
+        &what("threaded lookup, 64 B / cache line both ways"),
         r.ratio,
         Some(1.5),
         &ns(&r),

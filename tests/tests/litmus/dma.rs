@@ -7,7 +7,7 @@
 use crate::entry;
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicU64, Ordering, fence};
-use offmap_device_io::SharedWords;
+use offmap_device_io::{SharedLines, SharedWords};
 use std::convert::Infallible;
 use std::ops::Range;
 
@@ -83,6 +83,39 @@ impl SharedWords for Words {
         if !self.weak.no_fence {
             fence(Ordering::SeqCst);
         }
+    }
+}
+
+/// A line of one side's view.
+pub(crate) struct Line<'w> {
+    words: &'w Words,
+    at: usize,
+}
+
+impl SharedLines for Words {
+    type Line<'w> = Line<'w>;
+
+    fn line(&self, offset: usize) -> Result<Line<'_>, Infallible> {
+        Ok(Line {
+            words: self,
+            at: offset,
+        })
+    }
+}
+
+impl SharedWords for Line<'_> {
+    type Fault = Infallible;
+
+    fn load(&self, offset: usize, order: Ordering) -> Result<u64, Infallible> {
+        self.words.load(self.at + offset, order)
+    }
+
+    fn store(&self, offset: usize, value: u64, order: Ordering) -> Result<(), Infallible> {
+        self.words.store(self.at + offset, value, order)
+    }
+
+    fn full_fence(&self) {
+        self.words.full_fence();
     }
 }
 

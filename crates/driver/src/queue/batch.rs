@@ -373,7 +373,8 @@ impl<F: Function> QueuePair<F> {
         let (token, arrays, place) = self.write_batch(command, keys, values)?;
         self.commit()?;
         let slot = token.request.slot();
-        let completion = self.await_slot(slot)?;
+        self.await_slot(slot)?;
+        let completion = Completion::from(self.taken);
         if let Err(e) = self.ended(completion.status()) {
             self.release(slot);
             return Err(e);

@@ -4,7 +4,7 @@ use super::slots::{NO_LARGE, State};
 use super::{Bell, QueuePair, Token};
 use crate::{CompletionFault, DriverError};
 use offmap_abi::notify::{EventWord, NOTIFY_CQ_EVENT};
-use offmap_abi::{Completion, RequestId, Status};
+use offmap_abi::{RequestId, Status};
 use offmap_device_io::Function;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -25,20 +25,19 @@ pub(crate) const HEALTH_LAST: Duration = Duration::from_millis(128);
 pub struct Finished<'q, F: Function> {
     queue: &'q mut QueuePair<F>,
     slot: u16,
-    completion: Completion,
 }
 
 impl<F: Function> Finished<'_, F> {
     /// Which command it was.
     #[inline]
     pub fn token(&self) -> Token {
-        self.queue.token(self.completion.request())
+        self.queue.token(self.queue.taken.request())
     }
 
     /// How it ended.
     #[inline]
     pub fn status(&self) -> Status {
-        self.completion.status()
+        self.queue.taken.status()
     }
 
     /// Copies what it returned (a value, or for get-first and get-next a key) to `out`, if it
@@ -51,7 +50,7 @@ impl<F: Function> Finished<'_, F> {
     pub fn value(&self, out: &mut [u8]) -> Result<Status, DriverError> {
         let room = self.queue.slots.of(self.slot).room as usize;
         super::submit::check_length("result buffer", room, out.len())?;
-        self.queue.copy_result(self.slot, &self.completion, out);
+        self.queue.copy_result(self.slot, out);
         Ok(self.status())
     }
 }
@@ -76,8 +75,8 @@ impl<F: Function> QueuePair<F> {
         self.usable()?;
         self.commit()?;
         if let Some(slot) = self.done.pop_front() {
-            let completion = self.stash[usize::from(slot)];
-            return Ok(Some(self.finished(slot, completion)));
+            self.taken = self.stash[usize::from(slot)];
+            return Ok(Some(self.finished(slot)));
         }
         let mut taken = self.take()?;
         if taken.is_none() {
@@ -85,7 +84,7 @@ impl<F: Function> QueuePair<F> {
             taken = self.take()?;
         }
         match taken {
-            Some((slot, completion)) => Ok(Some(self.finished(slot, completion))),
+            Some(slot) => Ok(Some(self.finished(slot))),
             None => Ok(None),
         }
     }
@@ -127,15 +126,15 @@ impl<F: Function> QueuePair<F> {
             if self.outstanding() == 0 {
                 return Ok(None);
             }
-            if let Some((slot, completion)) = self.await_completion(None)? {
-                return Ok(Some(self.finished(slot, completion)));
+            if let Some(slot) = self.await_completion(None)? {
+                return Ok(Some(self.finished(slot)));
             }
         }
         // At the deadline the completions went to the stash.
         match self.done.pop_front() {
             Some(slot) => {
-                let completion = self.stash[usize::from(slot)];
-                Ok(Some(self.finished(slot, completion)))
+                self.taken = self.stash[usize::from(slot)];
+                Ok(Some(self.finished(slot)))
             }
             None => Ok(None),
         }
@@ -153,13 +152,13 @@ impl<F: Function> QueuePair<F> {
         let slot = token.request.slot();
         match self.state_of(token) {
             State::InFlight => {
-                let completion = self.await_slot(slot)?;
-                Ok(self.finished(slot, completion))
+                self.await_slot(slot)?;
+                Ok(self.finished(slot))
             }
             State::Done => {
                 self.done.retain(|s| *s != slot);
-                let completion = self.stash[usize::from(slot)];
-                Ok(self.finished(slot, completion))
+                self.taken = self.stash[usize::from(slot)];
+                Ok(self.finished(slot))
             }
             State::Free | State::Quarantined => Err(self.no_such(token)),
         }
@@ -206,12 +205,11 @@ impl<F: Function> QueuePair<F> {
     }
 
     #[inline]
-    fn finished(&mut self, slot: u16, completion: Completion) -> Finished<'_, F> {
+    fn finished(&mut self, slot: u16) -> Finished<'_, F> {
         self.slots.set(slot, State::Done);
         Finished {
             queue: self,
             slot,
-            completion,
         }
     }
 
@@ -224,27 +222,32 @@ impl<F: Function> QueuePair<F> {
     }
 
     #[inline(always)]
-    pub(super) fn copy_result(&self, slot: u16, completion: &Completion, out: &mut [u8]) {
-        if !completion.status().is_success() {
+    /// Copies to `out` what the command of `slot` returned, whose completion was taken last.
+    pub(super) fn copy_result(&self, slot: u16, out: &mut [u8]) {
+        if !self.taken.status().is_success() {
             return;
         }
         let entry = self.slots.of(slot);
         if entry.inline {
             // `take` saw to it that at least `room` bytes were returned, either way.
-            out.copy_from_slice(&completion.payload[..out.len()]);
+            self.taken.read_payload(out);
         } else {
             let region = self.place_region(entry.place);
             region.buffer().read(entry.place.at, out);
         }
     }
 
-    /// Takes the next completion and checks whose it is.
+    /// Takes the next completion, checks whose it is, and returns the slot; the completion is in
+    /// `taken` until another one is.
     #[inline(always)]
-    pub(super) fn take(&mut self) -> Result<Option<(u16, Completion)>, DriverError> {
-        let Some(completion) = self.rings.pop(self.region.buffer()) else {
+    pub(super) fn take(&mut self) -> Result<Option<u16>, DriverError> {
+        let there = self
+            .rings
+            .pop_into(self.region.buffer(), &mut self.taken);
+        if !there {
             return Ok(None);
-        };
-        let request = completion.request();
+        }
+        let (request, status) = (self.taken.request(), self.taken.status());
         let slot = request.slot();
         let fault = match self.slots.get(slot) {
             None => CompletionFault::UnknownSlot,
@@ -254,13 +257,13 @@ impl<F: Function> QueuePair<F> {
                 CompletionFault::Stale
             }
             Some(entry)
-                if completion.count.get() < entry.room && completion.status().is_success() =>
+                if self.taken.count() < entry.room && status.is_success() =>
             {
                 CompletionFault::ShortResult
             }
             Some(entry) => {
                 let kind = entry.kind;
-                self.meter.ended(kind, completion.status());
+                self.meter.ended(kind, status);
                 if kind.is_timed()
                     && let Some(timer) = &self.timer
                 {
@@ -270,7 +273,7 @@ impl<F: Function> QueuePair<F> {
                 if unpublished >= self.release_every {
                     self.publish_head()?;
                 }
-                return Ok(Some((slot, completion)));
+                return Ok(Some(slot));
             }
         };
         Err(self.reject(request, fault))
@@ -288,41 +291,39 @@ impl<F: Function> QueuePair<F> {
     }
 
     #[inline]
-    fn stash(&mut self, slot: u16, completion: Completion) {
+    fn stash(&mut self, slot: u16) {
         self.slots.set(slot, State::Done);
-        self.stash[usize::from(slot)] = completion;
+        self.stash[usize::from(slot)] = self.taken;
         self.done.push_back(slot);
     }
 
     /// Takes completions until that of `slot`, or any when `None`.
     #[inline(always)]
-    fn look(&mut self, wanted: Option<u16>) -> Result<Option<(u16, Completion)>, DriverError> {
-        while let Some((slot, completion)) = self.take()? {
+    fn look(&mut self, wanted: Option<u16>) -> Result<Option<u16>, DriverError> {
+        while let Some(slot) = self.take()? {
             if wanted.is_none_or(|w| w == slot) {
-                return Ok(Some((slot, completion)));
+                return Ok(Some(slot));
             }
-            self.stash(slot, completion);
+            self.stash(slot);
         }
         Ok(None)
     }
 
-    /// Waits for the completion of `slot`, which is in flight.
+    /// Waits for the completion of `slot`, which is in flight. It is in `taken` then.
     #[inline]
-    pub(super) fn await_slot(&mut self, slot: u16) -> Result<Completion, DriverError> {
+    pub(super) fn await_slot(&mut self, slot: u16) -> Result<(), DriverError> {
         for _ in 0..self.fast_turns {
             self.driver.function().progress();
-            if let Some((_, completion)) = self.look(Some(slot))? {
-                return Ok(completion);
+            if self.look(Some(slot))?.is_some() {
+                return Ok(());
             }
         }
-        match self.await_completion(Some(slot))? {
-            Some((_, completion)) => Ok(completion),
+        if self.await_completion(Some(slot))?.is_none() {
             // The deadline passed and the completion came then.
-            None => {
-                self.done.retain(|s| *s != slot);
-                Ok(self.stash[usize::from(slot)])
-            }
+            self.done.retain(|s| *s != slot);
+            self.taken = self.stash[usize::from(slot)];
         }
+        Ok(())
     }
 
     /// Waits for the completion of `wanted`, or any. `None`: the deadline passed, and what
@@ -331,7 +332,7 @@ impl<F: Function> QueuePair<F> {
     fn await_completion(
         &mut self,
         wanted: Option<u16>,
-    ) -> Result<Option<(u16, Completion)>, DriverError> {
+    ) -> Result<Option<u16>, DriverError> {
         let timeout = self.driver.config().op_timeout;
         if let Some(found) = self.look_until(wanted, timeout)? {
             return Ok(Some(found));
@@ -346,7 +347,7 @@ impl<F: Function> QueuePair<F> {
         &mut self,
         wanted: Option<u16>,
         timeout: Duration,
-    ) -> Result<Option<(u16, Completion)>, DriverError> {
+    ) -> Result<Option<u16>, DriverError> {
         let started = self.driver.function().now();
         let mut health_at = HEALTH_FIRST;
         let mut turns = 0u32;
@@ -394,7 +395,7 @@ impl<F: Function> QueuePair<F> {
         &mut self,
         wanted: Option<u16>,
         time: Duration,
-    ) -> Result<Option<(u16, Completion)>, DriverError> {
+    ) -> Result<Option<u16>, DriverError> {
         if let Bell::Block { at } = self.bell {
             // Then the last look. (A queue with doorbells gets an interrupt for each burst, and one
             // that came before this look ends the sleep at once.)
@@ -443,8 +444,8 @@ impl<F: Function> QueuePair<F> {
             self.rings.ask_for_interrupt(self.region.buffer(), at);
         }
         match self.look(None)? {
-            Some((slot, completion)) => {
-                self.stash(slot, completion);
+            Some(slot) => {
+                self.stash(slot);
                 Ok(false)
             }
             None => Ok(true),
@@ -487,7 +488,7 @@ impl<F: Function> QueuePair<F> {
                     deadline.saturating_sub(self.driver.function().now())
                 };
                 match self.look_until(None, left)? {
-                    Some((slot, completion)) => self.stash(slot, completion),
+                    Some(slot) => self.stash(slot),
                     None => {
                         let queue = self.id;
                         return Err(self.lose(if stopped {

@@ -22,7 +22,7 @@ use offmap_abi::admin::QueueCreateBody;
 use offmap_abi::notify::{NOTIFY_ALIGN, NOTIFY_BYTES};
 use offmap_abi::regs::Features;
 use offmap_abi::ring::RingDepth;
-use offmap_abi::{Completion, QueueId, RequestId};
+use offmap_abi::{CompletionWords, QueueId, RequestId};
 use offmap_device_io::{DmaRegion, Function, Interrupt, PAGE_BYTES};
 use slots::{Larges, Slots};
 use stats::{Meter, Timer};
@@ -117,7 +117,9 @@ pub struct QueuePair<F: Function> {
     slots: Slots,
     larges: Larges<F>,
     /// Completions that arrived while another was waited for, by slot; valid in state Done.
-    stash: Box<[Completion]>,
+    stash: Box<[CompletionWords]>,
+    /// The completion that was taken last. In place, and not passed on: see [`CompletionWords`].
+    taken: CompletionWords,
     /// Slots in state Done, oldest first.
     done: VecDeque<u16>,
     broken: bool,
@@ -181,7 +183,7 @@ impl<F: Function> QueuePair<F> {
             body.coalesce_count = coalescing.count.into();
             body.coalesce_us = (coalescing.delay.as_micros() as u16).into();
         }
-        let blank = Completion::new(RequestId(0), offmap_abi::Status::Internal);
+        let blank = CompletionWords::new(RequestId(0), offmap_abi::Status::Internal);
         let pair = Self {
             id,
             serial: NEXT_SERIAL.fetch_add(1, Ordering::Relaxed),
@@ -206,6 +208,7 @@ impl<F: Function> QueuePair<F> {
             ),
             larges: Larges::new(depth as usize),
             stash: vec![blank; depth as usize].into_boxed_slice(),
+            taken: blank,
             done: VecDeque::with_capacity(depth as usize),
             broken: false,
             on_device: false,
