@@ -30,6 +30,8 @@ const DUMPED: usize = 1_000_000;
 const COUNTER_BYTES: usize = KEY_BYTES;
 /// Elements that one batch call of a dump asks for.
 const PAGE: usize = 1024;
+/// Keys in the order in which they are looked up, a power of two: no division stands between two lookups.
+const ORDER: usize = 1 << 20;
 /// Operations before each block, so that both sides are awake.
 const WARM: usize = 256;
 /// Words of a ring's entry.
@@ -231,7 +233,7 @@ impl Two {
             queue,
             map,
             counters,
-            order: order(&all, 1 << 20),
+            order: order(&all, ORDER),
             partner,
             blocks,
         }
@@ -284,7 +286,7 @@ impl Two {
     fn lookups(&mut self, from: usize, n: usize) {
         let mut out: Value = [0; VALUE_BYTES];
         for i in from..from + n {
-            let key = &self.order[i % self.order.len()];
+            let key = &self.order[i & (ORDER - 1)];
             let found = self.queue.lookup(&self.map, key, &mut out);
             assert!(found.expect("a live queue").is_success());
             black_box(&out);
@@ -294,7 +296,7 @@ impl Two {
     fn counters(&mut self, from: usize, n: usize) {
         let mut out = [0; COUNTER_BYTES];
         for i in from..from + n {
-            let key = &self.order[i % self.order.len()];
+            let key = &self.order[i & (ORDER - 1)];
             let found = self.queue.lookup(&self.counters, key, &mut out);
             assert!(found.expect("a live queue").is_success());
             black_box(&out);
@@ -314,7 +316,7 @@ impl Two {
         let (mut sent, mut taken) = (0, 0);
         while taken < n {
             while sent < n && sent - taken < DEPTH {
-                let key = &order[(from + sent) % order.len()];
+                let key = &order[(from + sent) & (ORDER - 1)];
                 queue.write(&Op::Lookup { map, key }).expect("room");
                 sent += 1;
             }
@@ -333,7 +335,7 @@ impl Two {
         let ran = self.stack.function.with_firmware(|firmware| {
             let mut out: Value = [0; VALUE_BYTES];
             for i in from..from + n {
-                let key = &order[i % order.len()];
+                let key = &order[i & (ORDER - 1)];
                 assert!(firmware.lookup(map, key, &mut out).is_success());
                 black_box(&out);
             }
