@@ -18,7 +18,7 @@ use crate::queue::{Announce, Coalescing, Queue, QueueSpec, Stop};
 use crate::regs::RegisterFile;
 use offmap_abi::regs::{self, Control, DeviceStatus, FatalCause, Features};
 use offmap_abi::ring::RingDepth;
-use offmap_abi::{CompletionWords, IoOpcode, MapHandle, QueueId, Status, Submission};
+use offmap_abi::{CompletionWords, IoOpcode, MapHandle, QueueId, Status};
 use offmap_device_io::{BarInfo, BarMapping, BarOffset, DmaBuffer, DmaPlacement, Interrupt};
 use offmap_device_io::{IoError, Iova};
 use offmap_firmware_model::{Firmware, Progress};
@@ -258,18 +258,18 @@ impl Device {
             }
         }
         while *spent < BURST {
-            let Some(words) = queue.fetch(&self.dma, &self.doorbells)? else {
+            if !queue.fetch_next(&self.dma, &self.doorbells)? {
                 break;
-            };
-            let ahead = queue.look_ahead(&self.dma);
-            if !ahead.is_empty() {
-                self.firmware.warm(std::iter::once(&words).chain(ahead));
             }
-            let command = Submission::from_words(words);
+            if queue.look_ahead(&self.dma) {
+                self.firmware.warm(queue.loaded());
+            }
+            let aborted = queue.take_abort();
+            let command = queue.current();
             let mut done = CompletionWords::new(command.request(), Status::Aborted);
-            let ended = queue.take_abort(&command) || {
+            let ended = aborted || {
                 let host = &mut Host(&mut self.dma);
-                self.firmware.io_to(context, &command, host, &mut done)
+                self.firmware.io_to(context, command, host, &mut done)
             };
             *spent += if IoOpcode(command.opcode).is_batch() {
                 PIECE_COST
@@ -279,7 +279,8 @@ impl Device {
             if ended {
                 queue.post_words(&self.dma, &done)?;
             } else {
-                queue.set_under_way(Some(command.request()));
+                let request = command.request();
+                queue.set_under_way(Some(request));
                 *spent = (*spent).max(PIECE_COST);
                 break;
             }

@@ -17,7 +17,9 @@ use offmap_abi::notify::{
 };
 use offmap_abi::regs::{FatalCause, NO_VECTOR, RING_ALIGN};
 use offmap_abi::ring::RingDepth;
-use offmap_abi::{Completion, CompletionWords, QueueId, RequestId, Status, Submission};
+use offmap_abi::{
+    Completion, CompletionWords, QueueId, RequestId, Status, Submission, SubmissionWords,
+};
 use offmap_device_io::DmaBuffer;
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
@@ -36,7 +38,7 @@ pub(crate) const AHEAD: usize = 16;
 /// place in the completion ring until they are fetched.
 #[derive(Debug)]
 struct Ahead {
-    entries: [[u64; ENTRY_WORDS]; AHEAD],
+    entries: [SubmissionWords; AHEAD],
     /// Those from `first` to `end` are still to be fetched.
     first: usize,
     end: usize,
@@ -44,21 +46,24 @@ struct Ahead {
 
 impl Ahead {
     const NONE: Self = Self {
-        entries: [[0; ENTRY_WORDS]; AHEAD],
+        entries: [SubmissionWords::ZERO; AHEAD],
         first: 0,
         end: 0,
     };
 
     #[inline(always)]
-    fn rest(&self) -> &[[u64; ENTRY_WORDS]] {
+    fn rest(&self) -> &[SubmissionWords] {
         self.entries.get(self.first..self.end).unwrap_or(&[])
     }
 
     #[inline(always)]
-    fn pop(&mut self) -> Option<[u64; ENTRY_WORDS]> {
-        let words = *self.rest().first()?;
+    fn pop_to(&mut self, to: &mut SubmissionWords) -> bool {
+        let Some(words) = self.rest().first() else {
+            return false;
+        };
+        *to = *words;
         self.first += 1;
-        Some(words)
+        true
     }
 }
 
@@ -231,6 +236,8 @@ pub(crate) struct Queue {
     extra: u32,
     /// Entries from count `fetched` on.
     ahead: Ahead,
+    /// The entry before those.
+    current: SubmissionWords,
     /// The command that the firmware has begun and not finished.
     under_way: Option<RequestId>,
     /// Looks that found nothing since one looked at the tail.
@@ -261,6 +268,7 @@ impl Queue {
             raised: 0,
             extra: 0,
             ahead: Ahead::NONE,
+            current: SubmissionWords::ZERO,
             under_way: None,
             quiet: 0,
             armed: false,
@@ -315,48 +323,60 @@ impl Queue {
         self.under_way = request;
     }
 
-    /// Takes the next submission, if there is one and its completion will have room. It comes
-    /// as its words: an aligned copy, which costs less to pass on.
-    ///
-    /// Whoever takes one must [`Queue::post`] exactly one completion for it.
-    #[inline]
+    /// [`Queue::fetch_next`] for one who wants a copy.
     pub(crate) fn fetch(
         &mut self,
         dma: &Dma,
         doorbells: &DmaBuffer,
     ) -> Result<Option<[u64; ENTRY_WORDS]>, Stop> {
+        let fetched = self.fetch_next(dma, doorbells)?;
+        Ok(fetched.then(|| self.current.get()))
+    }
+
+    /// The submission that was fetched last.
+    #[inline(always)]
+    pub(crate) fn current(&self) -> &Submission {
+        self.current.fields()
+    }
+
+    /// Takes the next submission, if there is one and its completion will have room; whether it
+    /// did. It is in [`Queue::current`] then.
+    ///
+    /// Whoever takes one must [`Queue::post`] exactly one completion for it.
+    #[inline]
+    pub(crate) fn fetch_next(&mut self, dma: &Dma, doorbells: &DmaBuffer) -> Result<bool, Stop> {
         if self.is_full() && !self.find_room(dma, doorbells)? {
-            return Ok(None);
+            return Ok(false);
         }
-        if let Some(words) = self.ahead.pop() {
+        if self.ahead.pop_to(&mut self.current) {
             self.fetched = self.fetched.wrapping_add(1);
-            return Ok(Some(words));
+            return Ok(true);
         }
         let offset = self.offset(self.fetched);
         let phase = self.depth.phase(self.fetched);
-        let words = match self.sq.load_entry(dma, offset, phase)? {
-            Some(words) => words,
+        match self.sq.load_entry(dma, offset, phase)? {
+            Some(words) => self.current.set(&words),
             None => {
                 self.quiet += 1;
                 if self.quiet < LOOKS_PER_TAIL {
-                    return Ok(None);
+                    return Ok(false);
                 }
                 match self.covered(dma, doorbells)? {
-                    Some(words) => words,
-                    None => return Ok(None),
+                    Some(words) => self.current.set(&words),
+                    None => return Ok(false),
                 }
             }
-        };
+        }
         self.fetched = self.fetched.wrapping_add(1);
-        Ok(Some(words))
+        Ok(true)
     }
 
     /// Loads what is published after the entry that was fetched last, if nothing is loaded ahead.
-    /// Returns what was loaded by this call.
+    /// Whether this call loaded any.
     #[inline]
-    pub(crate) fn look_ahead(&mut self, dma: &Dma) -> &[[u64; ENTRY_WORDS]] {
+    pub(crate) fn look_ahead(&mut self, dma: &Dma) -> bool {
         if !self.ahead.rest().is_empty() {
-            return &[];
+            return false;
         }
         let most = AHEAD.min(self.depth.entries() as usize);
         let mut end = 0;
@@ -367,11 +387,18 @@ impl Queue {
             let Ok(Some(words)) = self.sq.load_entry(dma, offset, phase) else {
                 break;
             };
-            self.ahead.entries[end] = words;
+            self.ahead.entries[end].set(&words);
             end += 1;
         }
         (self.ahead.first, self.ahead.end) = (0, end);
-        self.ahead.rest()
+        end > 0
+    }
+
+    /// The submission that was fetched last, and those that are loaded ahead.
+    #[inline(always)]
+    pub(crate) fn loaded(&self) -> impl Iterator<Item = &Submission> {
+        let ahead = self.ahead.rest().iter().map(SubmissionWords::fields);
+        std::iter::once(self.current()).chain(ahead)
     }
 
     /// Whether there is something to do now, the tail looked at as well.
@@ -612,7 +639,7 @@ impl Queue {
             }
             let ahead = index.wrapping_sub(self.fetched) as usize;
             let words = match self.ahead.rest().get(ahead) {
-                Some(words) => *words,
+                Some(words) => words.get(),
                 None => {
                     let (offset, phase) = (self.offset(index), self.depth.phase(index));
                     match self.sq.load_entry(dma, offset, phase)? {
@@ -645,12 +672,12 @@ impl Queue {
 
     /// Whether the submission that was fetched last was aborted before.
     #[inline]
-    pub(crate) fn take_abort(&mut self, command: &Submission) -> bool {
+    pub(crate) fn take_abort(&mut self) -> bool {
         let index = self.fetched.wrapping_sub(1);
         match self.aborts.front() {
             Some(abort) if abort.index == index => {
                 // The entry may have changed since it was looked at; what counts is the copy.
-                let aborted = abort.request == command.request();
+                let aborted = abort.request == self.current().request();
                 self.aborts.pop_front();
                 aborted
             }

@@ -41,9 +41,7 @@ use dispatch::{Io, Position, Scratch, Step, UnderWay};
 use inner::Holdings;
 use maps::Maps;
 use memory::DeviceMemory;
-use offmap_abi::{
-    Completion, CompletionWords, DevAddr, IoOpcode, RequestId, Status, Submission,
-};
+use offmap_abi::{Completion, CompletionWords, DevAddr, IoOpcode, RequestId, Status, Submission};
 
 /// The bytes that stand for device memory. Zeroed when handed over.
 pub trait Storage: AsRef<[u8]> + AsMut<[u8]> + Send {

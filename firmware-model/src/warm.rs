@@ -13,7 +13,7 @@ use crate::table::Table;
 use crate::table::bucket::BUCKET_BYTES;
 use crate::table::hash::HashTable;
 use crate::{Firmware, Storage};
-use offmap_abi::submission::{ElementBody, SUBMISSION_WORDS};
+use offmap_abi::submission::ElementBody;
 use offmap_abi::{IoOpcode, Submission, SubmissionFlags};
 
 /// Commands that are looked at, at most.
@@ -43,13 +43,12 @@ pub(crate) fn warm_homes(table: &HashTable, access: &mut impl Access, home: u64)
 impl<S: Storage> Firmware<S> {
     /// Asks for what these commands of an I/O queue will look at, as far as that can be told.
     #[inline]
-    pub fn warm<'c>(&mut self, commands: impl Iterator<Item = &'c [u64; SUBMISSION_WORDS]>) {
+    pub fn warm<'c>(&mut self, commands: impl Iterator<Item = &'c Submission>) {
         let (maps, memory) = (&self.maps, &mut self.memory);
         let mut hashes: [Option<(&HashTable, u64)>; LANES] = [None; LANES];
         let mut count = 0;
-        for words in commands.take(LANES) {
-            let command = Submission::from_words(*words);
-            let hashed = hash_of(maps, &command);
+        for command in commands.take(LANES) {
+            let hashed = hash_of(maps, command);
             if let Some((table, hash)) = hashed {
                 table.warm_bucket(memory, hash);
                 hashes[count] = hashed;
@@ -82,7 +81,7 @@ fn hash_of<'m>(maps: &'m Maps, command: &Submission) -> Option<(&'m HashTable, u
     if map.bytes < LARGE_BYTES || !command.flags().contains(SubmissionFlags::KEY_INLINE) {
         return None;
     }
-    let body: ElementBody = command.body();
+    let body: &ElementBody = command.body_ref();
     let key = body.key.get(..map.key_size())?;
     Some((table, table.hash_of(key)))
 }

@@ -166,7 +166,10 @@ impl CompletionWords {
     /// If `bytes` is longer than [`INLINE_RESULT_BYTES`]; the caller chose its length.
     #[inline(always)]
     pub fn set_payload(&mut self, bytes: &[u8]) {
-        assert!(bytes.len() <= INLINE_RESULT_BYTES, "a payload of that length");
+        assert!(
+            bytes.len() <= INLINE_RESULT_BYTES,
+            "a payload of that length"
+        );
         for (word, bytes) in self.0[2..].iter_mut().zip(bytes.chunks(8)) {
             *word = match bytes {
                 [a, b, c, d, e, f, g, h] => u64::from_le_bytes([*a, *b, *c, *d, *e, *f, *g, *h]),

@@ -37,7 +37,7 @@ pub use ids::{DevAddr, MapHandle, QueueId, RequestId};
 pub use map_type::MapType;
 pub use opcode::{AdminOpcode, IoOpcode};
 pub use status::Status;
-pub use submission::{Submission, SubmissionFlags};
+pub use submission::{Submission, SubmissionFlags, SubmissionWords};
 
 /// Major version of the ABI: a driver refuses a device whose major version differs.
 pub const ABI_MAJOR: u16 = 1;

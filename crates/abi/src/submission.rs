@@ -117,6 +117,18 @@ impl Submission {
         }
     }
 
+    /// The operands as body type `B`, where they are.
+    #[inline(always)]
+    pub fn body_ref<B: FromBytes + KnownLayout + Immutable + Unaligned>(&self) -> &B {
+        const {
+            assert!(size_of::<B>() == 48);
+        }
+        match B::ref_from_bytes(&self.body) {
+            Ok(body) => body,
+            Err(_) => unreachable!("the sizes are equal, as asserted above"),
+        }
+    }
+
     /// The wire image as the eight words that are stored to the ring; word 0 carries `phase`.
     #[inline]
     pub fn to_words(mut self, phase: bool) -> [u64; SUBMISSION_WORDS] {
@@ -129,6 +141,39 @@ impl Submission {
     #[inline]
     pub fn from_words(words: [u64; SUBMISSION_WORDS]) -> Self {
         zerocopy::transmute!(words.map(u64::to_le_bytes))
+    }
+}
+
+/// A submission as the eight words that the ring holds, which can be read as its fields where it is.
+///
+/// A copy that is made in wider pieces than the words were just stored in has to wait for them, as
+/// [`crate::CompletionWords`] says; so entries are loaded to where they stay.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(align(64))]
+pub struct SubmissionWords([U64; SUBMISSION_WORDS]);
+
+impl SubmissionWords {
+    /// All zeros.
+    pub const ZERO: Self = Self([U64::ZERO; SUBMISSION_WORDS]);
+
+    /// Replaces all words.
+    #[inline(always)]
+    pub fn set(&mut self, words: &[u64; SUBMISSION_WORDS]) {
+        for (to, word) in self.0.iter_mut().zip(words) {
+            *to = U64::new(*word);
+        }
+    }
+
+    /// The words.
+    #[inline]
+    pub fn get(&self) -> [u64; SUBMISSION_WORDS] {
+        self.0.map(U64::get)
+    }
+
+    /// The fields.
+    #[inline(always)]
+    pub fn fields(&self) -> &Submission {
+        zerocopy::transmute_ref!(&self.0)
     }
 }
 

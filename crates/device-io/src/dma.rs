@@ -3,6 +3,7 @@
 //! Unsafe: atomics and raw copies in memory that another process may write.
 #![allow(unsafe_code, reason = "see above")]
 
+use crate::word::LINE_WORDS;
 use crate::{Function, IoError, Iova, IovaAllocator, numa};
 use memmap2::{MmapOptions, MmapRaw};
 use rustix::fs::{
@@ -10,7 +11,6 @@ use rustix::fs::{
 };
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr;
-use crate::word::LINE_WORDS;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 

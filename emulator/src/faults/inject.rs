@@ -231,7 +231,7 @@ impl Device {
             } else {
                 1
             };
-            if self.queues[index].take_abort(&command) {
+            if self.queues[index].take_abort() {
                 self.begin_with_faults(id, &command);
                 let completion = Completion::new(command.request(), Status::Aborted);
                 self.post_with_faults(index, completion)?;

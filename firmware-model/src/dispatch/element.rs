@@ -139,30 +139,30 @@ impl<A: Access, H: HostMemory> Io<'_, A, H> {
         command: &Submission,
         done: &mut CompletionWords,
     ) -> Result<(), Status> {
-        let body: ElementBody = command.body();
+        let body: &ElementBody = command.body_ref();
         let map = self.maps.get(command.map())?;
-        check_reserved(command, &body, body.map_flags.get(), RETURNS)?;
-        check_key(command, &body, map)?;
+        check_reserved(command, body, body.map_flags.get(), RETURNS)?;
+        check_key(command, body, map)?;
         let len = map.value_bytes();
-        check_room(command, &body, len)?;
+        check_room(command, body, len)?;
         let host = &mut *self.host;
-        let key = read_key(command, &body, map, host, &mut self.scratch.keys)?;
+        let key = read_key(command, body, map, host, &mut self.scratch.keys)?;
         map.table.with_value(self.access, key, |access, at| {
-            deliver(command, &body, access, host, at, len, done)
+            deliver(command, body, access, host, at, len, done)
         })?
     }
 
     /// UPDATE.
     pub(super) fn update(&mut self, command: &Submission) -> Result<(), Status> {
-        let body: ElementBody = command.body();
+        let body: &ElementBody = command.body_ref();
         let map = self.maps.get(command.map())?;
         let unused = Unused {
             key: false,
             value: false,
         };
-        check_reserved(command, &body, 0, unused)?;
+        check_reserved(command, body, 0, unused)?;
         let flags = update_flags(body.map_flags.get())?;
-        check_key(command, &body, map)?;
+        check_key(command, body, map)?;
         let len = map.value_bytes();
         if body.value_len.get() as usize != len {
             return Err(Status::InvalidLength);
@@ -171,7 +171,7 @@ impl<A: Access, H: HostMemory> Io<'_, A, H> {
         if inline && len > INLINE_VALUE_BYTES {
             return Err(Status::InvalidField);
         }
-        let key = read_key(command, &body, map, self.host, &mut self.scratch.keys)?;
+        let key = read_key(command, body, map, self.host, &mut self.scratch.keys)?;
         let value: &[u8] = if inline {
             &body.value[..len]
         } else {
@@ -201,19 +201,19 @@ impl<A: Access, H: HostMemory> Io<'_, A, H> {
 
     /// DELETE.
     pub(super) fn delete(&mut self, command: &Submission) -> Result<(), Status> {
-        let body: ElementBody = command.body();
+        let body: &ElementBody = command.body_ref();
         let map = self.maps.get(command.map())?;
         // It has no value: neither a length nor a field.
         let value = u128::from_le_bytes(body.value) != 0;
         let flags = body.map_flags.get() | body.value_len.get() | u32::from(value);
-        check_reserved(command, &body, flags, RETURNS)?;
-        check_key(command, &body, map)?;
+        check_reserved(command, body, flags, RETURNS)?;
+        check_key(command, body, map)?;
         let kind = map.spec.kind;
         let of_maps = kind.is_map_of_maps();
         if kind.is_array() && !of_maps || kind.is_queue() || !kind.has_values() {
             return Err(Status::Unsupported);
         }
-        let key = read_key(command, &body, map, self.host, &mut self.scratch.keys)?;
+        let key = read_key(command, body, map, self.host, &mut self.scratch.keys)?;
         if of_maps {
             inner::delete(self.holdings, self.access, command.map(), map, key)?;
         } else {
@@ -228,19 +228,19 @@ impl<A: Access, H: HostMemory> Io<'_, A, H> {
         command: &Submission,
         done: &mut CompletionWords,
     ) -> Result<(), Status> {
-        let body: ElementBody = command.body();
+        let body: &ElementBody = command.body_ref();
         let map = self.maps.get(command.map())?;
-        check_reserved(command, &body, body.map_flags.get(), RETURNS)?;
-        check_key(command, &body, map)?;
+        check_reserved(command, body, body.map_flags.get(), RETURNS)?;
+        check_key(command, body, map)?;
         if !map.spec.kind.takes() {
             return Err(Status::Unsupported);
         }
         let len = map.value_bytes();
-        check_room(command, &body, len)?;
+        check_room(command, body, len)?;
         let host = &mut *self.host;
-        let key = read_key(command, &body, map, host, &mut self.scratch.keys)?;
+        let key = read_key(command, body, map, host, &mut self.scratch.keys)?;
         map.table.take(self.access, key, |access, at| {
-            deliver(command, &body, access, host, at, len, done)
+            deliver(command, body, access, host, at, len, done)
         })
     }
 
@@ -251,31 +251,31 @@ impl<A: Access, H: HostMemory> Io<'_, A, H> {
         has_key: bool,
         done: &mut CompletionWords,
     ) -> Result<(), Status> {
-        let body: ElementBody = command.body();
+        let body: &ElementBody = command.body_ref();
         let map = self.maps.get(command.map())?;
         let unused = Unused {
             key: !has_key,
             value: true,
         };
-        check_reserved(command, &body, body.map_flags.get(), unused)?;
+        check_reserved(command, body, body.map_flags.get(), unused)?;
         if has_key {
-            check_key(command, &body, map)?;
+            check_key(command, body, map)?;
         }
         if map.spec.kind.is_queue() || !map.spec.kind.has_values() {
             return Err(Status::Unsupported);
         }
         let len = map.key_size();
-        check_room(command, &body, len)?;
+        check_room(command, body, len)?;
         let host = &mut *self.host;
         let key = if has_key {
             let scratch = &mut self.scratch.keys;
-            Some(read_key(command, &body, map, host, scratch)?)
+            Some(read_key(command, body, map, host, scratch)?)
         } else {
             None
         };
         map.table
             .with_next(self.access, key, |access, next| match next {
-                NextKey::At(at) => deliver(command, &body, access, host, at, len, done),
+                NextKey::At(at) => deliver(command, body, access, host, at, len, done),
                 NextKey::Index(index) => {
                     let bytes = index.to_le_bytes();
                     if command.flags().contains(SubmissionFlags::VALUE_INLINE) {

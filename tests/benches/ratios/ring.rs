@@ -403,12 +403,7 @@ fn threaded(blocks: usize, entries: usize, cpus: &Pinned) {
     );
     let ring = two.against(2048, RING, Two::pipeline, |two, _, n| two.partner.ring(n));
     let direct = two.against(2048, SLEEP, Two::pipeline, Two::direct);
-    let small = two.against(
-        2048,
-        SLEEP,
-        Two::pipelined_counters,
-        Two::direct_counters,
-    );
+    let small = two.against(2048, SLEEP, Two::pipelined_counters, Two::direct_counters);
     for (what, direct) in [("8 B", &small), ("64 B", &direct)] {
         // The ring's entry is the same for both; the pipeline's time is that of the value.
         let limit = ring.b_ns.max(direct.b_ns);

@@ -207,10 +207,7 @@ impl<F: Function> QueuePair<F> {
     #[inline]
     fn finished(&mut self, slot: u16) -> Finished<'_, F> {
         self.slots.set(slot, State::Done);
-        Finished {
-            queue: self,
-            slot,
-        }
+        Finished { queue: self, slot }
     }
 
     #[inline]
@@ -241,9 +238,7 @@ impl<F: Function> QueuePair<F> {
     /// `taken` until another one is.
     #[inline(always)]
     pub(super) fn take(&mut self) -> Result<Option<u16>, DriverError> {
-        let there = self
-            .rings
-            .pop_into(self.region.buffer(), &mut self.taken);
+        let there = self.rings.pop_into(self.region.buffer(), &mut self.taken);
         if !there {
             return Ok(None);
         }
@@ -256,9 +251,7 @@ impl<F: Function> QueuePair<F> {
             {
                 CompletionFault::Stale
             }
-            Some(entry)
-                if self.taken.count() < entry.room && status.is_success() =>
-            {
+            Some(entry) if self.taken.count() < entry.room && status.is_success() => {
                 CompletionFault::ShortResult
             }
             Some(entry) => {
@@ -329,10 +322,7 @@ impl<F: Function> QueuePair<F> {
     /// Waits for the completion of `wanted`, or any. `None`: the deadline passed, and what
     /// was waited for has been stashed since.
     #[cold]
-    fn await_completion(
-        &mut self,
-        wanted: Option<u16>,
-    ) -> Result<Option<u16>, DriverError> {
+    fn await_completion(&mut self, wanted: Option<u16>) -> Result<Option<u16>, DriverError> {
         let timeout = self.driver.config().op_timeout;
         if let Some(found) = self.look_until(wanted, timeout)? {
             return Ok(Some(found));
@@ -391,11 +381,7 @@ impl<F: Function> QueuePair<F> {
 
     /// Sleeps until an interrupt, at most for `time` (rule N4). Returns a completion that came
     /// before it fell asleep.
-    fn sleep(
-        &mut self,
-        wanted: Option<u16>,
-        time: Duration,
-    ) -> Result<Option<u16>, DriverError> {
+    fn sleep(&mut self, wanted: Option<u16>, time: Duration) -> Result<Option<u16>, DriverError> {
         if let Bell::Block { at } = self.bell {
             // Then the last look. (A queue with doorbells gets an interrupt for each burst, and one
             // that came before this look ends the sleep at once.)
