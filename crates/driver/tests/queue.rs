@@ -120,9 +120,17 @@ fn blocking_calls_mix_with_commands_in_flight() {
     drop(third);
     assert_eq!(u64::from_le_bytes(value), 3);
     assert!(queue.wait_for(tokens[3]).is_err(), "taken already");
-    for expected in [0, 1, 2, 4] {
-        let finished = queue.wait().unwrap().unwrap();
-        assert_eq!(finished.token(), tokens[expected]);
+    for expected in [0u64, 1, 2, 4] {
+        // Both ways of taking what was stashed.
+        let finished = if expected % 2 == 0 {
+            queue.wait()
+        } else {
+            queue.poll()
+        };
+        let finished = finished.unwrap().unwrap();
+        assert_eq!(finished.token(), tokens[expected as usize]);
+        finished.value(&mut value).unwrap();
+        assert_eq!(u64::from_le_bytes(value), expected);
     }
     assert!(queue.wait().unwrap().is_none());
     assert_eq!(queue.outstanding(), 0);
