@@ -12,6 +12,7 @@ pub mod differential;
 pub mod faults;
 mod forward;
 pub mod fuzz;
+pub mod header;
 pub mod kernel;
 pub mod model;
 pub mod model_lpm;

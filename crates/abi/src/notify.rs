@@ -37,6 +37,9 @@ pub const NOTIFY_CQ_EVENT: usize = 0x10;
 /// device.
 pub const NOTIFY_SQ_EVENT: usize = 0x40;
 
+/// Bit of an event word: it is armed. The count that it holds is in the low 32 bits.
+pub const EVENT_ARMED: u64 = 1 << 32;
+
 /// An event index: "wake me when the other side's count passes `index`".
 ///
 /// On the wire a 64-bit word: the index in the low half, bit 32 set while armed.
@@ -62,14 +65,14 @@ impl EventWord {
 
     /// The wire image.
     pub const fn to_word(self) -> u64 {
-        self.index as u64 | (self.armed as u64) << 32
+        self.index as u64 | if self.armed { EVENT_ARMED } else { 0 }
     }
 
     /// The value of a wire image; bits that this version does not name are ignored.
     pub const fn from_word(word: u64) -> Self {
         Self {
             index: word as u32,
-            armed: word >> 32 & 1 != 0,
+            armed: word & EVENT_ARMED != 0,
         }
     }
 

@@ -122,7 +122,7 @@ Examples:
   offmap demo --device vfio-user:/tmp/nic.sock"
     )]
     Nic(NicArgs),
-    /// Test devices
+    /// Test devices, and get what it takes to build one
     Device(DeviceArgs),
     /// Show capability profiles, and check one's own
     #[command(
@@ -178,6 +178,11 @@ Examples:
   offmap device test --list"
     )]
     Test(DeviceTestArgs),
+    /// Print the device ABI as a C header, for C11 and C++11
+    ///
+    /// It has every register, command, status, flag and structure of docs/abi.md, and asserts the size and the
+    /// offsets of each structure.
+    Header,
 }
 
 /// Arguments of `offmap device test`.
