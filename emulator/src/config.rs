@@ -46,6 +46,9 @@ pub struct DeviceConfig {
     /// How many times in a row the device of the threaded front end finds no work before it
     /// parks. Default: 8,192, a few hundred microseconds.
     pub polls_before_park: u32,
+    /// Whether maps outlive the host that made them, if it leaves without a reset (`KEEPS_MAPS`, abi
+    /// §6.6). Default: false.
+    pub keep_maps: bool,
     /// The firmware. Default: [`firmware::Config::with_memory`] with 4 GiB,
     /// of which the host gives only what is touched.
     pub firmware: firmware::Config,
@@ -58,6 +61,7 @@ impl Default for DeviceConfig {
             queue_depth_max: 4096,
             vectors: 17,
             polls_before_park: 8192,
+            keep_maps: false,
             firmware: firmware::Config::with_memory(4 << 30),
         }
     }

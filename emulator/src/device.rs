@@ -96,6 +96,8 @@ pub struct Device {
     pub(crate) running: bool,
     pub(crate) queue_pairs: u16,
     pub(crate) queue_depth_max: u32,
+    /// Maps stay when the host leaves.
+    keep_maps: bool,
     /// Some queue holds an interrupt back for more completions.
     holding: bool,
     pub(crate) clock: Clock,
@@ -112,9 +114,19 @@ impl Device {
     /// [`EmulatorError`], when the configuration or the system does not allow it.
     pub fn new(config: &DeviceConfig) -> Result<Self, EmulatorError> {
         config.validate()?;
-        let mut firmware = Firmware::new(config.firmware.clone(), config.reserve_memory()?)?;
+        let firmware = Firmware::new(config.firmware.clone(), config.reserve_memory()?)?;
+        Self::around(config, firmware)
+    }
+
+    /// The function around its firmware, which may have maps already.
+    pub(crate) fn around(
+        config: &DeviceConfig,
+        mut firmware: Firmware<DeviceMemory>,
+    ) -> Result<Self, EmulatorError> {
         firmware.set_vectors(config.vectors.into());
-        let mut features = Features::NOTIFY_BLOCK | Features::MEMORY_WINDOW | Features::COALESCING;
+        let mut features = Features::NOTIFY_BLOCK | Features::MEMORY_WINDOW;
+        features |= Features::COALESCING | Features::MAP_LIST;
+        features.set(Features::KEEPS_MAPS, config.keep_maps);
         features.set(Features::BATCH, config.firmware.batch > 0);
         let mut registers = RegisterFile::new();
         registers.describe(regs::VECTORS, config.vectors.into());
@@ -124,6 +136,7 @@ impl Device {
         registers.describe(regs::READY_TIMEOUT_MS, READY_TIMEOUT_MS);
         let start = Instant::now();
         Ok(Self {
+            keep_maps: config.keep_maps,
             holding: false,
             clock: Arc::new(move || start.elapsed()),
             config: ConfigSpace::new(config.vectors),
@@ -468,6 +481,11 @@ impl Device {
             return;
         }
         self.stop();
+        self.power_on();
+    }
+
+    /// What a reset does beside forgetting queues and maps.
+    fn power_on(&mut self) {
         let forgotten = self.registers.get(regs::RESET_COUNT);
         self.registers.reset();
         self.registers.set(regs::RESET_COUNT, forgotten);
@@ -479,6 +497,12 @@ impl Device {
 
     /// Forgets queues and maps, which RESET_COUNT shows.
     pub(crate) fn stop(&mut self) {
+        self.stop_queues();
+        self.firmware.reset();
+    }
+
+    /// Forgets queues, which RESET_COUNT shows.
+    fn stop_queues(&mut self) {
         if let Some(engine) = self.faults.as_deref_mut() {
             engine.reset();
         }
@@ -488,7 +512,6 @@ impl Device {
         self.holding = false;
         self.next = 0;
         self.favours = 0;
-        self.firmware.reset();
         let count = self.registers.get(regs::RESET_COUNT) as u32;
         self.registers
             .set(regs::RESET_COUNT, count.wrapping_add(1).into());
@@ -665,7 +688,13 @@ impl Device {
     ///
     /// [`IoError::Os`] when there is no memory for doorbells; the old ones stay then.
     pub fn leave_host(&mut self) -> Result<(), IoError> {
-        self.reset();
+        if self.keep_maps && !self.is_gone() {
+            self.stop_queues();
+            self.firmware.leave();
+            self.power_on();
+        } else {
+            self.reset();
+        }
         self.dma.unmap_all();
         self.doorbells = Self::new_doorbells()?;
         Ok(())

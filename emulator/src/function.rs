@@ -6,11 +6,13 @@ use crate::device::{Device, Diagnostics, bar_info};
 use crate::dma::IOVA_RANGES;
 use crate::faults::{FaultPlan, FaultReport};
 use crate::regs::Width;
+use crate::state::StateError;
 use offmap_abi::{MapHandle, Status};
 use offmap_device_io::{
     BarInfo, BarMapping, BarOffset, DmaBuffer, Function, Interrupt, IoError, Iova, IovaRange,
 };
 use offmap_firmware_model::Firmware;
+use std::path::Path;
 
 /// How a front end lends out its device and gets it to run.
 pub trait FrontEnd: Send + Sync + 'static {
@@ -66,6 +68,15 @@ impl<E: FrontEnd> Emulated<E> {
     ) -> Result<Status, IoError> {
         self.front_end
             .with_device(|d| d.engine_ringbuf_output(engine, map, data, flags))
+    }
+
+    /// Writes the device's maps to a file, as [`Device::save`], between two steps.
+    ///
+    /// # Errors
+    ///
+    /// [`IoError::Gone`] when the device has died; [`StateError`] inside.
+    pub fn save(&self, path: &Path) -> Result<Result<(), StateError>, IoError> {
+        self.front_end.with_device(|d| d.save(path))
     }
 
     /// What the device knows of its own past.

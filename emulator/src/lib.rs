@@ -10,6 +10,8 @@
 //! With the feature `vfio-user`, [`vfio_user`] serves the threaded one to a process that
 //! connects to a socket: a driver, or a virtual machine.
 //!
+//! [`Device::save`] and [`Device::restore`] carry its maps over to another process.
+//!
 //! Nothing from the host is trusted: bad bytes become a status, a typed error, a queue that
 //! has stopped, or a device that has stopped itself until its reset; never a panic, a hang or
 //! an access to memory that the host has not mapped.
@@ -29,6 +31,7 @@ mod inline;
 pub mod msix;
 mod queue;
 pub mod regs;
+mod state;
 mod threaded;
 #[cfg(feature = "vfio-user")]
 pub mod vfio_user;
@@ -38,4 +41,5 @@ pub use device::{Clock, Device, Diagnostics, Step, bar_info};
 pub use error::EmulatorError;
 pub use function::{Emulated, FrontEnd};
 pub use inline::{Inline, InlineFrontEnd};
+pub use state::StateError;
 pub use threaded::{Threaded, ThreadedFrontEnd};

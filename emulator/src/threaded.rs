@@ -45,18 +45,27 @@ impl Threaded {
     ///
     /// [`EmulatorError`], when the configuration or the system does not allow it.
     pub fn spawn(config: DeviceConfig) -> Result<Arc<Self>, EmulatorError> {
+        Self::start(Device::new(&config)?, config.polls_before_park)
+    }
+
+    /// Starts the thread of a device that there is. `polls_before_park` is that of
+    /// [`DeviceConfig`].
+    ///
+    /// # Errors
+    ///
+    /// [`EmulatorError::Thread`].
+    pub fn start(device: Device, polls_before_park: u32) -> Result<Arc<Self>, EmulatorError> {
         let shared = Arc::new(Shared {
-            device: Mutex::new(Device::new(&config)?),
+            device: Mutex::new(device),
             waiting: AtomicU32::new(0),
             owed: AtomicBool::new(false),
             stop: AtomicBool::new(false),
         });
-        let polls = config.polls_before_park;
         let thread = thread::Builder::new()
             .name("offmap-device".into())
             .spawn({
                 let shared = Arc::clone(&shared);
-                move || run(&shared, polls)
+                move || run(&shared, polls_before_park)
             })
             .map_err(EmulatorError::Thread)?;
         Ok(Arc::new(Self {

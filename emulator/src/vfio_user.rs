@@ -6,8 +6,8 @@
 //! [`Server::run`], between two steps of the device; so what a message has changed is in
 //! effect before it is answered, and no access to memory that was unmapped is in flight.
 //!
-//! A client that leaves or dies leaves nothing behind: the function is reset, its memory is
-//! unmapped, and the next client gets doorbells that the last one cannot reach. What a client
+//! A client that leaves or dies leaves nothing behind, other than maps where the device is to keep them: the
+//! function is reset, its memory is unmapped, and the next client gets doorbells that the last one cannot reach. What a client
 //! shares must be memory that it cannot take away again
 //! ([`shared`]); a mapping without a file is accepted, as hypervisors have
 //! some, and an access to it is a DMA fault.
@@ -62,6 +62,21 @@ impl Server {
     pub fn bind(path: &Path, config: DeviceConfig) -> Result<Self, ServeError> {
         let listener = Listener::bind(path)?;
         let device = Threaded::spawn(config)?;
+        Ok(Self { listener, device })
+    }
+
+    /// As [`Server::bind`], with a device that there is: one that was restored, say.
+    ///
+    /// # Errors
+    ///
+    /// [`ServeError`].
+    pub fn bind_device(
+        path: &Path,
+        device: Device,
+        polls_before_park: u32,
+    ) -> Result<Self, ServeError> {
+        let listener = Listener::bind(path)?;
+        let device = Threaded::start(device, polls_before_park)?;
         Ok(Self { listener, device })
     }
 

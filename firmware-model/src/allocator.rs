@@ -62,6 +62,51 @@ impl Allocator {
         Some(DevAddr(start))
     }
 
+    /// Takes a region that is known: what [`Self::allocate`] once gave. `false`: not all of it is free,
+    /// or it is none that could have been given.
+    #[must_use]
+    pub(crate) fn claim(&mut self, at: DevAddr, bytes: u64) -> bool {
+        let (start, Some(len)) = (at.0, bytes.checked_next_multiple_of(ALIGN_BYTES)) else {
+            return false;
+        };
+        let Some(end) = start.checked_add(len) else {
+            return false;
+        };
+        let index = self
+            .free
+            .partition_point(|piece| piece.start + piece.len <= start);
+        let Some(piece) = self.free.get(index).copied() else {
+            return false;
+        };
+        if len == 0 || !start.is_multiple_of(ALIGN_BYTES) {
+            return false;
+        }
+        if piece.start > start || piece.start + piece.len < end {
+            return false;
+        }
+        let (before, after) = (start - piece.start, piece.start + piece.len - end);
+        self.free.remove(index);
+        if after != 0 {
+            self.free.insert(
+                index,
+                Piece {
+                    start: end,
+                    len: after,
+                },
+            );
+        }
+        if before != 0 {
+            self.free.insert(
+                index,
+                Piece {
+                    len: before,
+                    ..piece
+                },
+            );
+        }
+        true
+    }
+
     /// Returns what [`Self::allocate`] gave for `bytes`, and joins it with free neighbours.
     pub(crate) fn release(&mut self, at: DevAddr, bytes: u64) {
         let start = at.0;

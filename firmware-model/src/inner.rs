@@ -59,6 +59,11 @@ impl Holdings {
         }
     }
 
+    /// Whether the map is one that holds others.
+    pub(crate) fn is_outer(&self, outer: MapHandle) -> bool {
+        self.outers.contains_key(&outer.0)
+    }
+
     /// Whether any entry holds the map.
     pub(crate) fn is_held(&self, inner: MapHandle) -> bool {
         self.holders.contains_key(&inner.0)
@@ -105,6 +110,37 @@ impl Holdings {
         }
     }
 
+    /// The outer maps: their handles, templates, and how many entries hold which inner map.
+    pub(crate) fn outers(
+        &self,
+    ) -> impl ExactSizeIterator<Item = (MapHandle, &MapSpec, &BTreeMap<u32, u32>)> {
+        let outers = self.outers.iter();
+        outers.map(|(handle, outer)| (MapHandle(*handle), &outer.template, &outer.inner))
+    }
+
+    /// The maps that were freed while they were held, and still are.
+    pub(crate) fn all_freed(&self) -> impl ExactSizeIterator<Item = (MapHandle, &Map)> {
+        self.freed
+            .iter()
+            .map(|(handle, map)| (MapHandle(*handle), map))
+    }
+
+    /// As [`Self::insert`], with what its entries hold. `false`: that cannot be.
+    #[must_use]
+    pub(crate) fn restore(
+        &mut self,
+        outer: MapHandle,
+        template: MapSpec,
+        inner: BTreeMap<u32, u32>,
+    ) -> bool {
+        for (map, entries) in &inner {
+            *self.holders.entry(*map).or_insert(0) += u64::from(*entries);
+        }
+        self.outers
+            .insert(outer.0, Outer { template, inner })
+            .is_none()
+    }
+
     fn hold(&mut self, outer: MapHandle, inner: MapHandle) {
         let Some(outer) = self.outers.get_mut(&outer.0) else {
             return;
@@ -145,7 +181,7 @@ impl Holdings {
 /// Whether a map may be held by maps with this template: the fields of MAP_CREATE on which a
 /// program that was written for the template relies. Entries may differ in number: each map
 /// has its own bounds.
-fn is_like(template: &MapSpec, spec: &MapSpec) -> bool {
+pub(crate) fn is_like(template: &MapSpec, spec: &MapSpec) -> bool {
     let fields = |spec: &MapSpec| {
         (
             spec.kind,

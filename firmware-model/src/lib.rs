@@ -10,6 +10,7 @@
 //! * [`table`]: HASH, LRU_HASH, ARRAY, their per-CPU forms, QUEUE and STACK, laid out in device
 //!   memory.
 //! * [`hook`]: who watches or spoils accesses to device memory.
+//! * [`state`]: all maps as bytes, and back.
 //! * `dispatch`: commands, from a [`Submission`] to its [`Completion`].
 //!
 //! Commands come from the host and device memory can be written by the host through its
@@ -28,6 +29,7 @@ pub mod hook;
 mod inner;
 mod maps;
 pub mod memory;
+pub mod state;
 pub mod table;
 mod warm;
 
@@ -287,6 +289,14 @@ impl<S: Storage> Firmware<S> {
         self.scratch.shrink();
         self.allocator = Allocator::new(self.config.memory_bytes);
         self.memory.reset();
+    }
+
+    /// Forgets the admin command under way, and what it had taken.
+    fn forget_pending(&mut self) {
+        if let Some(Pending::Create { map, .. }) = self.pending.take() {
+            self.allocator.release(map.base, map.bytes);
+        }
+        self.holdings.creating = None;
     }
 
     /// Reads device memory through the host's window; past the end it reads all ones.

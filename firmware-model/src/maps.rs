@@ -103,6 +103,15 @@ impl Maps {
         }
     }
 
+    /// The live maps from a slot on, in the order of their slots.
+    pub(crate) fn live_from(&self, slot: u32) -> impl Iterator<Item = (MapHandle, &Map)> {
+        let slots = self.slots.iter().enumerate().skip(slot as usize);
+        slots.filter_map(|(index, slot)| {
+            let handle = MapHandle::new(index as u16, slot.generation);
+            slot.map.as_ref().map(|map| (handle, map))
+        })
+    }
+
     /// The ring of a RINGBUF map.
     pub(crate) fn ring_mut(&mut self, handle: MapHandle) -> Result<&mut RingTable, Status> {
         self.get(handle)?;
@@ -163,6 +172,62 @@ impl Maps {
         self.free.push_back(handle.slot());
         self.live -= 1;
         self.entries_total -= u64::from(map.spec.entries());
+    }
+
+    /// Each slot that was ever used: its generation, and the map in it.
+    pub(crate) fn slots(&self) -> impl ExactSizeIterator<Item = (u16, Option<&Map>)> {
+        self.slots
+            .iter()
+            .map(|slot| (slot.generation, slot.map.as_ref()))
+    }
+
+    /// Slots that can be used again, the next one first.
+    pub(crate) fn free_slots(&self) -> impl ExactSizeIterator<Item = u16> {
+        self.free.iter().copied()
+    }
+
+    /// Puts a slot behind those that there are, as it was in a table that was saved. `false`:
+    /// that cannot be.
+    #[must_use]
+    pub(crate) fn restore_slot(&mut self, generation: u16, map: Option<Map>) -> bool {
+        if generation == 0 || self.slots.len() >= self.slots_max {
+            return false;
+        }
+        if let Some(map) = &map {
+            self.count(map);
+        }
+        self.slots.push(Slot { generation, map });
+        self.live <= self.limit
+    }
+
+    /// Counts a map that lives, or that was retired and not yet reused.
+    pub(crate) fn count(&mut self, map: &Map) {
+        self.live += 1;
+        self.entries_total += u64::from(map.spec.entries());
+    }
+
+    /// Whether that many maps may live.
+    pub(crate) fn fits(&self) -> bool {
+        self.live <= self.limit
+    }
+
+    /// The order in which free slots are used again. `false`: that cannot be, because each slot without
+    /// a map, but for those `taken`, is in it once.
+    #[must_use]
+    pub(crate) fn restore_free(&mut self, free: VecDeque<u16>, taken: &[MapHandle]) -> bool {
+        let mut seen: Vec<bool> = self.slots.iter().map(|slot| slot.map.is_some()).collect();
+        let used = free
+            .iter()
+            .copied()
+            .chain(taken.iter().map(|handle| handle.slot()));
+        for slot in used {
+            match seen.get_mut(usize::from(slot)) {
+                Some(seen) if !*seen => *seen = true,
+                _ => return false,
+            }
+        }
+        self.free = free;
+        seen.into_iter().all(|seen| seen)
     }
 
     /// Takes all maps out. Generations go on, so that no handle from before names a map.

@@ -107,6 +107,35 @@ impl<S: Storage> DeviceMemory<S> {
         Ok(bytes)
     }
 
+    /// The chunks that are not known to be zero, with their numbers.
+    pub(crate) fn chunks(&self) -> impl Iterator<Item = (u64, &[u8])> {
+        (0..self.size_bytes.div_ceil(CHUNK_BYTES)).filter_map(|chunk| {
+            let (word, bit) = ((chunk / 64) as usize, chunk % 64);
+            let written = self.written.get(word)? & !self.stale.get(word)?;
+            if written >> bit & 1 == 0 {
+                return None;
+            }
+            let start = chunk * CHUNK_BYTES;
+            let len = CHUNK_BYTES.min(self.size_bytes - start) as usize;
+            let bytes = self.bytes(DevAddr(start), len).ok()?;
+            bytes
+                .iter()
+                .any(|byte| *byte != 0)
+                .then_some((chunk, bytes))
+        })
+    }
+
+    /// A chunk's place, all of it, to be filled. `None`: there is no such chunk.
+    pub(crate) fn chunk_mut(&mut self, chunk: u64) -> Option<&mut [u8]> {
+        let start = chunk.checked_mul(CHUNK_BYTES)?;
+        let left = self
+            .size_bytes
+            .checked_sub(start)
+            .filter(|left| *left > 0)?;
+        self.bytes_mut(DevAddr(start), CHUNK_BYTES.min(left) as usize)
+            .ok()
+    }
+
     /// Reads through the host's window: bytes past the end read as all ones.
     pub(crate) fn window_read(&self, at: DevAddr, into: &mut [u8]) {
         let inside = self.inside(at, into.len());

@@ -217,6 +217,11 @@ fn expected() -> Vec<String> {
         admin::MapCreated as "offmap_map_created" { map, reserved, bytes }
         admin::EmptyBody as "offmap_empty_body" { reserved }
         admin::MapInfo as "offmap_map_info" { bytes, entries, longest_chain, free_bytes, free_largest }
+admin::MapListBody as "offmap_map_list_body" { iova, len, cursor, reserved }
+        admin::MapListed as "offmap_map_listed" { cursor, reserved }
+        admin::MapDescription as "offmap_map_description" {
+            map, map_type, key_size, value_size, max_entries, cpu_slots, map_extra, bytes, name, reserved
+        }
         admin::AbortBody as "offmap_abort_body" { request, queue, reserved }
         admin::LimitDetail as "offmap_limit_detail" { limit, reserved, asked, allowed, used }
     });

@@ -18,3 +18,5 @@ mod memory;
 mod raw;
 #[path = "vfio_user/speed.rs"]
 mod speed;
+#[path = "vfio_user/state.rs"]
+mod state;

@@ -187,6 +187,10 @@ typedef uint64_t offmap_le64;
 #define OFFMAP_FEATURES_MEMORY_WINDOW UINT64_C(8)
 /* QUEUE_CREATE takes interrupt coalescing (§6.2). */
 #define OFFMAP_FEATURES_COALESCING UINT64_C(0x10)
+/* MAP_LIST is there (§6.6). */
+#define OFFMAP_FEATURES_MAP_LIST UINT64_C(0x20)
+/* Maps outlive the host that made them, if it leaves without a reset (§6.6). */
+#define OFFMAP_FEATURES_KEEPS_MAPS UINT64_C(0x40)
 
 /* The CONTROL register. */
 /* Set: the device takes up its admin queue and sets READY. Cleared: it stops all
@@ -228,6 +232,8 @@ typedef uint64_t offmap_le64;
 #define OFFMAP_ADMIN_OPCODE_MAP_FREE UINT32_C(0x11)
 /* Reports what a map holds and uses. */
 #define OFFMAP_ADMIN_OPCODE_MAP_QUERY UINT32_C(0x12)
+/* Lists the maps that there are. */
+#define OFFMAP_ADMIN_OPCODE_MAP_LIST UINT32_C(0x13)
 /* Asks that a command of an I/O queue ends now. */
 #define OFFMAP_ADMIN_OPCODE_ABORT UINT32_C(0x20)
 
@@ -724,6 +730,69 @@ OFFMAP_ASSERT(offsetof(struct offmap_map_info, entries) == 8);
 OFFMAP_ASSERT(offsetof(struct offmap_map_info, longest_chain) == 12);
 OFFMAP_ASSERT(offsetof(struct offmap_map_info, free_bytes) == 16);
 OFFMAP_ASSERT(offsetof(struct offmap_map_info, free_largest) == 24);
+
+/* Operands of MAP_LIST (abi §6.6). The completion's payload is a MapListed. */
+struct offmap_map_list_body {
+	/* IOVA of the room for MapDescriptions. */
+	offmap_le64 iova;
+	/* The room in bytes: one description or more. */
+	offmap_le32 len;
+	/* 0 at first, and then the cursor of the completion before. */
+	offmap_le32 cursor;
+	/* Zero. */
+	uint8_t reserved[32];
+};
+OFFMAP_ASSERT(sizeof(struct offmap_map_list_body) == 48);
+OFFMAP_ASSERT(offsetof(struct offmap_map_list_body, iova) == 0);
+OFFMAP_ASSERT(offsetof(struct offmap_map_list_body, len) == 8);
+OFFMAP_ASSERT(offsetof(struct offmap_map_list_body, cursor) == 12);
+OFFMAP_ASSERT(offsetof(struct offmap_map_list_body, reserved) == 16);
+
+/* Result of MAP_LIST. */
+struct offmap_map_listed {
+	/* Where the list goes on; 0: it has ended. */
+	offmap_le32 cursor;
+	/* Zero. */
+	offmap_le32 reserved;
+};
+OFFMAP_ASSERT(sizeof(struct offmap_map_listed) == 8);
+OFFMAP_ASSERT(offsetof(struct offmap_map_listed, cursor) == 0);
+OFFMAP_ASSERT(offsetof(struct offmap_map_listed, reserved) == 4);
+
+/* A map, as MAP_LIST describes it: what MAP_CREATE was given. */
+struct offmap_map_description {
+	/* Its handle. */
+	offmap_le32 map;
+	/* UAPI enum bpf_map_type value. */
+	offmap_le32 map_type;
+	/* Key size in bytes. */
+	offmap_le32 key_size;
+	/* Value size in bytes (of one CPU, for per-CPU types). */
+	offmap_le32 value_size;
+	/* Number of entries that it can hold. */
+	offmap_le32 max_entries;
+	/* Per-CPU slots, or 0. */
+	offmap_le32 cpu_slots;
+	/* The UAPI's map_extra. */
+	offmap_le64 map_extra;
+	/* Device memory that it occupies, in bytes. */
+	offmap_le64 bytes;
+	/* Name for people, NUL-padded. */
+	uint8_t name[16];
+	/* Zero. */
+	offmap_le64 reserved;
+};
+OFFMAP_ASSERT(sizeof(struct offmap_map_description) == 64);
+OFFMAP_ASSERT(offsetof(struct offmap_map_description, map) == 0);
+OFFMAP_ASSERT(offsetof(struct offmap_map_description, map_type) == 4);
+OFFMAP_ASSERT(offsetof(struct offmap_map_description, key_size) == 8);
+OFFMAP_ASSERT(offsetof(struct offmap_map_description, value_size) == 12);
+OFFMAP_ASSERT(offsetof(struct offmap_map_description, max_entries) == 16);
+OFFMAP_ASSERT(offsetof(struct offmap_map_description, cpu_slots) == 20);
+OFFMAP_ASSERT(offsetof(struct offmap_map_description, map_extra) == 24);
+OFFMAP_ASSERT(offsetof(struct offmap_map_description, bytes) == 32);
+OFFMAP_ASSERT(offsetof(struct offmap_map_description, name) == 40);
+OFFMAP_ASSERT(offsetof(struct offmap_map_description, reserved) == 56);
 
 /* Operands of ABORT (abi §6.5). */
 struct offmap_abort_body {

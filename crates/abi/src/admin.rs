@@ -235,6 +235,71 @@ assert_layout!(MapInfo, 32, {
     bytes: 0, entries: 8, longest_chain: 12, free_bytes: 16, free_largest: 24,
 });
 
+/// Operands of MAP_LIST (abi §6.6). The completion's payload is a [`MapListed`].
+#[derive(
+    Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
+#[repr(C)]
+pub struct MapListBody {
+    /// IOVA of the room for [`MapDescription`]s.
+    pub iova: U64,
+    /// The room in bytes: one description or more.
+    pub len: U32,
+    /// 0 at first, and then the cursor of the completion before.
+    pub cursor: U32,
+    /// Zero.
+    pub reserved: [u8; 32],
+}
+
+assert_layout!(MapListBody, 48, { iova: 0, len: 8, cursor: 12, reserved: 16 });
+
+/// Result of MAP_LIST.
+#[derive(
+    Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
+#[repr(C)]
+pub struct MapListed {
+    /// Where the list goes on; 0: it has ended.
+    pub cursor: U32,
+    /// Zero.
+    pub reserved: U32,
+}
+
+assert_layout!(MapListed, 8, { cursor: 0, reserved: 4 });
+
+/// A map, as MAP_LIST describes it: what MAP_CREATE was given.
+#[derive(
+    Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
+#[repr(C)]
+pub struct MapDescription {
+    /// Its handle.
+    pub map: U32,
+    /// UAPI `enum bpf_map_type` value.
+    pub map_type: U32,
+    /// Key size in bytes.
+    pub key_size: U32,
+    /// Value size in bytes (of one CPU, for per-CPU types).
+    pub value_size: U32,
+    /// Number of entries that it can hold.
+    pub max_entries: U32,
+    /// Per-CPU slots, or 0.
+    pub cpu_slots: U32,
+    /// The UAPI's `map_extra`.
+    pub map_extra: U64,
+    /// Device memory that it occupies, in bytes.
+    pub bytes: U64,
+    /// Name for people, NUL-padded.
+    pub name: [u8; 16],
+    /// Zero.
+    pub reserved: U64,
+}
+
+assert_layout!(MapDescription, 64, {
+    map: 0, map_type: 4, key_size: 8, value_size: 12, max_entries: 16, cpu_slots: 20,
+    map_extra: 24, bytes: 32, name: 40, reserved: 56,
+});
+
 /// Operands of ABORT (abi §6.5).
 #[derive(
     Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,

@@ -17,6 +17,8 @@ open_enum! {
         MapFree = 0x11,
         /// Reports what a map holds and uses.
         MapQuery = 0x12,
+        /// Lists the maps that there are.
+        MapList = 0x13,
         /// Asks that a command of an I/O queue ends now.
         Abort = 0x20,
     }

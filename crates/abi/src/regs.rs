@@ -101,6 +101,10 @@ bitflags! {
         const MEMORY_WINDOW = 1 << 3;
         /// QUEUE_CREATE takes interrupt coalescing (§6.2).
         const COALESCING = 1 << 4;
+        /// MAP_LIST is there (§6.6).
+        const MAP_LIST = 1 << 5;
+        /// Maps outlive the host that made them, if it leaves without a reset (§6.6).
+        const KEEPS_MAPS = 1 << 6;
         const _ = !0;
     }
 

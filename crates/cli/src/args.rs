@@ -109,13 +109,17 @@ One client is served at a time; another one is told that the device is busy. Whe
 dies the device is reset, its memory is let go, and the next one can come. The socket is for you \
 alone: it is made with mode 0600, a file that a dead server left is replaced, and it is removed at the end.
 
+With --state maps outlive the client that made them, and the process: SIGTERM saves them, and the next start with the same \
+limits has them again. The next client finds them; a reset that it asks for frees them, as ever.
+
 A client's memory must be a memfd that is sealed against shrinking, as QEMU's memory-backend-memfd makes \
 it. docs/vfio.md has the command lines.",
         after_long_help = "Exit status:
   0  stopped by SIGTERM or SIGINT
-  1  the device died, or no client can be accepted any more
-  2  the command line, the fault plan or the socket's path is bad; one
-     sentence on stderr says what is wrong
+  1  the device died, no client can be accepted any more, or the state
+     cannot be saved
+  2  the command line, the fault plan, the socket's path or the saved state
+     is bad; one sentence on stderr says what is wrong
 
 Examples:
   offmap nic --socket /tmp/nic.sock
@@ -251,6 +255,10 @@ pub struct NicArgs {
     /// How often in a row the device finds no work before it sleeps until it is woken
     #[arg(long, value_name = "N", default_value_t = 8192)]
     pub polls: u32,
+
+    /// Keep maps when a client leaves, save them to FILE at the end, and begin with what is there
+    #[arg(long, value_name = "FILE")]
+    pub state: Option<PathBuf>,
 
     /// Have the device do wrong what this fault plan says (see docs/faults.md)
     #[arg(long, value_name = "FILE")]

@@ -122,7 +122,7 @@ fn serve(args: &NicArgs) -> ExitCode {
     };
     match nic::run(args, &mut tell) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error @ (NicError::Serve(_) | NicError::Faults(_))) => {
+        Err(error @ (NicError::Serve(_) | NicError::Faults(_) | NicError::Restore(_))) => {
             fail(&error.to_string(), BAD_INPUT)
         }
         Err(error) => fail(&error.to_string(), DISAGREED),

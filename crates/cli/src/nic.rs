@@ -2,9 +2,9 @@
 //! machines.
 
 use crate::args::NicArgs;
-use offmap_emulator::DeviceConfig;
 use offmap_emulator::faults::{FaultFileError, FaultPlan};
 use offmap_emulator::vfio_user::{ServeError, Server};
+use offmap_emulator::{Device, DeviceConfig, StateError};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::low_level::pipe;
@@ -23,6 +23,12 @@ pub enum NicError {
     /// The fault plan cannot be used.
     #[error(transparent)]
     Faults(#[from] FaultFileError),
+    /// The state cannot be restored.
+    #[error("the state is not restored: {0}")]
+    Restore(StateError),
+    /// The state cannot be saved.
+    #[error("the state is not saved: {0}")]
+    Save(StateError),
     /// The device has died.
     #[error("the device has died: {0}")]
     Died(#[from] offmap_device_io::IoError),
@@ -41,6 +47,7 @@ pub fn config(args: &NicArgs) -> DeviceConfig {
         queue_depth_max: args.queue_depth,
         vectors: args.vectors,
         polls_before_park: args.polls,
+        keep_maps: args.state.is_some(),
         ..DeviceConfig::default()
     };
     config.firmware.memory_bytes = args.memory;
@@ -64,12 +71,25 @@ pub fn run(args: &NicArgs, tell: &mut dyn FnMut(&str)) -> Result<(), NicError> {
         pipe::register(signal, write).map_err(NicError::Signals)?;
     }
     raise_descriptor_limit();
-    let server = Server::bind(&args.socket, config(args))?;
+    let config = config(args);
+    let saved = args.state.as_deref().filter(|path| path.exists());
+    let server = match saved {
+        Some(path) => {
+            let device = Device::restore(&config, path).map_err(NicError::Restore)?;
+            tell(&format!("the maps of {} are restored", path.display()));
+            Server::bind_device(&args.socket, device, config.polls_before_park)?
+        }
+        None => Server::bind(&args.socket, config)?,
+    };
     if let Some(plan) = &plan {
         server.device().set_faults(plan, args.seed)?;
     }
     tell(&format!("the NIC is at {}", args.socket.display()));
     server.run(stop.as_fd(), tell).map_err(NicError::Accept)?;
+    if let Some(path) = &args.state {
+        server.device().save(path)?.map_err(NicError::Save)?;
+        tell(&format!("the maps are saved to {}", path.display()));
+    }
     tell("told to stop");
     Ok(())
 }

@@ -6,7 +6,7 @@
 use crate::{coverage, skip};
 use offmap_abi::admin::{
     AbortBody, EmptyBody, IdentifyBody, IdentifyData, Limit, LimitDetail, MapCreateBody,
-    MapCreated, MapInfo, QueueCreateBody, QueueDeleteBody,
+    MapCreated, MapDescription, MapInfo, MapListBody, MapListed, QueueCreateBody, QueueDeleteBody,
 };
 use offmap_abi::completion::{COMPLETION_BYTES, COMPLETION_WORDS};
 use offmap_abi::notify::{
@@ -350,6 +350,42 @@ impl<F: Function> Host<F> {
         match done.status() {
             Status::Success => Ok(done.payload_as()),
             status => Err(status),
+        }
+    }
+
+    /// MAP_LIST, to its end, so many at a time.
+    #[track_caller]
+    pub fn list(&self, at_a_time: usize) -> Vec<MapDescription> {
+        let (mut maps, mut cursor) = (Vec::new(), 0);
+        let each = size_of::<MapDescription>();
+        let room = self.dma(at_a_time * each);
+        loop {
+            let mut body = MapListBody::new_zeroed();
+            body.iova = U64::new(room.iova(0).0);
+            body.len = U32::new((at_a_time * each) as u32);
+            body.cursor = U32::new(cursor);
+            let done = self.admin(command(AdminOpcode::MapList, &body));
+            assert_eq!(done.status(), Status::Success, "MAP_LIST from {cursor}");
+            let bytes = done.count.get() as usize;
+            assert!(
+                bytes.is_multiple_of(each) && bytes <= at_a_time * each,
+                "{bytes}"
+            );
+            for at in (0..bytes).step_by(each) {
+                let mut map = MapDescription::new_zeroed();
+                let into = zerocopy::IntoBytes::as_mut_bytes(&mut map);
+                room.buffer().read(at, into);
+                maps.push(map);
+            }
+            let next = done.payload_as::<MapListed>().cursor.get();
+            if next == 0 {
+                return maps;
+            }
+            assert!(
+                next > cursor && maps.len() <= 1 << 16,
+                "the list does not end"
+            );
+            cursor = next;
         }
     }
 

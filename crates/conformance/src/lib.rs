@@ -16,6 +16,7 @@ pub mod elements;
 pub mod host;
 pub mod inner;
 pub mod lifecycle;
+pub mod list;
 pub mod lru_queue;
 pub mod maps;
 pub mod ordering;
@@ -237,6 +238,8 @@ macro_rules! conformance_suite {
                 a_ring_has_memory_and_no_elements = "§7.6 ring buffers",
                 unusable_rings_are_refused = "§7.6 ring buffers",
                 freeing_a_ring_lets_go_of_its_memory = "§7.6 ring buffers, rule R4";
+            list:
+                the_list_names_every_map = "§6.6 MAP_LIST";
             ordering:
                 operands_and_results_are_those_of_their_entry = "§10 rules S1, S3, S4, C1",
                 an_effect_is_there_before_its_completion = "§10 rule C2",

@@ -115,6 +115,7 @@ pub(crate) fn run(
         queue_pairs: setup.hosts as u16 + 1,
         queue_depth_max: 16,
         vectors: VECTORS,
+        keep_maps: false,
         polls_before_park: setup.polls_before_park,
         firmware: FirmwareConfig {
             batch: setup.batch,

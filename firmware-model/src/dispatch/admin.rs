@@ -1,4 +1,4 @@
-//! Admin commands: IDENTIFY, MAP_CREATE, MAP_FREE, MAP_QUERY (abi §6).
+//! Admin commands: IDENTIFY, MAP_CREATE, MAP_FREE, MAP_QUERY, MAP_LIST (abi §6).
 
 use super::reserved_bits;
 use crate::inner::INNER_VALUE_BYTES;
@@ -10,13 +10,17 @@ use crate::table::layout::{Geometry, MapKind, MapSpec, ValueShape};
 use crate::table::lpm;
 use crate::table::ring::RingTable;
 use crate::{Firmware, HostMemory, Progress, Storage};
+use alloc::vec::Vec;
 use offmap_abi::admin::{
     IdentifyBody, IdentifyData, Limit, LimitDetail, MAP_ATTR_BYTES_MAX, MapAttr, MapCreateBody,
-    MapCreated, MapInfo,
+    MapCreated, MapDescription, MapInfo, MapListBody, MapListed,
 };
 use offmap_abi::{AdminOpcode, Completion, MapHandle, RequestId, Status, Submission};
 use zerocopy::IntoBytes;
 use zerocopy::little_endian::{U32, U64};
+
+/// Maps that one MAP_LIST describes at most.
+const MAP_LIST_MAX: usize = 64;
 
 /// Name that IDENTIFY reports.
 const FIRMWARE_NAME: &[u8] = concat!("offmap-model ", env!("CARGO_PKG_VERSION")).as_bytes();
@@ -188,6 +192,10 @@ impl<S: Storage> Firmware<S> {
             AdminOpcode::MapFree => check_reserved(command, &command.body, true)
                 .and_then(|()| self.free_map(command.map()))
                 .map_err(Refusal::from),
+            AdminOpcode::MapList => match self.map_list(command, host) {
+                Ok(done) => return Progress::Done(done),
+                Err(status) => Err(status.into()),
+            },
             AdminOpcode::MapQuery => self.map_query(command).map_err(Refusal::from),
             _ => Err(Refusal::from(Status::InvalidOpcode)),
         };
@@ -231,6 +239,53 @@ impl<S: Storage> Firmware<S> {
             host.write(body.iova.get(), &bytes[..len])?;
         }
         Ok(len as u32)
+    }
+
+    /// MAP_LIST (abi §6.6): a page of maps at most, so that the step is bounded.
+    fn map_list(
+        &mut self,
+        command: &Submission,
+        host: &mut impl HostMemory,
+    ) -> Result<Completion, Status> {
+        let body: MapListBody = command.body();
+        check_reserved(command, &body.reserved, false)?;
+        let room = body.len.get() as usize / size_of::<MapDescription>();
+        let room = room.min(MAP_LIST_MAX);
+        let (mut bytes, mut next) = (Vec::new(), 0);
+        if room == 0 {
+            return Err(Status::InvalidLength);
+        }
+        for (handle, map) in self.maps.live_from(body.cursor.get()) {
+            if bytes.len() == room * size_of::<MapDescription>() {
+                next = handle.slot().into();
+                break;
+            }
+            let spec = &map.spec;
+            let description = MapDescription {
+                map: U32::new(handle.0),
+                map_type: U32::new(spec.kind.uapi()),
+                key_size: U32::new(spec.key_size),
+                value_size: U32::new(spec.value_size),
+                max_entries: U32::new(spec.max_entries),
+                cpu_slots: U32::new(spec.cpu_slots),
+                map_extra: U64::new(spec.map_extra),
+                bytes: U64::new(map.bytes),
+                name: spec.name,
+                reserved: U64::ZERO,
+            };
+            bytes.extend_from_slice(description.as_bytes());
+        }
+        if !bytes.is_empty() {
+            host.write(body.iova.get(), &bytes)?;
+        }
+        let listed = MapListed {
+            cursor: U32::new(next),
+            reserved: U32::ZERO,
+        };
+        let mut done = Completion::new(command.request(), Status::Success);
+        done = done.with_payload(listed.as_bytes());
+        done.count = U32::new(bytes.len() as u32);
+        Ok(done)
     }
 
     fn map_create(
@@ -294,7 +349,6 @@ impl<S: Storage> Firmware<S> {
 
     /// Checks a map's description against the limits.
     fn check_create(&self, body: &MapCreateBody, attr: &MapAttr) -> Result<MapSpec, Refusal> {
-        let config = &self.config;
         let exceeded = Status::LimitExceeded;
         let invalid = || Refusal::from(Status::InvalidField);
         if body.flags.get() != 0 {
@@ -335,6 +389,14 @@ impl<S: Storage> Firmware<S> {
                 return Err(invalid());
             }
         }
+        self.check_spec(spec)
+    }
+
+    /// Checks the sizes of a map that is no ring buffer.
+    fn check_spec(&self, spec: MapSpec) -> Result<MapSpec, Refusal> {
+        let (config, kind) = (&self.config, spec.kind);
+        let exceeded = Status::LimitExceeded;
+        let invalid = || Refusal::from(Status::InvalidField);
         let valued = spec.value_size != 0;
         if valued != kind.has_values() || spec.max_entries == 0 {
             return Err(invalid());
@@ -375,6 +437,11 @@ impl<S: Storage> Firmware<S> {
             ));
         }
         self.check_maps(spec)
+    }
+
+    /// Whether there may be such a map beside those that there are; ring buffers are not asked about.
+    pub(crate) fn may_be(&self, spec: MapSpec) -> bool {
+        self.check_spec(spec).is_ok()
     }
 
     /// Whether there may be one more map.
