@@ -88,3 +88,68 @@ fn the_cost_of_a_lookup() {
         "lookup p50: {far} ns in another process, {near} ns on a thread, ratio {ratio:.2}"
     ));
 }
+
+/// How often the threads of a process gave up a processor of their own accord: what every system
+/// call that waits comes to.
+fn waits(process: u32) -> u64 {
+    let tasks = std::fs::read_dir(format!("/proc/{process}/task")).expect("its threads");
+    let statuses = tasks.filter_map(|task| {
+        let path = task.ok()?.path().join("status");
+        std::fs::read_to_string(path).ok()
+    });
+    let counts = statuses.filter_map(|status| {
+        let line = status
+            .lines()
+            .find(|l| l.starts_with("voluntary_ctxt_switches"))?;
+        line.split_whitespace().nth(1)?.parse::<u64>().ok()
+    });
+    counts.sum()
+}
+
+/// A device that does not park waits for nothing while it has work: no message, no eventfd, no lock.
+#[test]
+fn a_busy_device_waits_for_nothing() {
+    let mut config = DeviceConfig::default();
+    config.firmware.memory_bytes = 64 << 20;
+    config.polls_before_park = u32::MAX;
+    let server = ServerProcess::spawn(&config);
+    let mut far = lookups(Arc::new(attach(&server.path())));
+    let mut fewest = u64::MAX;
+    for block in 0..50 {
+        let before = waits(server.id());
+        (0..500).for_each(|n| far((n * 7 + block) % KEYS));
+        fewest = fewest.min(waits(server.id()) - before);
+    }
+    assert_eq!(fewest, 0, "waits of the server for 500 lookups");
+}
+
+/// Says how long the first lookup takes after a pause in which the device has gone to sleep, beside
+/// the same on a device of this process. A pause is far longer than a device polls.
+#[test]
+fn the_first_lookup_after_a_pause() {
+    let mut config = DeviceConfig::default();
+    config.firmware.memory_bytes = 64 << 20;
+    let server = ServerProcess::spawn(&config);
+    let mut far = lookups(Arc::new(attach(&server.path())));
+    let mut near = lookups(Threaded::spawn(config).expect("a device"));
+    let mut times = [Vec::new(), Vec::new()];
+    for n in 0..50 {
+        for (side, times) in [&mut far as &mut dyn FnMut(u64), &mut near]
+            .into_iter()
+            .zip(&mut times)
+        {
+            std::thread::sleep(Duration::from_millis(20));
+            let began = Instant::now();
+            side(n % KEYS);
+            times.push(began.elapsed().as_nanos() as u64);
+        }
+    }
+    let [far, near] = times.map(|mut times| {
+        times.sort_unstable();
+        [times.len() / 10, times.len() / 2, times.len() * 9 / 10].map(|at| times[at] / 1000)
+    });
+    aloud(&format!(
+        "first lookup after 20 ms, p10, p50, p90: {far:?} us in another process, {near:?} us on a thread"
+    ));
+    assert!(far[1] < 1_000_000, "{far:?} us");
+}
