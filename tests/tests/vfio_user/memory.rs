@@ -80,3 +80,25 @@ fn memory_without_a_file_is_a_dma_fault() {
     host.identify();
     assert_eq!(function.vectors(), 17);
 }
+
+/// One range more than there may be is `ENOSPC`; what is there stays, and room that is made is room.
+#[test]
+fn there_may_be_a_million_ranges_and_no_more() {
+    const MOST: u64 = 1 << 20;
+    let server = server();
+    let mut raw = Raw::greeted(&server.path());
+    for i in 0..MOST {
+        let mut header = raw.command(Command::DMA_MAP, 32);
+        header.flags = offmap_vfio_user::wire::NO_REPLY.into();
+        let body = map((1 << 32) + i * 4096, 4096, 0);
+        raw.say(&header, body.as_bytes(), &[]).unwrap();
+    }
+    raw.alive();
+    assert_eq!(mapped(&server), (MOST as usize, 0));
+    let more = map(0x1000, 4096, 0);
+    let nospc = rustix::io::Errno::NOSPC.raw_os_error().unsigned_abs();
+    raw.bad(Command::DMA_MAP, more.as_bytes(), &[], nospc);
+    assert_eq!(mapped(&server), (MOST as usize, 0));
+    raw.good(Command::DMA_UNMAP, unmap(1 << 32, 4096).as_bytes(), &[]);
+    raw.good(Command::DMA_MAP, more.as_bytes(), &[]);
+}
