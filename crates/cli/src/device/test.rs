@@ -74,6 +74,9 @@ pub struct TestReport {
     /// How many commands and statuses there are.
     #[serde(skip)]
     of: (usize, usize),
+    /// Whether all cases were asked for. What a part of them leaves out is no news.
+    #[serde(skip)]
+    whole: bool,
 }
 
 impl CaseReport {
@@ -115,7 +118,7 @@ impl CaseReport {
 }
 
 impl TestReport {
-    fn new(device: String, ran: &[Ran], covered: Covered) -> Self {
+    fn new(device: String, ran: &[Ran], covered: Covered, whole: bool) -> Self {
         let count = |f: fn(&Outcome) -> bool| ran.iter().filter(|ran| f(&ran.outcome)).count();
         Self {
             device,
@@ -126,6 +129,7 @@ impl TestReport {
             commands_missing: [covered.admin_missing, covered.io_missing].concat(),
             statuses_missing: covered.statuses_missing,
             of: covered.of,
+            whole,
         }
     }
 
@@ -135,6 +139,9 @@ impl TestReport {
             "\n{}: {} passed, {} failed, {} skipped\n",
             self.device, self.passed, self.failed, self.skipped
         );
+        if !self.whole {
+            return text;
+        }
         let (commands, statuses) = self.of;
         let _ = writeln!(
             text,
@@ -239,7 +246,8 @@ impl Suite<'_> {
             &limits,
             &mut |ran| (self.told)(&CaseReport::new(ran)),
         );
-        Ok(TestReport::new(device, &ran, coverage::covered()))
+        let whole = self.args.only.is_none();
+        Ok(TestReport::new(device, &ran, coverage::covered(), whole))
     }
 }
 
