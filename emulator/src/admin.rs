@@ -14,8 +14,6 @@ use offmap_firmware_model::Progress;
 
 /// Place of the admin queue among [`Device::queues`], while the device runs.
 const ADMIN: usize = 0;
-/// Ring entries that one piece of a command looks at or completes.
-const PIECE_ENTRIES: u32 = 256;
 
 /// An admin command that takes several steps. Its completion has a place since it was
 /// fetched; no further admin command is fetched meanwhile.
@@ -199,7 +197,7 @@ impl Device {
         };
         let q = &mut self.queues[index];
         if !q.is_stopped() {
-            let most = left.min(PIECE_ENTRIES);
+            let most = left.min(self.turns.entries);
             // A ring out of reach or out of order is no reason to keep the queue: it is what
             // the host may be deleting it for.
             let done = q.abort_next(&self.dma, &self.doorbells, most).unwrap_or(0);
@@ -260,7 +258,7 @@ impl Device {
         let found = if self.queues[index].under_way() == Some(target) {
             self.interrupt_command(index).map(|()| Found::Yes)
         } else {
-            self.queues[index].search_on(&self.dma, &mut search, PIECE_ENTRIES)
+            self.queues[index].search_on(&self.dma, &mut search, self.turns.entries)
         };
         match found {
             Ok(Found::Yes) => Some(Status::Success),

@@ -49,9 +49,62 @@ pub struct DeviceConfig {
     /// Whether maps outlive the host that made them, if it leaves without a reset (`KEEPS_MAPS`, abi
     /// §6.6). Default: false.
     pub keep_maps: bool,
+    /// How the device divides its work among its queues.
+    pub turns: Turns,
     /// The firmware. Default: [`firmware::Config::with_memory`] with 4 GiB,
     /// of which the host gives only what is touched.
     pub firmware: firmware::Config,
+}
+
+/// How the device divides its work among its queues. A command on one element counts 1, and a piece
+/// of a longer one counts 16, however little
+/// [`Config::step`](firmware::Config::step) lets it do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Turns {
+    /// Work after which a step ends, whether all queues have had their turn or not; the next one
+    /// goes on with the others. With many busy queues it bounds how long a step takes, and with
+    /// that how long a register access waits. 1 to 65,536. Default: 128.
+    pub step: u32,
+    /// Bursts in a row that the queue which last had work gets before all others are looked at: 0
+    /// to 1,024. A host that uses one queue at a time then pays for polling that queue only.
+    /// Default: 8.
+    pub favours: u32,
+    /// Ring entries that a step of ABORT or QUEUE_DELETE looks at or completes: 1 to 32,768.
+    /// Default: 256.
+    pub entries: u32,
+}
+
+impl Default for Turns {
+    fn default() -> Self {
+        Self {
+            step: 128,
+            favours: 8,
+            entries: 256,
+        }
+    }
+}
+
+impl Turns {
+    /// Its fields, by name, with the bounds of each.
+    fn bounds(
+        &self,
+    ) -> [(
+        &'static str,
+        u32,
+        std::ops::RangeInclusive<u32>,
+        &'static str,
+    ); 3] {
+        [
+            ("turns.step", self.step, 1..=65_536, "from 1 to 65,536"),
+            ("turns.favours", self.favours, 0..=1024, "from 0 to 1,024"),
+            (
+                "turns.entries",
+                self.entries,
+                1..=32_768,
+                "from 1 to 32,768",
+            ),
+        ]
+    }
 }
 
 impl Default for DeviceConfig {
@@ -62,6 +115,7 @@ impl Default for DeviceConfig {
             vectors: 17,
             polls_before_park: 8192,
             keep_maps: false,
+            turns: Turns::default(),
             firmware: firmware::Config::with_memory(4 << 30),
         }
     }
@@ -98,7 +152,11 @@ impl DeviceConfig {
             "vectors",
             self.vectors.into(),
             "from 1 to 2,048",
-        )
+        )?;
+        for (field, value, range, expected) in self.turns.bounds() {
+            check(range.contains(&value), field, value.into(), expected)?;
+        }
+        Ok(())
     }
 
     /// Reserves the device memory.

@@ -8,7 +8,8 @@
 //! ENABLE cleared.
 
 use crate::admin::AdminWork;
-use crate::config::{DeviceConfig, DeviceMemory};
+use crate::burst;
+use crate::config::{DeviceConfig, DeviceMemory, Turns};
 use crate::config_space::ConfigSpace;
 use crate::dma::{Dma, Host, Permission};
 use crate::error::EmulatorError;
@@ -18,7 +19,7 @@ use crate::queue::{Announce, Coalescing, Queue, QueueSpec, Stop};
 use crate::regs::RegisterFile;
 use offmap_abi::regs::{self, Control, DeviceStatus, FatalCause, Features};
 use offmap_abi::ring::RingDepth;
-use offmap_abi::{CompletionWords, IoOpcode, MapHandle, QueueId, Status};
+use offmap_abi::{CompletionWords, IoOpcode, MapHandle, QueueId, RequestId, Status};
 use offmap_device_io::{BarInfo, BarMapping, BarOffset, DmaBuffer, DmaPlacement, Interrupt};
 use offmap_device_io::{IoError, Iova};
 use offmap_firmware_model::{Firmware, Progress};
@@ -30,21 +31,15 @@ use std::time::{Duration, Instant};
 /// them returns; the time covers a front end whose thread is not scheduled at once.
 const READY_TIMEOUT_MS: u64 = 1000;
 
-/// Work that one queue may do before the others get their turn. A command on one element
-/// counts 1.
-pub(crate) const BURST: u32 = 32;
+/// Work that one queue may do before the others get their turn. A constant, since a limit that is
+/// looked up costs each single command something.
+const BURST: u32 = 32;
 /// What a piece of a longer command counts for: part of a batch, of a walk through a map, of
-/// an admin command.
+/// an admin command. A command on one element counts 1.
 pub(crate) const PIECE_COST: u32 = 16;
-/// Work after which a step ends, whether all queues have had their turn or not; the next step
-/// goes on with the others. With many busy queues it bounds how long a step takes, and with
-/// that how long a register access waits.
-const STEP_WORK: u32 = 128;
-/// Bursts in a row that the queue which last had work gets before all others are looked at.
-/// A host that uses one queue at a time then pays for polling that queue only.
-const FAVOURED_BURSTS: u32 = 8;
-/// Looks at that queue before a step goes round all of them. A host that waits for one command at a time
-/// sends its next one while the device looks, and a round takes as long as several looks at one queue.
+/// Looks at the queue that was busy last before a step goes round all of them. A host that waits for one
+/// command at a time sends its next one while the device looks, and a round takes as long as several looks at
+/// one queue.
 const FAVOURED_LOOKS: u32 = 8;
 
 /// Time since a fixed moment, never going back.
@@ -98,6 +93,7 @@ pub struct Device {
     pub(crate) queue_depth_max: u32,
     /// Maps stay when the host leaves.
     keep_maps: bool,
+    pub(crate) turns: Turns,
     /// Some queue holds an interrupt back for more completions.
     holding: bool,
     pub(crate) clock: Clock,
@@ -153,6 +149,7 @@ impl Device {
             running: false,
             queue_pairs: config.queue_pairs,
             queue_depth_max: config.queue_depth_max,
+            turns: config.turns,
             faults: None,
             diagnostics: Diagnostics::default(),
         })
@@ -220,9 +217,9 @@ impl Device {
             }
             if cost > 0 {
                 self.favoured = index;
-                self.favours = FAVOURED_BURSTS;
+                self.favours = self.turns.favours;
                 spent += cost;
-                if spent >= STEP_WORK {
+                if spent >= self.turns.step {
                     return Step::Worked;
                 }
             }
@@ -239,11 +236,7 @@ impl Device {
         let result = if queue.id().is_admin() {
             self.serve_admin().map(|cost| spent = cost)
         } else if queue.is_serving() {
-            if FAULTS {
-                self.serve_io_with_faults(index, &mut spent)
-            } else {
-                self.serve_io(index, &mut spent)
-            }
+            self.serve_io::<FAULTS>(index, &mut spent)
         } else {
             return 0;
         };
@@ -255,22 +248,37 @@ impl Device {
         spent
     }
 
-    /// Runs a burst of an I/O queue. A queue with a command under way gets on with that one.
+    /// Runs a burst of an I/O queue, past the sites of a fault plan or not. A queue with a command
+    /// under way gets on with that one.
     #[inline]
-    fn serve_io(&mut self, index: usize, spent: &mut u32) -> Result<(), Stop> {
+    fn serve_io<const FAULTS: bool>(&mut self, index: usize, spent: &mut u32) -> Result<(), Stop> {
         let queue = &mut self.queues[index];
         let context = queue.id().0;
         if queue.under_way().is_some() {
             *spent = PIECE_COST;
-            match self.firmware.resume_io(context, &mut Host(&mut self.dma)) {
+            let progress = if FAULTS {
+                let (dma, firmware) = (&mut self.dma, &mut self.firmware);
+                match burst::resume(&mut self.faults, queue, dma, firmware)? {
+                    Some(progress) => progress,
+                    None => return Ok(()),
+                }
+            } else {
+                self.firmware.resume_io(context, &mut Host(&mut self.dma))
+            };
+            match progress {
                 Progress::More => return Ok(()),
                 Progress::Done(completion) => {
                     queue.set_under_way(None);
-                    queue.post(&self.dma, completion)?;
+                    if FAULTS {
+                        let (dma, doorbells) = (&self.dma, &self.doorbells);
+                        burst::post(&mut self.faults, queue, dma, doorbells, completion)?;
+                    } else {
+                        queue.post(&self.dma, completion)?;
+                    }
                 }
             }
         }
-        while *spent < BURST {
+        while *spent < BURST && !(FAULTS && burst::befalls(&self.faults)) {
             if !queue.fetch_next(&self.dma, &self.doorbells)? {
                 break;
             }
@@ -279,24 +287,40 @@ impl Device {
             }
             let aborted = queue.take_abort();
             let command = queue.current();
-            let mut done = CompletionWords::new(command.request(), Status::Aborted);
-            let ended = aborted || {
-                let host = &mut Host(&mut self.dma);
-                self.firmware.io_to(context, command, host, &mut done)
-            };
-            *spent += if IoOpcode(command.opcode).is_batch() {
-                PIECE_COST
+            let is_batch = IoOpcode(command.opcode).is_batch();
+            let request = command.request();
+            let mut done = CompletionWords::new(request, Status::Aborted);
+            let ended = if FAULTS {
+                let (dma, firmware) = (&mut self.dma, &mut self.firmware);
+                match burst::begin(&mut self.faults, queue, aborted, dma, firmware)? {
+                    Some(Progress::Done(completion)) => {
+                        done = completion.into();
+                        true
+                    }
+                    Some(Progress::More) => false,
+                    None => {
+                        *spent += 1;
+                        continue;
+                    }
+                }
             } else {
-                1
+                let host = &mut Host(&mut self.dma);
+                aborted || self.firmware.io_to(context, command, host, &mut done)
             };
-            if ended {
+            *spent += if is_batch { PIECE_COST } else { 1 };
+            if ended && FAULTS {
+                let (dma, doorbells) = (&self.dma, &self.doorbells);
+                burst::post(&mut self.faults, queue, dma, doorbells, done.into())?;
+            } else if ended {
                 queue.post_words(&self.dma, &done)?;
             } else {
-                let request = command.request();
                 queue.set_under_way(Some(request));
                 *spent = (*spent).max(PIECE_COST);
                 break;
             }
+        }
+        if FAULTS && burst::befalls(&self.faults) {
+            return Ok(());
         }
         self.announce(index)
     }
@@ -440,6 +464,12 @@ impl Device {
     /// The firmware, for tests and benches that call it without the bus in between.
     pub fn firmware_mut(&mut self) -> &mut Firmware<DeviceMemory> {
         &mut self.firmware
+    }
+
+    /// The command of an I/O queue that is in the middle: begun, and not completed.
+    pub fn under_way(&self, queue: QueueId) -> Option<RequestId> {
+        let queue = self.queues.iter().find(|q| q.id() == queue)?;
+        queue.under_way()
     }
 
     /// What the device knows of its own past.

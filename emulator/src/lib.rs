@@ -19,6 +19,7 @@
 
 mod admin;
 mod bars;
+mod burst;
 mod config;
 pub mod config_space;
 mod device;
@@ -36,7 +37,7 @@ mod threaded;
 #[cfg(feature = "vfio-user")]
 pub mod vfio_user;
 
-pub use config::{DeviceConfig, DeviceMemory};
+pub use config::{DeviceConfig, DeviceMemory, Turns};
 pub use device::{Clock, Device, Diagnostics, Step, bar_info};
 pub use error::EmulatorError;
 pub use function::{Emulated, FrontEnd};

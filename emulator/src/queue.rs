@@ -339,6 +339,11 @@ impl Queue {
         self.current.fields()
     }
 
+    /// Its words.
+    pub(crate) fn current_words(&self) -> [u64; ENTRY_WORDS] {
+        self.current.get()
+    }
+
     /// Takes the next submission, if there is one and its completion will have room; whether it
     /// did. It is in [`Queue::current`] then.
     ///

@@ -62,6 +62,34 @@ pub trait Access {
         let _ = (at, len);
     }
 
+    /// A change begins that takes effect whole or not at all: the accesses up to the next call of this,
+    /// or of [`Access::undo`]. A policy whose accesses fail keeps what the writes among them replace;
+    /// under one whose accesses do not, there is nothing to keep.
+    #[inline(always)]
+    fn begin(&mut self) {}
+
+    /// The change has failed: what was written since [`Access::begin`] is as it was then.
+    #[inline(always)]
+    fn undo(&mut self) {}
+
+    /// Makes a change of several accesses, of which nothing is left where it fails.
+    ///
+    /// # Errors
+    ///
+    /// That of the change.
+    #[inline(always)]
+    fn whole<R>(&mut self, change: impl FnOnce(&mut Self) -> Result<R, Status>) -> Result<R, Status>
+    where
+        Self: Sized,
+    {
+        self.begin();
+        let done = change(self);
+        if done.is_err() {
+            self.undo();
+        }
+        done
+    }
+
     /// Copies the `len` bytes at `at` to host memory at `iova`, by DMA. No access to device
     /// memory is open while host memory is reached: the bytes go through a buffer, piece by
     /// piece. A policy under which nothing else runs meanwhile may do it in one copy.
@@ -181,6 +209,14 @@ impl<A: Access> Access for Counting<'_, A> {
         self.counts.writes += 1;
         self.counts.written_bytes += len as u64;
         self.inner.with_bytes_mut(at, len, f)
+    }
+
+    fn begin(&mut self) {
+        self.inner.begin();
+    }
+
+    fn undo(&mut self) {
+        self.inner.undo();
     }
 
     fn send(

@@ -24,13 +24,46 @@ pub struct Config {
     pub batch: u32,
     /// Data-path engines (1 or more).
     pub engines: u32,
+    /// What a step of a longer command may do.
+    pub step: StepLimits,
+}
+
+/// The work of one step of a command that may take several: a batch, the making of a map, the
+/// measure of its chains. Other queues, aborts and resets have their turn between steps. What
+/// cannot be divided is done whole, so that a step may exceed its limits by one element, one
+/// bucket chain or one 64 KiB piece of memory that a reset left to be cleared; and each does one of
+/// these at least, so that every command ends.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct StepLimits {
+    /// Bytes that it may move or clear (1 to [`StepLimits::BYTES_MAX`]).
+    pub bytes: u32,
+    /// Elements or buckets that it may visit (1 to [`StepLimits::BUCKETS_MAX`]).
+    pub buckets: u32,
+}
+
+impl StepLimits {
+    /// Most bytes of a step: what takes a millisecond or so, for which a register access may wait.
+    pub const BYTES_MAX: u32 = 16 << 20;
+    /// Most buckets of a step, likewise.
+    pub const BUCKETS_MAX: u32 = 1 << 16;
+    /// [`STEP_BYTES`](crate::STEP_BYTES) and [`STEP_BUCKETS`](crate::STEP_BUCKETS).
+    pub const USUAL: Self = Self {
+        bytes: crate::STEP_BYTES as u32,
+        buckets: crate::STEP_BUCKETS as u32,
+    };
+}
+
+impl Default for StepLimits {
+    fn default() -> Self {
+        Self::USUAL
+    }
 }
 
 impl Config {
     /// A device with `memory_bytes` of memory and generous limits besides: 1,024 maps, 2^31
     /// entries a map, no shared entry limit, keys and values to 4 MiB (a host hash map takes no
     /// more either; values 8 bytes less, so that 1,024 slots of them can be counted), 1,024
-    /// per-CPU slots, batches of 4,096 and 8 engines.
+    /// per-CPU slots, batches of 4,096, 8 engines and [`StepLimits::USUAL`].
     pub const fn with_memory(memory_bytes: u64) -> Self {
         Self {
             memory_bytes,
@@ -42,6 +75,7 @@ impl Config {
             cpu_slots: 1024,
             batch: 4096,
             engines: 8,
+            step: StepLimits::USUAL,
         }
     }
 
@@ -68,6 +102,15 @@ impl Config {
         limit("cpu_slots", self.cpu_slots.into(), 1, slots_max)?;
         limit("batch", self.batch.into(), 0, 1 << 20)?;
         limit("engines", self.engines.into(), 1, u32::MAX.into())?;
+        let step = self.step;
+        limit(
+            "step.bytes",
+            step.bytes.into(),
+            1,
+            StepLimits::BYTES_MAX.into(),
+        )?;
+        let buckets = StepLimits::BUCKETS_MAX.into();
+        limit("step.buckets", step.buckets.into(), 1, buckets)?;
         limit("memory_bytes", self.memory_bytes, 64, isize::MAX as u64)?;
         if (storage_bytes as u64) < self.memory_bytes {
             return Err(ConfigError::Storage {

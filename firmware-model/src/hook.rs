@@ -8,6 +8,7 @@ use crate::access::{Access, MemoryFault};
 use crate::dispatch::{Io, Position};
 use crate::memory::DeviceMemory;
 use crate::{Firmware, HostMemory, Progress, Storage};
+use alloc::vec::Vec;
 use offmap_abi::{Completion, DevAddr, IoOpcode, MapHandle, RequestId, Status, Submission};
 
 /// What becomes of an access.
@@ -60,9 +61,20 @@ pub trait MemoryHook {
 struct Hooked<'a, A, K> {
     inner: &'a mut A,
     hook: &'a mut K,
+    /// What the writes of the change at hand have replaced, the first one first. It is the firmware's
+    /// own memory, which does not fail.
+    replaced: Vec<(DevAddr, Vec<u8>)>,
 }
 
-impl<A: Access, K: MemoryHook> Hooked<'_, A, K> {
+impl<'a, A: Access, K: MemoryHook> Hooked<'a, A, K> {
+    fn new(inner: &'a mut A, hook: &'a mut K) -> Self {
+        Self {
+            inner,
+            hook,
+            replaced: Vec::new(),
+        }
+    }
+
     /// Asks about a read, and does to memory what the answer says.
     fn before_read(&mut self, at: DevAddr, len: usize) -> Result<(), MemoryFault> {
         match self.hook.read(at, len) {
@@ -94,13 +106,28 @@ impl<A: Access, K: MemoryHook> Access for Hooked<'_, A, K> {
         if verdict == Verdict::Media {
             return Err(MemoryFault::Media);
         }
+        let replaced = &mut self.replaced;
         self.inner.with_bytes_mut(at, len, |bytes| {
+            replaced.push((at, bytes.to_vec()));
             let result = f(bytes);
             if let Verdict::Flip(flips) = verdict {
                 flips.apply(bytes);
             }
             result
         })
+    }
+
+    fn begin(&mut self) {
+        self.replaced.clear();
+    }
+
+    fn undo(&mut self) {
+        for (at, was) in self.replaced.drain(..).rev() {
+            // It was written before, so it is there.
+            let _ = self
+                .inner
+                .with_bytes_mut(at, was.len(), |bytes| bytes.copy_from_slice(&was));
+        }
     }
 
     fn send(
@@ -130,19 +157,20 @@ impl<S: Storage> Firmware<S> {
             }
             return self.batch_hooked(context, command, Position::start(command), host, hook);
         }
-        let access = &mut Hooked {
-            inner: &mut self.memory,
-            hook,
-        };
+        let mut access = Hooked::new(&mut self.memory, hook);
         let completion = Io::<Hooked<'_, DeviceMemory<S>, _>, _> {
             config: &self.config,
             maps: &self.maps,
             holdings: &mut self.holdings,
             scratch: &mut self.scratch,
-            access,
+            access: &mut access,
             host,
         }
         .completion_of(command);
+        // What fails has changed nothing.
+        if !completion.status().is_success() {
+            access.undo();
+        }
         if self.holdings.has_released() {
             self.give_back();
         }
@@ -170,10 +198,7 @@ impl<S: Storage> Firmware<S> {
         host: &mut impl HostMemory,
         hook: &mut impl MemoryHook,
     ) -> Progress {
-        let access = &mut Hooked {
-            inner: &mut self.memory,
-            hook,
-        };
+        let access = &mut Hooked::new(&mut self.memory, hook);
         let step = Io::<Hooked<'_, DeviceMemory<S>, _>, _> {
             config: &self.config,
             maps: &self.maps,

@@ -33,7 +33,7 @@ pub mod state;
 pub mod table;
 mod warm;
 
-pub use config::{Config, ConfigError};
+pub use config::{Config, ConfigError, StepLimits};
 pub use direct::MemoryStats;
 pub use table::ring::{RingOutput, RingStats};
 
@@ -108,9 +108,10 @@ pub enum Progress {
     More,
 }
 
-/// Bytes that a step of a command may move, and one element or bucket chain more.
+/// Bytes that a step of a command may move where [`Config::step`] does not say otherwise, and one
+/// element or bucket chain more.
 pub const STEP_BYTES: usize = 256 << 10;
-/// Buckets, or elements, that a step of a command may visit, and one bucket chain more.
+/// Buckets, or elements, that a step of a command may visit, likewise, and one bucket chain more.
 pub const STEP_BUCKETS: usize = 4096;
 
 /// The firmware and the memory it runs on.
@@ -161,7 +162,7 @@ impl<S: Storage> Firmware<S> {
     }
 
     /// Runs a command of an I/O queue. Commands on one element are done at once; a batch may
-    /// take several steps, each bounded by [`STEP_BYTES`] and [`STEP_BUCKETS`].
+    /// take several steps, each bounded by [`Config::step`].
     ///
     /// `context` is a place where one batch may be under way; the caller numbers them (one for
     /// each queue, say). A batch that comes while another is under way in its context ends

@@ -177,9 +177,9 @@ impl<S: Storage> DeviceMemory<S> {
         self.size_bytes.saturating_sub(at.0).min(len as u64) as usize
     }
 
-    /// A bounded step towards zeroing `from..end`: zeroes at most one chunk, and returns the
-    /// address up to which the region is zero.
-    pub(crate) fn zero_step(&mut self, from: u64, end: u64) -> Result<u64, MemoryFault> {
+    /// A bounded step towards zeroing `from..end`: zeroes at most one chunk, of one that is not
+    /// stale at most `most` bytes, and returns the address up to which the region is zero.
+    pub(crate) fn zero_step(&mut self, from: u64, end: u64, most: u32) -> Result<u64, MemoryFault> {
         let mut at = from;
         for _ in 0..CLEAN_CHUNKS_PER_STEP {
             if at >= end {
@@ -198,10 +198,11 @@ impl<S: Storage> DeviceMemory<S> {
             // beyond the region too: nothing lives in it, and its next owner must not see it.
             let whole =
                 at == chunk_start && stop == (chunk_start + CHUNK_BYTES).min(self.size_bytes);
-            if whole || self.is_stale(chunk) {
+            if whole && stop - at <= u64::from(most) || self.is_stale(chunk) {
                 self.clear_chunk(chunk)?;
                 return Ok(stop);
             }
+            let stop = stop.min(at + u64::from(most));
             let piece = range(DevAddr(at), (stop - at) as usize)?;
             let bytes = self.storage.as_mut().get_mut(piece);
             bytes.ok_or(MemoryFault::OutOfRange)?.fill(0);
@@ -291,7 +292,7 @@ mod tests {
         let (from, end) = (CHUNK / 2, 4 * CHUNK + 64);
         let (mut at, mut steps) = (from, 0);
         while at < end {
-            let next = memory.zero_step(at, end).unwrap();
+            let next = memory.zero_step(at, end, 1 << 20).unwrap();
             assert!(next > at && next - at <= CHUNK);
             at = next;
             steps += 1;
@@ -304,7 +305,7 @@ mod tests {
             assert_eq!(byte, if inside { 0 } else { 0xaa }, "byte {i}");
         }
         // The whole chunks are known to be zero now; the two at the rim are not.
-        assert_eq!(memory.zero_step(CHUNK, 4 * CHUNK), Ok(4 * CHUNK));
+        assert_eq!(memory.zero_step(CHUNK, 4 * CHUNK, 1), Ok(4 * CHUNK));
         assert_eq!(memory.written[0], 0b11_0001);
     }
 
@@ -316,7 +317,7 @@ mod tests {
         assert_eq!(memory.written[0], 0b110);
         let mut at = 0;
         while at < 4 * CHUNK {
-            at = memory.zero_step(at, 4 * CHUNK).unwrap();
+            at = memory.zero_step(at, 4 * CHUNK, 1 << 20).unwrap();
         }
         let mut got = [9; 2];
         memory.window_read(DevAddr(2 * CHUNK - 1), &mut got);
@@ -344,7 +345,7 @@ mod tests {
         let (from, end) = (2 * CHUNK + 64, 4 * CHUNK + 64);
         let mut at = from;
         while at < end {
-            at = memory.zero_step(at, end).unwrap();
+            at = memory.zero_step(at, end, 1 << 20).unwrap();
         }
         memory
             .with_bytes_mut(DevAddr(from), 1, |b| b[0] = 9)

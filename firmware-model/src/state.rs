@@ -283,7 +283,7 @@ impl<S: Storage> Firmware<S> {
                 "a value that is longer than a value can be",
             ));
         }
-        while !self.scratch.grow_step(value) {}
+        while !self.scratch.grow_step(value, u32::MAX) {}
         Ok(map)
     }
 

@@ -4,10 +4,15 @@
 mod common;
 
 use common::*;
+use offmap_abi::admin::{EmptyBody, MapCreated};
 use offmap_abi::completion::BatchResult;
 use offmap_abi::submission::BatchBody;
-use offmap_abi::{Completion, DevAddr, IoOpcode, MapHandle, RequestId, Status, Submission};
-use offmap_firmware_model::{Config, Firmware, Progress, STEP_BUCKETS, STEP_BYTES};
+use offmap_abi::{
+    AdminOpcode, Completion, DevAddr, IoOpcode, MapHandle, RequestId, Status, Submission,
+};
+use offmap_firmware_model::{
+    Config, ConfigError, Firmware, Progress, STEP_BUCKETS, STEP_BYTES, StepLimits,
+};
 use std::collections::{BTreeMap, BTreeSet};
 
 const VALUE: usize = 4096;
@@ -334,4 +339,97 @@ fn a_reset_leaves_nothing_behind() {
     );
     firmware.read_memory(DevAddr(0), &mut all);
     assert!(!all.contains(&0x5e));
+}
+
+/// With limits of one element or bucket, every command ends as it does in one step, and takes as many
+/// as it has elements: also the making of a map, and the measure of its chains.
+#[test]
+fn limits_of_one_change_nothing_but_the_number_of_steps() {
+    const ELEMENTS: u64 = 40;
+    for step in [
+        StepLimits {
+            bytes: 1,
+            ..StepLimits::USUAL
+        },
+        StepLimits {
+            buckets: 1,
+            ..StepLimits::USUAL
+        },
+    ] {
+        let shape = Shape::new(HASH, 8, 16, 2 * ELEMENTS as u32);
+        let mut usual = firmware(Config::with_memory(1 << 20));
+        let mut small = firmware(Config {
+            step,
+            ..Config::with_memory(1 << 20)
+        });
+        let both = [&mut usual, &mut small].map(|firmware| {
+            let first = create(firmware, &shape);
+            assert_eq!(free(firmware, first), Status::Success);
+            // In memory that was used, so that there is something to clear.
+            let body = shape.body();
+            let command = Submission::new(AdminOpcode::MapCreate.0, RequestId(9), &body);
+            let (created, steps) = admin(firmware, &command, &mut Host::new(0));
+            let map = MapHandle(created.payload_as::<MapCreated>().map.get());
+            let mut host = Host::new(HOST_BYTES);
+            let mut counts = vec![steps];
+            let mut ends = Vec::new();
+            for n in 0..ELEMENTS {
+                host.put(KEYS + 8 * n, &(n * 7).to_le_bytes());
+                host.put(VALUES + 16 * n, &[n as u8; 16]);
+            }
+            for opcode in [
+                IoOpcode::BatchUpdate,
+                IoOpcode::BatchLookup,
+                IoOpcode::BatchDump,
+                IoOpcode::BatchDelete,
+                IoOpcode::BatchUpdate,
+                IoOpcode::BatchDumpDelete,
+            ] {
+                let command = batch(opcode, map, &shape, ELEMENTS as u32, 0, 0);
+                let (done, steps) = io_steps(firmware, 3, &command, &mut host);
+                ends.push((done, host.bytes.clone()));
+                counts.push(steps);
+                let query =
+                    Submission::new(AdminOpcode::MapQuery.0, RequestId(4), &EmptyBody::ZERO)
+                        .with_map(map);
+                let (done, steps) = admin(firmware, &query, &mut Host::new(0));
+                ends.push((done, Vec::new()));
+                counts.push(steps);
+            }
+            (counts, ends)
+        });
+        let [(usual, ends), (small, others)] = both;
+        assert!(ends == others, "{step:?}");
+        for (index, (one, many)) in usual.iter().zip(&small).enumerate() {
+            let query = index % 2 == 0;
+            let fits = match (query, step.bytes) {
+                // Bytes bound what is cleared and moved, buckets what is visited.
+                (true, 1) if index > 0 => many == one,
+                (true, _) if index == 0 => step.bytes > 1 || many > one,
+                (true, _) => many > one,
+                // Chains are not divided, and there are several keys to one.
+                (false, _) => *many > ELEMENTS as u32 / 8 && *one == 1,
+            };
+            assert!(fits, "{step:?}, command {index}: {one} steps and {many}");
+        }
+    }
+}
+
+#[test]
+fn limits_that_cannot_be_are_refused() {
+    for (bytes, buckets, field) in [
+        (0, 1, "step.bytes"),
+        (StepLimits::BYTES_MAX + 1, 1, "step.bytes"),
+        (1, 0, "step.buckets"),
+        (1, StepLimits::BUCKETS_MAX + 1, "step.buckets"),
+    ] {
+        let config = Config {
+            step: StepLimits { bytes, buckets },
+            ..Config::with_memory(4096)
+        };
+        match Firmware::new(config, vec![0; 4096]) {
+            Err(ConfigError::Limit { name, .. }) => assert_eq!(name, field),
+            other => panic!("{bytes} bytes and {buckets} buckets: {:?}", other.is_ok()),
+        }
+    }
 }

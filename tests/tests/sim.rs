@@ -173,12 +173,13 @@ fn pinned_seeds_have_no_violation() {
 fn every_kind_of_event_happens() {
     let report = run(&Config {
         from: 1,
-        seeds: 200,
+        seeds: 300,
         ..Config::default()
     });
     no_violation(&report);
     for event in [
         "abort",
+        "abort midway",
         "abort too late",
         "foreign reset",
         "idle",
@@ -187,14 +188,18 @@ fn every_kind_of_event_happens() {
         "map freed",
         "park",
         "queue deleted",
+        "queue deleted midway",
         "removal",
         "reset",
+        "reset in a call",
+        "reset midway",
         "stall",
+        "thread died",
     ] {
         let count = report.events.get(event).copied().unwrap_or(0);
-        assert!(count > 0, "no {event} in 200 seeds: {:?}", report.events);
+        assert!(count > 0, "no {event} in 300 seeds: {:?}", report.events);
     }
-    assert!(report.operations > 200 * 100, "{report:?}");
+    assert!(report.operations > 300 * 100, "{report:?}");
 }
 
 #[test]
@@ -241,66 +246,52 @@ fn shards_share_the_seeds_out() {
     assert_eq!(operations, whole.operations);
 }
 
-/// The faults in which a planted bug can show.
-fn faults_for(mutation: Mutation) -> Faults {
-    let plan = match mutation {
-        Mutation::AcceptDuplicate => {
-            let rule = Rule::new(Site::Complete, Behaviour::Duplicate);
-            FaultPlan::new().with(rule.every(40))
-        }
-        Mutation::ReportDetected => {
-            let flip = Behaviour::Flip { bits: 2, at: None };
-            let rule = Rule::new(Site::MemoryRead, flip).every(300);
-            FaultPlan::new().with_ecc().and_then(|p| p.with(rule))
-        }
-        Mutation::ReportFailedDma => {
-            let rule = Rule::new(Site::DmaWrite, Behaviour::Fail);
-            FaultPlan::new().with(rule.every(20))
-        }
-        Mutation::ReportTorn => {
-            let rule = Rule::new(Site::DmaWrite, Behaviour::Tear { bytes: 8 });
-            FaultPlan::new().with(rule.every(20))
-        }
-        Mutation::StoreAndRefuse => {
-            let rule = Rule::new(Site::Fetch, Behaviour::NoMemory);
-            FaultPlan::new().with(rule.every(20).from(10))
-        }
-        _ => return Faults::None,
+/// The first violation of a general campaign, with fault plans drawn for every seed.
+fn first_violation(mutation: Mutation) -> Result<String, u64> {
+    let report = run(&Config {
+        from: 1,
+        seeds: MUTATION_SEEDS,
+        mutation: Some(mutation),
+        faults: Faults::All,
+        stop_at_first: true,
+        shrink_time: Duration::ZERO,
+        ..Config::default()
+    });
+    let Some(violation) = report.violations.first() else {
+        return Err(report.mutated);
     };
-    Faults::Plan {
-        plan: plan.expect("a plan"),
-        file: String::new(),
-    }
+    let what: String = violation.what.chars().take(100).collect();
+    aloud(&format!(
+        "sim: {mutation:?} caught by seed {} of 1 to {MUTATION_SEEDS}: {what}",
+        report.seeds
+    ));
+    Ok(violation.what.clone())
 }
 
 #[test]
 fn planted_bugs_are_caught() {
     let mut missed = Vec::new();
     for mutation in Mutation::ALL {
-        let report = run(&Config {
-            from: 1,
-            seeds: MUTATION_SEEDS,
-            mutation: Some(mutation),
-            faults: faults_for(mutation),
-            stop_at_first: true,
-            shrink_time: Duration::ZERO,
-            ..Config::default()
-        });
-        match report.violations.first() {
-            Some(violation) => {
-                let what: String = violation.what.chars().take(100).collect();
-                aloud(&format!(
-                    "sim: {mutation:?} caught by seed {} of 1 to {MUTATION_SEEDS}: {what}",
-                    report.seeds
-                ));
-            }
-            None => missed.push(format!(
-                "{mutation:?}, which did something {} times",
-                report.mutated
-            )),
+        if let Err(mutated) = first_violation(mutation) {
+            missed.push(format!("{mutation:?}, which did something {mutated} times"));
         }
     }
     assert!(missed.is_empty(), "not caught: {missed:#?}");
+}
+
+/// By the check that is there for it, and not by what follows from it.
+#[test]
+fn what_is_taken_back_early_is_caught_in_the_act() {
+    for mutation in [
+        Mutation::FreeAtTimeout,
+        Mutation::FreeUndeleted,
+        Mutation::ReuseQueueId,
+    ] {
+        let what = first_violation(mutation).unwrap_or_default();
+        assert!(what.contains("(rule R2)"), "{mutation:?}: {what}");
+    }
+    let what = first_violation(Mutation::IgnoreAbort).unwrap_or_default();
+    assert!(what.contains("an abort was confirmed"), "{what}");
 }
 
 #[test]

@@ -72,3 +72,30 @@ fn a_new_plan_puts_nothing_off() {
     let polls = (0..1000).position(|_| rig.queue.poll().unwrap().is_some());
     assert!(polls.is_some_and(|polls| polls < 200), "{polls:?}");
 }
+
+/// Commands that are never answered keep their places in the completion ring, and the places of those
+/// that are answered may be the last ones: a host that only polls gives them back, too.
+#[test]
+fn commands_that_are_lost_do_not_keep_the_others_from_running() {
+    let mut rig = Rig::new(8);
+    let depth = rig.queue.depth();
+    let lost = depth as u64 - 1;
+    let rule = Rule::new(Site::Complete, Behaviour::Drop).times(lost);
+    rig.faults(&plan(rule), SEED);
+    for _ in 0..lost {
+        rig.queue.submit(&Op::Nop).unwrap();
+    }
+    assert!((0..1000).all(|_| rig.queue.poll().unwrap().is_none()));
+    assert_eq!(rig.report().rules[0].injected, lost);
+    for round in 0..2 * depth {
+        let token = rig.queue.submit(&Op::Nop).unwrap();
+        let mut answered = None;
+        for _ in 0..1000 {
+            if let Some(finished) = rig.queue.poll().unwrap() {
+                answered = Some(finished.token());
+                break;
+            }
+        }
+        assert_eq!(answered, Some(token), "round {round}");
+    }
+}

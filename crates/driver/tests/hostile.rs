@@ -523,6 +523,22 @@ fn a_dump_that_claims_too_much_breaks_the_queue() {
     }
 }
 
+/// The second command of a walk is aborted in the middle, or its map is gone: the completion has no
+/// cursor (abi §7.2), and that is no reason to break the queue.
+#[test]
+fn a_dump_that_is_given_up_has_no_cursor() {
+    for status in [Status::Interrupted, Status::InvalidMap, Status::MediaError] {
+        let (device, _driver, mut queue, map) = ready();
+        device.script(move |queue, memory, command| {
+            queue.complete(memory, Completion::new(command.request(), status));
+        });
+        let dumped = queue.dump(&map, 9, &mut [0; 24], &mut [0; 24], false);
+        let dumped = dumped.unwrap();
+        assert_eq!((dumped.status, dumped.count, dumped.cursor), (status, 0, 9));
+        assert!(!queue.is_dead());
+    }
+}
+
 #[test]
 fn elements_that_a_batch_forgot_do_not_look_done() {
     let (device, _driver, mut queue, map) = ready();

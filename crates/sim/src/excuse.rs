@@ -394,12 +394,8 @@ impl World {
         let is_memory = matches!(site, Site::MemoryRead | Site::MemoryWrite);
         if is_memory && self.excuses.ecc {
             if bits > 1 {
-                // A change that ends in the middle may leave its map in a state that is none.
-                let command = self.memory.command(QueueId(queue), RequestId(request));
-                if let Some(command) = command.filter(changes) {
-                    self.cut(command.map());
-                }
                 self.excuse(queue, request, Excuse::Status(Status::MediaError));
+                self.plant_beside(Mutation::KeepHalfDone, queue, request);
             }
             return;
         }

@@ -143,8 +143,13 @@ fn passages(site: Site) -> u64 {
 
 fn rule(rng: &mut Rng, ecc: bool) -> Rule {
     let (site, behaviour) = loop {
-        let site = rng.pick(&Site::ALL);
         let behaviour = behaviour(rng, ecc);
+        // By the behaviour at times, so that one that fits few sites is not drawn less often for it.
+        let mut sites = Site::ALL.to_vec();
+        if rng.one_in(2) {
+            sites.retain(|site| behaviour.fits(*site));
+        }
+        let site = rng.pick(&sites);
         // The violent ones once more less often than the others.
         if behaviour.fits(site) && (!is_violent(behaviour) || rng.one_in(3)) {
             break (site, behaviour);

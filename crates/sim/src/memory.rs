@@ -15,6 +15,8 @@
 //! change otherwise are stray writes, which [`Memory::stray`] finds.
 
 mod flip;
+mod ranges;
+mod release;
 mod spoil;
 
 use crate::mutation::Mutation;
@@ -25,12 +27,13 @@ use offmap_abi::notify::{
 };
 use offmap_abi::regs::NO_VECTOR;
 use offmap_abi::ring::RingDepth;
-use offmap_abi::submission::{BatchBody, ElementBody, IovaRef, phase_of};
-use offmap_abi::{
-    AdminOpcode, Completion, IoOpcode, QueueId, RequestId, Status, Submission, SubmissionFlags,
-};
+use offmap_abi::submission::phase_of;
+use offmap_abi::{AdminOpcode, Completion, QueueId, RequestId, Status, Submission};
 use offmap_device_io::{DmaBuffer, DmaPlacement, IoError, Iova};
 use offmap_emulator::dma::{Dma, ENTRY_BYTES, ENTRY_WORDS};
+use ranges::ranges;
+use release::Answered;
+use spoil::Duplicate;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::Ordering;
 
@@ -111,10 +114,14 @@ pub(crate) struct Ring {
     /// No room for completions when the device parked.
     parked_full: bool,
     in_flight: Vec<Submission>,
+    /// Commands whose completions the host does not see yet.
+    answered: Vec<Answered>,
+    /// The host has been told that the device has let go of it (rule R2).
+    released: bool,
     /// The device's stores that the host does not see yet.
     stores: VecDeque<Store>,
-    /// For a mutation: the place and the slot of a completion that comes for the second time.
-    duplicate: Option<(u64, u16)>,
+    /// For a mutation: a completion that comes for the second time.
+    duplicate: Option<Duplicate>,
 }
 
 impl Ring {
@@ -122,6 +129,9 @@ impl Ring {
     /// begun may have written part of its result.
     fn open(&self) -> Vec<(u64, u64)> {
         let mut open = Vec::new();
+        if self.released {
+            return open;
+        }
         for command in &self.in_flight {
             open.extend(ranges(self.queue, command, false));
         }
@@ -156,6 +166,9 @@ pub(crate) struct Memory {
     /// For a mutation: buffers of commands that were aborted.
     freed_early: Vec<u64>,
     pub(crate) mutated: u64,
+    /// What the driver has taken back, or given twice, that is the device's still (rule R2), and of
+    /// which queue it is.
+    pub(crate) breach: Option<(QueueId, String)>,
     /// Nobody knows any more what the device may write.
     wild: bool,
     /// For a mutation: the completion event words stay where they are.
@@ -176,6 +189,7 @@ impl Memory {
             swapped: None,
             freed_early: Vec::new(),
             mutated: 0,
+            breach: None,
             wild: false,
             events_held: false,
         }
@@ -285,6 +299,8 @@ impl Memory {
             event: 0,
             parked_full: false,
             in_flight: Vec::new(),
+            answered: Vec::new(),
+            released: false,
             stores: VecDeque::new(),
             duplicate: None,
         });
@@ -345,8 +361,11 @@ impl Memory {
 
     /// Puts an entry and what it refers to on the CPU's list.
     fn store_submission(&mut self, cpu: usize, index: usize, entry: Submission, rng: &mut Rng) {
+        let queue = self.rings[index].queue;
+        // What a bug does to an admin command the driver has done.
+        let entry = self.spoil_admin(queue, entry, rng);
+        self.check_given(index, &entry);
         let ring = &mut self.rings[index];
-        let queue = ring.queue;
         let at = ring.sq + u64::from(ring.depth.position(ring.captured)) * ENTRY_BYTES as u64;
         let phase = ring.depth.phase(ring.captured);
         ring.captured = ring.captured.wrapping_add(1);
@@ -573,6 +592,14 @@ impl Memory {
         let queue = ring.queue;
         let place = ring.in_flight.iter().position(|s| s.request() == request);
         let command = place.map(|place| ring.in_flight.swap_remove(place));
+        if let Some(command) = command {
+            let status = completion.status();
+            ring.answered.push(Answered {
+                entry: at,
+                command,
+                status,
+            });
+        }
         posted.push(Posted {
             queue,
             request,
@@ -581,7 +608,7 @@ impl Memory {
         });
         let mut list = Vec::new();
         if command.is_none() && self.mutation == Some(Mutation::AcceptDuplicate) {
-            self.rings[index].duplicate = Some((at, request.slot()));
+            self.rings[index].duplicate = Some(Duplicate::new(at, request.slot()));
         }
         if let Some(command) = &command {
             for (iova, len) in ranges(queue, command, false) {
@@ -651,7 +678,10 @@ impl Memory {
         if list[at].release || overlaps_earlier(list, at) {
             at = 0;
         }
-        if let Some(store) = list.remove(at) {
+        if self.is_kept_back(index, at) {
+            return true;
+        }
+        if let Some(store) = self.rings[index].stores.remove(at) {
             self.let_through(index, &store.what);
         }
         true
@@ -663,6 +693,7 @@ impl Memory {
             self.accept_duplicate(index, what);
         }
         reach_host(&mut self.host, what);
+        self.learns(index, what);
     }
 
     /// Makes all stores of the device visible: its full fence.
@@ -673,8 +704,10 @@ impl Memory {
     }
 
     fn flush_ring(&mut self, index: usize) {
-        for store in std::mem::take(&mut self.rings[index].stores) {
-            self.let_through(index, &store.what);
+        while !self.rings[index].stores.is_empty() && !self.is_kept_back(index, 0) {
+            if let Some(store) = self.rings[index].stores.pop_front() {
+                self.let_through(index, &store.what);
+            }
         }
     }
 
@@ -730,7 +763,7 @@ impl Memory {
     pub(crate) fn wake_up_owed(&mut self) -> Option<(QueueId, bool)> {
         for index in 0..self.rings.len() {
             let (notify, event) = (self.rings[index].notify, self.rings[index].event);
-            if notify == 0 {
+            if notify == 0 || self.rings[index].released {
                 continue;
             }
             let tail = self
@@ -832,60 +865,4 @@ fn lines(iova: u64, len: u64) -> impl Iterator<Item = (u64, usize)> {
             piece
         })
     })
-}
-
-/// Host memory that a command names: all of it, or what the device may write.
-fn ranges(queue: QueueId, command: &Submission, all: bool) -> Vec<(u64, u64)> {
-    let mut found = Vec::new();
-    if queue.is_admin() {
-        return admin_ranges(command, all);
-    }
-    let opcode = IoOpcode(command.opcode);
-    if opcode.is_batch() {
-        let body: BatchBody = command.body();
-        let count = u64::from(body.count.get());
-        let dumps = matches!(opcode, IoOpcode::BatchDump | IoOpcode::BatchDumpDelete);
-        let keys = (body.keys.get(), count * u64::from(body.key_len.get()));
-        let values = (body.values.get(), count * u64::from(body.value_len.get()));
-        if all || dumps {
-            found.push(keys);
-        }
-        if all || dumps || opcode == IoOpcode::BatchLookup {
-            found.push(values);
-        }
-        if !dumps {
-            found.push((body.statuses.get(), count * 2));
-        }
-        found.retain(|(iova, len)| *iova != 0 && *len != 0);
-        return found;
-    }
-    let body: ElementBody = command.body();
-    let flags = command.flags();
-    let key_len = u64::from(body.key_len.get());
-    if all && !flags.contains(SubmissionFlags::KEY_INLINE) && key_len > 0 {
-        found.push((IovaRef::iova_of(&body.key), key_len));
-    }
-    let value_len = u64::from(body.value_len.get());
-    if (all || opcode != IoOpcode::Update)
-        && !flags.contains(SubmissionFlags::VALUE_INLINE)
-        && value_len > 0
-    {
-        found.push((IovaRef::iova_of(&body.value), value_len));
-    }
-    found
-}
-
-fn admin_ranges(command: &Submission, all: bool) -> Vec<(u64, u64)> {
-    use offmap_abi::admin::{IdentifyBody, MapCreateBody};
-    match AdminOpcode(command.opcode) {
-        AdminOpcode::Identify => {
-            let body: IdentifyBody = command.body();
-            vec![(body.iova.get(), u64::from(body.len.get()))]
-        }
-        AdminOpcode::MapCreate if all => {
-            let body: MapCreateBody = command.body();
-            vec![(body.attr.get(), u64::from(body.attr_len.get()))]
-        }
-        _ => Vec::new(),
-    }
 }

@@ -64,11 +64,32 @@ pub enum Mutation {
     NoLookBeforeSleep,
     /// No full fence between completions and the device's look at the event word (rule N4).
     InterruptWithoutFence,
+    /// The driver takes a command that it aborts for ended before the device has said so (rule R2).
+    FreeAtTimeout,
+    /// The driver frees the rings and buffers of a queue that the device was not told to delete (rule R2).
+    FreeUndeleted,
+    /// The driver gives the id of a queue that there is to another one (rule R2).
+    ReuseQueueId,
+    /// The driver does not check the slot of a completion: one that there is not ends another command.
+    SlotUnchecked,
+    /// The device does not check an address or a length: what lies outside of all that is mapped comes
+    /// out elsewhere in memory.
+    AddressUnchecked,
+    /// An abort is confirmed, and the batch goes on to its end.
+    IgnoreAbort,
+    /// The progress of a batch update is lost when other queues had their turn: it begins anew.
+    RestartBatch,
+    /// A command that stands behind a batch in its queue is carried out in the middle of that.
+    Overtake,
+    /// A batch goes on after its queue was deleted in the middle of it.
+    GoOnAfterDelete,
+    /// A change that met a flip which the check code detected fails, and stays.
+    KeepHalfDone,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 28] = [
+    pub const ALL: [Self; 38] = [
         Self::CompletionBeforeData,
         Self::OwnershipBeforeBody,
         Self::NoHostFence,
@@ -97,5 +118,15 @@ impl Mutation {
         Self::SleepWithoutFence,
         Self::NoLookBeforeSleep,
         Self::InterruptWithoutFence,
+        Self::FreeAtTimeout,
+        Self::FreeUndeleted,
+        Self::ReuseQueueId,
+        Self::SlotUnchecked,
+        Self::AddressUnchecked,
+        Self::IgnoreAbort,
+        Self::RestartBatch,
+        Self::Overtake,
+        Self::GoOnAfterDelete,
+        Self::KeepHalfDone,
     ];
 }

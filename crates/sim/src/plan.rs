@@ -6,6 +6,8 @@
 use crate::faults::{FaultSetup, Faults};
 use crate::rng::{Rng, mix};
 use offmap_driver::{Coalescing, CompletionMode, Notify};
+use offmap_emulator::Turns;
+use offmap_firmware_model::StepLimits;
 use std::time::Duration;
 
 /// Actions of a plan.
@@ -72,6 +74,30 @@ pub(crate) struct Setup {
     pub(crate) slot_bytes: usize,
     pub(crate) polls_before_park: u32,
     pub(crate) batch: u32,
+    /// The device is reset now and then, or worse.
+    pub(crate) violent: bool,
+    /// How little the device does in a step.
+    pub(crate) step: StepLimits,
+    pub(crate) turns: Turns,
+}
+
+/// Limits of the device's steps: the usual ones, under which every command here is done in one, or
+/// such that batches, dumps, the making of maps and aborts take many.
+fn limits(rng: &mut Rng) -> (StepLimits, Turns) {
+    if rng.one_in(4) {
+        return Default::default();
+    }
+    let step = StepLimits {
+        bytes: rng.pick(&[64, 64, 128, 256, 1024, StepLimits::USUAL.bytes]),
+        buckets: rng.pick(&[1, 1, 2, 3, 8, StepLimits::USUAL.buckets]),
+    };
+    let usual = Turns::default();
+    let turns = Turns {
+        step: rng.pick(&[1, 2, 16, 33, usual.step]),
+        favours: rng.pick(&[0, 0, 1, 3, usual.favours]),
+        entries: rng.pick(&[1, 2, 5, usual.entries]),
+    };
+    (step, turns)
 }
 
 /// A seed's configuration and actions.
@@ -88,6 +114,7 @@ impl Plan {
     pub(crate) fn of(seed: u64, faults: &Faults) -> Self {
         let mut rng = Rng::new(mix(seed ^ 0x6f66_666d_6170));
         let mut waits = Rng::new(mix(seed ^ 0x6d73_6978));
+        let (step, turns) = limits(&mut Rng::new(mix(seed ^ 0x7374_6570)));
         let completion = match waits.below(4) {
             0 => CompletionMode::Interrupt,
             1 => CompletionMode::Hybrid {
@@ -99,6 +126,8 @@ impl Plan {
             count: 2 + waits.below(4) as u16,
             delay: Duration::from_micros(1 + waits.below(40)),
         });
+        // Most seeds have no violent event: they are the ones that may not fail at all.
+        let violent = rng.one_in(4);
         let setup = Setup {
             completion,
             coalescing,
@@ -115,9 +144,10 @@ impl Plan {
             // No bucket is larger than the first: a device whose batches are smaller than a bucket
             // cannot dump it.
             batch: rng.pick(&[10, 16, 64]),
+            violent,
+            step,
+            turns,
         };
-        // Most seeds have no violent event: they are the ones that may not fail at all.
-        let violent = rng.one_in(4);
         let mut actions = Vec::with_capacity(ACTIONS as usize);
         for _ in 0..ACTIONS {
             actions.push(Action {

@@ -4,9 +4,10 @@ mod actions;
 mod batches;
 mod end;
 mod faulty;
+mod meanwhile;
 
 use crate::excuse::Excuse;
-use crate::function::SimFunction;
+use crate::function::{Meanwhile, Met, SimFunction};
 use crate::linearize::{Call, Verdict};
 use crate::map::{FIRST_VALUE, SimMap, shape};
 use crate::memory::Pool;
@@ -71,12 +72,23 @@ struct Flight {
     aborted: bool,
 }
 
+/// A batch in flight whose call the host has left.
+struct Left {
+    request: u64,
+    /// Map slot and serial number.
+    map: (usize, u32),
+    /// What it changes.
+    calls: Vec<Call>,
+    since_ns: u64,
+}
+
 /// A host: a thread with a queue pair of its own.
 #[derive(Default)]
 struct Host {
     queue: Option<QueuePair<SimFunction>>,
     lane: u16,
     flights: Vec<Flight>,
+    left: Vec<Left>,
 }
 
 struct Run {
@@ -97,6 +109,9 @@ struct Run {
     next_aside: u16,
     /// The device's faults let no reset through: the run is over.
     given_up: bool,
+    violent: bool,
+    /// What happened in the middle of the blocking call that was the last.
+    met: Met,
     rng: Rng,
     host: usize,
     tracing: bool,
@@ -117,8 +132,10 @@ pub(crate) fn run(
         vectors: VECTORS,
         keep_maps: false,
         polls_before_park: setup.polls_before_park,
+        turns: setup.turns,
         firmware: FirmwareConfig {
             batch: setup.batch,
+            step: setup.step,
             maps: 16,
             engines: 2,
             ..FirmwareConfig::with_memory(MEMORY_BYTES)
@@ -151,6 +168,7 @@ pub(crate) fn run(
         Ok(driver) => driver,
         Err(e) => return failed(format!("bring-up failed: {e}")),
     };
+    sim.introduce(&driver);
     let mut run = Run {
         hosts: (0..setup.hosts).map(|_| Host::default()).collect(),
         maps: (0..setup.maps).map(|_| None).collect(),
@@ -164,6 +182,8 @@ pub(crate) fn run(
         memory_at_start: None,
         next_aside: u16::MAX,
         given_up: false,
+        violent: setup.violent,
+        met: Met::Nothing,
         rng: Rng::new(plan.seed),
         host: 0,
         tracing,
@@ -309,7 +329,7 @@ impl Run {
     /// Whether a call that began at `began_ns` ended within its bound.
     fn in_bound(&mut self, what: &str, began_ns: u64) {
         let took = Duration::from_nanos(self.now_ns() - began_ns);
-        if took > CALL_BOUND {
+        if took > CALL_BOUND + self.met_bound() {
             self.violate(format!(
                 "{what} took {took:?} of simulated time, more than its deadlines"
             ));
@@ -418,13 +438,21 @@ impl Run {
     fn lose_queue(&mut self) {
         let host = &mut self.hosts[self.host];
         let flights = std::mem::take(&mut host.flights);
+        let left = std::mem::take(&mut host.left);
         let queue = host.queue.take();
         let id = queue.as_ref().map(|queue| queue.id());
         let began = self.now_ns();
         drop(queue);
         self.in_bound("QUEUE_DELETE", began);
+        // Then the device has let go of it, and no effect is still to come.
+        let over = id.is_none_or(|id| self.sim.world().memory.is_released(id));
+        let ended = if over { self.stamp() } else { u64::MAX };
+        for batch in left {
+            self.left_unknown(&batch, ended);
+        }
         for mut flight in flights {
             flight.call.answer = Answer::Unknown;
+            flight.call.ended = ended;
             if let Some(id) = id {
                 let excuses = self
                     .sim
@@ -537,7 +565,15 @@ impl Run {
         }
         let (params, map_type, spec, keys) = shape(&mut self.rng);
         let began = self.now_ns();
-        match self.driver().create_map(&params) {
+        let reset = (self.violent && self.rng.one_in(40))
+            .then(|| (Meanwhile::ForeignReset, 1 + self.rng.below(12)));
+        let (driver, sim) = (self.driver(), Arc::clone(&self.sim));
+        let (made, met) = sim.meanwhile(reset, None, || driver.create_map(&params));
+        self.has_met(met);
+        let Some(made) = made else {
+            return false;
+        };
+        match made {
             Ok(map) => {
                 self.in_bound("MAP_CREATE", began);
                 let serial = self.next_serial;
@@ -595,8 +631,7 @@ impl Run {
             return Some(Answer::Unknown);
         }
         if excuses.contains(&Excuse::Status(status)) {
-            // Memory that failed its check says nothing of what was done before.
-            return (status == Status::MediaError).then_some(Answer::Unknown);
+            return None;
         }
         let map = self.maps[slot].as_ref()?;
         let returns_value = matches!(call.kind, Kind::Lookup | Kind::LookupDelete);

@@ -14,7 +14,7 @@ use offmap_device_io::{BarOffset, DmaBuffer, IoError, Iova};
 use offmap_emulator::faults::FaultPlan;
 use offmap_emulator::regs::Width;
 use offmap_emulator::{Device, DeviceConfig, EmulatorError, Step};
-use offmap_firmware_model::{HostFault, HostMemory};
+use offmap_firmware_model::{HostFault, HostMemory, Progress};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -63,6 +63,9 @@ pub(crate) struct World {
     pub(crate) done_at: BTreeMap<(u16, u64), u64>,
     posted: Vec<Posted>,
     again: Option<Submission>,
+    /// For a mutation: a batch whose queue is gone, and its operands.
+    orphan: Option<Submission>,
+    orphan_keys: Vec<(u64, Vec<u8>)>,
     pub(crate) violation: Option<String>,
     /// What the faults that the device was given have done, and excuse.
     pub(crate) excuses: Excuses,
@@ -107,6 +110,8 @@ impl World {
             done_at: BTreeMap::new(),
             posted: Vec::new(),
             again: None,
+            orphan: None,
+            orphan_keys: Vec::new(),
             violation: None,
             excuses: Excuses::default(),
             injected: BTreeMap::new(),
@@ -162,6 +167,13 @@ impl World {
     /// Notes what the CPU that runs now has stored.
     pub(crate) fn capture(&mut self) {
         self.memory.capture(self.cpu, &mut self.rng);
+        if let Some((queue, what)) = self.memory.breach.take()
+            // A completion that a fault has changed may have named any command.
+            && !self.excuses.wild
+            && !self.excuses.queue(queue).bad
+        {
+            self.violate(what);
+        }
     }
 
     /// The driver runs on another CPU from now on.
@@ -273,7 +285,7 @@ impl World {
     pub(crate) fn forget(&mut self) {
         self.memory.flush_device();
         self.memory.forget_rings();
-        self.again = None;
+        (self.again, self.orphan) = (None, None);
     }
 
     /// What the device's front end does when it gets the processor: as the threaded one.
@@ -365,10 +377,66 @@ impl World {
         if self.mutation == Some(Mutation::StrayWrite) && self.rng.one_in(256) {
             self.memory.stray_write(&mut self.rng);
         }
+        self.spoil_batches();
         self.before_step();
         let step = self.device.step();
         self.collect();
         step
+    }
+
+    /// A bug that shows while a batch is under way.
+    fn spoil_batches(&mut self) {
+        if self.mutation == Some(Mutation::RestartBatch) && self.rng.one_in(4) {
+            for (queue, command) in self.memory.batches_in_flight() {
+                // Its first piece once more; the pieces that follow come as they do.
+                let begun = self.device.under_way(queue) == Some(command.request());
+                if begun && IoOpcode(command.opcode) == IoOpcode::BatchUpdate {
+                    self.memory.mutated += 1;
+                    let host = &mut KeysOnly(self.memory.operands(&command));
+                    let firmware = self.device.firmware_mut();
+                    let _ = firmware.io(u16::MAX, &command, host);
+                    firmware.abandon_io(u16::MAX);
+                }
+            }
+        }
+        if self.mutation == Some(Mutation::Overtake) {
+            for (queue, batch) in self.memory.batches_in_flight() {
+                if self.device.under_way(queue) == Some(batch.request())
+                    && let Some(next) = self.memory.behind(queue, batch.map())
+                {
+                    let firmware = self.device.firmware_mut();
+                    let done = firmware.io(u16::MAX, &next, &mut NoHost);
+                    if matches!(done, Progress::Done(done) if done.status().is_success()) {
+                        self.memory.erase(queue, next.request());
+                    }
+                }
+            }
+        }
+        if let Some(command) = self.orphan
+            && self.rng.one_in(16)
+        {
+            self.orphan = None;
+            self.memory.mutated += 1;
+            // In no queue's name, and to the end.
+            let host = &mut KeysOnly(self.orphan_keys.clone());
+            let firmware = self.device.firmware_mut();
+            let mut progress = firmware.io(u16::MAX, &command, host);
+            while progress == Progress::More {
+                progress = firmware.resume_io(u16::MAX, host);
+            }
+        }
+    }
+
+    /// The queue of a batch that is under way is about to be deleted.
+    pub(crate) fn orphan(&mut self, queue: QueueId, request: RequestId) {
+        if self.mutation != Some(Mutation::GoOnAfterDelete) {
+            return;
+        }
+        let Some(command) = self.memory.command(queue, request) else {
+            return;
+        };
+        self.orphan_keys = self.memory.operands(&command);
+        self.orphan = Some(command);
     }
 
     /// A bug that shows where a fault is.
@@ -448,6 +516,14 @@ impl World {
             return Err(IoError::NotMapped { iova, len });
         }
         self.capture();
+        if let Some(what) = self.memory.still_named(iova.0, len as u64)
+            && !self.removed
+            && !self.excuses.wild
+        {
+            self.violate(format!(
+                "the driver took back {what}, which the device has not let go of (rule R2)"
+            ));
+        }
         self.device.dma_unmap(iova, len)?;
         if let Some(stray) = self.memory.unmap(iova, len, &mut self.pool)? {
             self.violate(stray);
@@ -527,6 +603,23 @@ impl World {
     pub(crate) fn pass(&mut self, ns: u64) {
         self.now_ns += ns;
         self.tick();
+    }
+}
+
+/// Operands of a command that are kept, and nothing else.
+struct KeysOnly(Vec<(u64, Vec<u8>)>);
+
+impl HostMemory for KeysOnly {
+    fn read(&mut self, iova: u64, into: &mut [u8]) -> Result<(), HostFault> {
+        let found = self.0.iter().find_map(|(first, bytes)| {
+            let at = usize::try_from(iova.checked_sub(*first)?).ok()?;
+            bytes.get(at..)?.get(..into.len())
+        });
+        into.copy_from_slice(found.ok_or(HostFault)?);
+        Ok(())
+    }
+    fn write(&mut self, _: u64, _: &[u8]) -> Result<(), HostFault> {
+        Ok(())
     }
 }
 

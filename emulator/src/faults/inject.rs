@@ -6,16 +6,17 @@ use super::engine::{Engine, Event, Fired, Passage};
 use super::plan::FaultPlan;
 use super::report::{FaultReport, Injection};
 use super::rule::{Behaviour, Site};
-use crate::device::{BURST, Device, PIECE_COST, Step};
+use crate::config::DeviceMemory;
+use crate::device::{Device, Step};
 use crate::dma::{Dma, ENTRY_WORDS, Host};
-use crate::queue::Stop;
+use crate::queue::{Queue, Stop};
 use crate::regs::Width;
 use offmap_abi::admin::{Limit, LimitDetail, MapCreateBody};
 use offmap_abi::regs::{self, FatalCause};
-use offmap_abi::{AdminOpcode, Completion, DevAddr, IoOpcode, QueueId, Status, Submission};
-use offmap_device_io::BarOffset;
+use offmap_abi::{AdminOpcode, Completion, DevAddr, QueueId, Status, Submission};
+use offmap_device_io::{BarOffset, DmaBuffer};
 use offmap_firmware_model::hook::{BitFlips, MemoryHook, Verdict};
-use offmap_firmware_model::{HostFault, HostMemory, Progress};
+use offmap_firmware_model::{Firmware, HostFault, HostMemory, Progress};
 use std::cell::RefCell;
 use std::sync::Arc;
 use std::time::Duration;
@@ -183,109 +184,10 @@ impl Device {
     }
 
     /// Whether the burst at hand must end, because something is about to befall the device.
-    fn event_pending(&self) -> bool {
+    pub(crate) fn event_pending(&self) -> bool {
         self.faults
             .as_ref()
             .is_some_and(|engine| engine.event().is_some())
-    }
-
-    /// The queue at hand stops, if its memory was torn.
-    fn queue_event(&mut self) -> Result<(), Stop> {
-        if let Some(engine) = self.faults.as_deref_mut()
-            && engine.event() == Some(Event::StopQueue)
-        {
-            engine.take_event();
-            return Err(Stop::Dma);
-        }
-        Ok(())
-    }
-
-    /// A burst of an I/O queue, as [`Device::serve_io`], past all sites.
-    pub(crate) fn serve_io_with_faults(
-        &mut self,
-        index: usize,
-        spent: &mut u32,
-    ) -> Result<(), Stop> {
-        let id = self.queues[index].id();
-        if self.queues[index].under_way().is_some() {
-            *spent = PIECE_COST;
-            let progress = self.run_io(id, None)?;
-            if self.event_pending() {
-                return Ok(());
-            }
-            match progress {
-                Progress::More => return Ok(()),
-                Progress::Done(completion) => {
-                    self.queues[index].set_under_way(None);
-                    self.post_with_faults(index, completion)?;
-                }
-            }
-        }
-        while *spent < BURST && !self.event_pending() {
-            let Some(words) = self.queues[index].fetch(&self.dma, &self.doorbells)? else {
-                break;
-            };
-            let command = Submission::from_words(words);
-            *spent += if IoOpcode(command.opcode).is_batch() {
-                PIECE_COST
-            } else {
-                1
-            };
-            if self.queues[index].take_abort() {
-                self.begin_with_faults(id, &command);
-                let completion = Completion::new(command.request(), Status::Aborted);
-                self.post_with_faults(index, completion)?;
-                continue;
-            }
-            let completion = match self.fetch_with_faults(id, words)? {
-                Fetched::Lost => continue,
-                Fetched::Answer(completion) => completion,
-                Fetched::Run(command) => match self.run_io(id, Some(&command))? {
-                    // It died with the firmware, or is of no use to anybody.
-                    _ if self.event_pending() => break,
-                    Progress::Done(completion) => completion,
-                    Progress::More => {
-                        self.queues[index].set_under_way(Some(command.request()));
-                        *spent = (*spent).max(PIECE_COST);
-                        break;
-                    }
-                },
-            };
-            self.post_with_faults(index, completion)?;
-        }
-        if self.event_pending() {
-            return Ok(());
-        }
-        self.announce(index)
-    }
-
-    /// Runs a command, or the next piece of the one under way, with its accesses watched.
-    fn run_io(&mut self, queue: QueueId, command: Option<&Submission>) -> Result<Progress, Stop> {
-        let Some(engine) = self.faults.as_deref_mut() else {
-            return Err(Stop::Dma);
-        };
-        let shared = RefCell::new(engine);
-        let host = &mut FaultyHost {
-            dma: &mut self.dma,
-            engine: &shared,
-            queue: queue.0,
-        };
-        let hook = &mut FaultyMemory {
-            engine: &shared,
-            queue: queue.0,
-        };
-        let progress = match command {
-            Some(command) => self.firmware.io_hooked(queue.0, command, host, hook),
-            None => self.firmware.resume_io_hooked(queue.0, host, hook),
-        };
-        if matches!(progress, Progress::More) && command.is_some() {
-            // `halt` gives up what the queue says is under way.
-            if let Some(q) = self.queues.iter_mut().find(|q| q.id() == queue) {
-                q.set_under_way(command.map(|c| c.request()));
-            }
-        }
-        self.queue_event()?;
-        Ok(progress)
     }
 
     /// Runs a command of the firmware's from the admin queue. `None`: something befell the
@@ -304,51 +206,22 @@ impl Device {
             queue: QueueId::ADMIN.0,
         };
         let progress = self.firmware.admin(command, host);
-        self.queue_event()?;
+        if let Some(engine) = self.faults.as_deref_mut() {
+            Planned(engine).after_run()?;
+        }
         Ok((!self.event_pending()).then_some(progress))
     }
 
-    /// The passages of this queue are this command's from now on.
-    fn begin_with_faults(&mut self, queue: QueueId, command: &Submission) {
-        let firmware = &self.firmware;
-        if let Some(engine) = self.faults.as_deref_mut() {
-            engine.begin(queue, command, |map| firmware.map_type(map));
-        }
-    }
-
-    /// The site [`Site::Fetch`].
+    /// The site [`Site::Fetch`], of the admin queue.
     pub(crate) fn fetch_with_faults(
         &mut self,
         queue: QueueId,
-        mut words: [u64; ENTRY_WORDS],
+        words: [u64; ENTRY_WORDS],
     ) -> Result<Fetched, Stop> {
-        let command = Submission::from_words(words);
-        self.begin_with_faults(queue, &command);
-        let firmware = &self.firmware;
-        let Some(engine) = self.faults.as_deref_mut() else {
-            return Ok(Fetched::Run(command));
-        };
-        let passage = Passage {
-            queue: Some(queue.0),
-            ..Passage::default()
-        };
-        let Some(fired) = engine.decide(Site::Fetch, passage) else {
-            return Ok(Fetched::Run(command));
-        };
-        Ok(match fired.behaviour {
-            Behaviour::Flip { bits, at } => {
-                let flips = engine.flips(fired, bits, at, size_of_val(&words));
-                flip_words(flips, &mut words);
-                Fetched::Run(Submission::from_words(words))
-            }
-            Behaviour::Fail | Behaviour::Tear { .. } => return Err(Stop::Dma),
-            Behaviour::NoMemory => {
-                Fetched::Answer(no_memory(&command, queue, firmware.config().memory_bytes))
-            }
-            Behaviour::Slow { .. } => Fetched::Run(command),
-            // Dropped, or the device comes to harm before it can run it.
-            _ => Fetched::Lost,
-        })
+        match self.faults.as_deref_mut() {
+            Some(engine) => Planned(engine).fetched(queue, words, &self.firmware),
+            None => Ok(Fetched::Run(Submission::from_words(words))),
+        }
     }
 
     /// The site [`Site::Complete`]: posts a completion, or what the plan makes of it.
@@ -358,45 +231,10 @@ impl Device {
         completion: Completion,
     ) -> Result<(), Stop> {
         let queue = &mut self.queues[index];
-        let id = queue.id();
-        let Some(engine) = self.faults.as_deref_mut() else {
-            return queue.post(&self.dma, completion);
-        };
-        let passage = Passage {
-            queue: Some(id.0),
-            ..Passage::default()
-        };
-        let Some(fired) = engine.decide(Site::Complete, passage) else {
-            queue.post(&self.dma, completion)?;
-            engine.overtaken(id);
-            return Ok(());
-        };
-        match fired.behaviour {
-            Behaviour::Delay(delay) => engine.hold(id, completion, delay),
-            Behaviour::Reorder { behind } => engine.hold_behind(id, completion, behind),
-            Behaviour::Duplicate => {
-                queue.post(&self.dma, completion)?;
-                queue.post_again(&self.dma, &self.doorbells, completion)?;
-                engine.overtaken(id);
-            }
-            Behaviour::Flip { bits, at } => {
-                let flips = engine.flips(fired, bits, at, ENTRY_WORDS * 8);
-                queue.post_changed(&self.dma, completion, |words| flip_words(flips, words))?;
-                engine.overtaken(id);
-            }
-            Behaviour::Fail => return Err(Stop::Dma),
-            Behaviour::Tear { bytes } => {
-                queue.post_torn(&self.dma, completion, bytes as usize / 8)?;
-                return Err(Stop::Dma);
-            }
-            Behaviour::Slow { .. } => {
-                queue.post(&self.dma, completion)?;
-                engine.overtaken(id);
-            }
-            // Dropped, or the device comes to harm before it can post it.
-            _ => {}
+        match self.faults.as_deref_mut() {
+            Some(engine) => Planned(engine).post(queue, &self.dma, &self.doorbells, completion),
+            None => queue.post(&self.dma, completion),
         }
-        Ok(())
     }
 
     /// The site [`Site::Interrupt`].
@@ -481,6 +319,132 @@ impl Device {
         self.registers.reset();
         self.registers.set(regs::RESET_COUNT, forgotten);
         self.doorbells.zero(0, self.doorbells.len());
+    }
+}
+
+/// The plan of a device, in the burst of a queue.
+pub(crate) struct Planned<'e>(pub(crate) &'e mut Engine);
+
+impl Planned<'_> {
+    /// The passages of this queue are this command's from now on.
+    pub(crate) fn begin(
+        &mut self,
+        queue: QueueId,
+        command: &Submission,
+        firmware: &Firmware<DeviceMemory>,
+    ) {
+        self.0.begin(queue, command, |map| firmware.map_type(map));
+    }
+
+    /// The site [`Site::Fetch`].
+    pub(crate) fn fetched(
+        &mut self,
+        queue: QueueId,
+        mut words: [u64; ENTRY_WORDS],
+        firmware: &Firmware<DeviceMemory>,
+    ) -> Result<Fetched, Stop> {
+        let command = Submission::from_words(words);
+        self.begin(queue, &command, firmware);
+        let passage = Passage {
+            queue: Some(queue.0),
+            ..Passage::default()
+        };
+        let Some(fired) = self.0.decide(Site::Fetch, passage) else {
+            return Ok(Fetched::Run(command));
+        };
+        Ok(match fired.behaviour {
+            Behaviour::Flip { bits, at } => {
+                let flips = self.0.flips(fired, bits, at, size_of_val(&words));
+                flip_words(flips, &mut words);
+                Fetched::Run(Submission::from_words(words))
+            }
+            Behaviour::Fail | Behaviour::Tear { .. } => return Err(Stop::Dma),
+            Behaviour::NoMemory => {
+                Fetched::Answer(no_memory(&command, queue, firmware.config().memory_bytes))
+            }
+            Behaviour::Slow { .. } => Fetched::Run(command),
+            // Dropped, or the device comes to harm before it can run it.
+            _ => Fetched::Lost,
+        })
+    }
+
+    /// With its accesses watched.
+    pub(crate) fn run(
+        &mut self,
+        queue: QueueId,
+        command: Option<&Submission>,
+        dma: &mut Dma,
+        firmware: &mut Firmware<DeviceMemory>,
+    ) -> Progress {
+        let shared = RefCell::new(&mut *self.0);
+        let host = &mut FaultyHost {
+            dma,
+            engine: &shared,
+            queue: queue.0,
+        };
+        let hook = &mut FaultyMemory {
+            engine: &shared,
+            queue: queue.0,
+        };
+        match command {
+            Some(command) => firmware.io_hooked(queue.0, command, host, hook),
+            None => firmware.resume_io_hooked(queue.0, host, hook),
+        }
+    }
+
+    /// The queue stops, if its memory was torn.
+    pub(crate) fn after_run(&mut self) -> Result<(), Stop> {
+        if self.0.event() == Some(Event::StopQueue) {
+            self.0.take_event();
+            return Err(Stop::Dma);
+        }
+        Ok(())
+    }
+
+    /// The site [`Site::Complete`].
+    pub(crate) fn post(
+        &mut self,
+        queue: &mut Queue,
+        dma: &Dma,
+        doorbells: &DmaBuffer,
+        completion: Completion,
+    ) -> Result<(), Stop> {
+        let id = queue.id();
+        let passage = Passage {
+            queue: Some(id.0),
+            ..Passage::default()
+        };
+        let Some(fired) = self.0.decide(Site::Complete, passage) else {
+            queue.post(dma, completion)?;
+            self.0.overtaken(id);
+            return Ok(());
+        };
+        match fired.behaviour {
+            Behaviour::Delay(delay) => self.0.hold(id, completion, delay),
+            Behaviour::Reorder { behind } => self.0.hold_behind(id, completion, behind),
+            Behaviour::Duplicate => {
+                queue.post(dma, completion)?;
+                queue.post_again(dma, doorbells, completion)?;
+                self.0.overtaken(id);
+            }
+            Behaviour::Flip { bits, at } => {
+                let flips = self.0.flips(fired, bits, at, ENTRY_WORDS * 8);
+                queue.post_changed(dma, completion, |words| flip_words(flips, words))?;
+                self.0.overtaken(id);
+            }
+            Behaviour::Fail => return Err(Stop::Dma),
+            Behaviour::Tear { bytes } => {
+                queue.post_torn(dma, completion, bytes as usize / 8)?;
+                return Err(Stop::Dma);
+            }
+            Behaviour::Slow { .. } => {
+                queue.post(dma, completion)?;
+                self.0.overtaken(id);
+            }
+            // Dropped, or the device comes to harm before it can post it.
+            _ => {}
+        }
+        Ok(())
     }
 }
 

@@ -12,8 +12,8 @@
 //! rule added at the end changes nothing for those before it. Delays in steps are counted in
 //! calls of [`Device::step`](crate::Device::step). Only a delay in milliseconds looks at a clock.
 //!
-//! Without a plan nothing of this runs: a step looks once whether there is one, and then it is
-//! other code that serves the queues.
+//! Without a plan nothing of this runs: a step looks once whether there is one. The queues are served
+//! by the same code either way, which is compiled once for a plan and once for none.
 
 mod engine;
 mod file;
@@ -28,4 +28,4 @@ pub use report::{FaultReport, Injection, RuleReport};
 pub use rule::{Behaviour, Command, Delay, Rule, Site};
 
 pub(crate) use engine::Engine;
-pub(crate) use inject::{AtRead, Fetched};
+pub(crate) use inject::{AtRead, Fetched, Planned};

@@ -462,7 +462,7 @@ impl<S: Storage> Firmware<S> {
 
     fn resume_create(&mut self, request: RequestId, map: Map, zeroed: u64) -> Progress {
         let end = map.base.0 + map.bytes;
-        match self.memory.zero_step(zeroed, end) {
+        match self.memory.zero_step(zeroed, end, self.config.step.bytes) {
             Ok(zeroed) if zeroed < end => {
                 self.pending = Some(Pending::Create {
                     request,
@@ -471,7 +471,11 @@ impl<S: Storage> Firmware<S> {
                 });
                 Progress::More
             }
-            Ok(_) if !self.scratch.grow_step(map.value_bytes()) => {
+            Ok(_)
+                if !self
+                    .scratch
+                    .grow_step(map.value_bytes(), self.config.step.bytes) =>
+            {
                 self.pending = Some(Pending::Create {
                     request,
                     map,
@@ -572,10 +576,12 @@ impl<S: Storage> Firmware<S> {
             | Table::Lpm(_)
             | Table::Bloom(_)
             | Table::Ring(_) => 0,
-            Table::Hash(table) => match table.scan_step(&mut self.memory, scan)? {
-                Some(longest) => longest,
-                None => return Ok(None),
-            },
+            Table::Hash(table) => {
+                match table.scan_step(&mut self.memory, scan, self.config.step.buckets)? {
+                    Some(longest) => longest,
+                    None => return Ok(None),
+                }
+            }
         };
         Ok(Some(MapInfo {
             bytes: U64::new(map.bytes),

@@ -227,7 +227,7 @@ impl<A: Access, H: HostMemory> Io<'_, A, H> {
     }
 
     fn batch_lookup(&mut self, map: &Map, arrays: &Arrays) -> Outcome {
-        let mut budget = Budget::STEP;
+        let mut budget = Budget::step(self.config);
         let mut lanes_max = self.lanes(arrays, false);
         let mut done = arrays.start;
         while done < arrays.count {
@@ -293,7 +293,7 @@ impl<A: Access, H: HostMemory> Io<'_, A, H> {
 
     /// Batch update with its flags, or batch delete.
     fn batch_change(&mut self, map: &Map, arrays: &Arrays, flags: Option<u32>) -> Outcome {
-        let mut budget = Budget::STEP;
+        let mut budget = Budget::step(self.config);
         let mut lanes_max = self.lanes(arrays, flags.is_some());
         let mut done = arrays.start;
         while done < arrays.count {
@@ -325,10 +325,11 @@ impl<A: Access, H: HostMemory> Io<'_, A, H> {
                 let result = match flags {
                     Some(flags) => {
                         let value = &self.scratch.values[lane * arrays.stride..][..arrays.stride];
-                        map.table
-                            .update(self.access, key, ValueWrite::All(value), flags)
+                        let value = ValueWrite::All(value);
+                        self.access
+                            .whole(|access| map.table.update(access, key, value, flags))
                     }
-                    None => map.table.delete(self.access, key),
+                    None => self.access.whole(|access| map.table.delete(access, key)),
                 };
                 match result {
                     Ok(()) => {
@@ -363,7 +364,7 @@ impl<A: Access, H: HostMemory> Io<'_, A, H> {
         cursor: u64,
         deletes: bool,
     ) -> Outcome {
-        let mut budget = Budget::STEP;
+        let mut budget = Budget::step(self.config);
         let mut done = arrays.start;
         let mut at = cursor;
         let mut warm = 0;
@@ -380,7 +381,7 @@ impl<A: Access, H: HostMemory> Io<'_, A, H> {
             let Ok(Some(home)) = next else {
                 if !self.flush(arrays, &mut done, &mut gathered) {
                     // Those chains are dumped once more, of which one at least gets done.
-                    budget = Budget::STEP;
+                    budget = Budget::step(self.config);
                     at = gathered.from;
                     continue;
                 }
@@ -495,7 +496,7 @@ impl<A: Access, H: HostMemory> Io<'_, A, H> {
         cursor: u64,
         skips: bool,
     ) -> Outcome {
-        let mut budget = Budget::STEP;
+        let mut budget = Budget::step(self.config);
         let mut done = arrays.start;
         let mut at = cursor;
         while done < arrays.count {
@@ -530,7 +531,7 @@ impl<A: Access, H: HostMemory> Io<'_, A, H> {
     /// of the keys holds, or from the first one at cursor 0. A later step goes on after the key
     /// that the one before wrote last. A key and its value are returned as they are at one moment.
     fn dump_trie(&mut self, table: &LpmTable, arrays: &Arrays, cursor: u64) -> Outcome {
-        let mut budget = Budget::STEP;
+        let mut budget = Budget::step(self.config);
         let mut done = arrays.start;
         // What a dump that ended early is asked to go on from, too.
         let at = |done: usize| cursor.saturating_add(done as u64).min(u32::MAX.into());

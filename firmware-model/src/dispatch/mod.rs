@@ -8,7 +8,7 @@ use crate::access::Access;
 use crate::inner::Holdings;
 use crate::maps::Maps;
 use crate::table::LANES;
-use crate::{Config, HostFault, HostMemory, STEP_BUCKETS, STEP_BYTES};
+use crate::{Config, HostFault, HostMemory};
 use alloc::vec;
 use alloc::vec::Vec;
 use offmap_abi::submission::{BatchBody, UPDATE_ANY, UPDATE_EXIST, UPDATE_NOEXIST};
@@ -45,9 +45,9 @@ impl Scratch {
         self.values.try_reserve_exact(more).is_ok()
     }
 
-    /// A bounded step towards room for a value of `bytes`; whether it is there.
-    pub(crate) fn grow_step(&mut self, bytes: usize) -> bool {
-        let next = bytes.min(self.values.len().saturating_add(STEP_BYTES));
+    /// A step of at most `most` bytes towards room for a value of `bytes`; whether it is there.
+    pub(crate) fn grow_step(&mut self, bytes: usize, most: u32) -> bool {
+        let next = bytes.min(self.values.len().saturating_add(most as usize));
         if self.values.len() < next {
             self.values.resize(next, 0);
         }
@@ -200,10 +200,12 @@ struct Budget {
 }
 
 impl Budget {
-    const STEP: Self = Self {
-        bytes: STEP_BYTES,
-        buckets: STEP_BUCKETS,
-    };
+    fn step(config: &Config) -> Self {
+        Self {
+            bytes: config.step.bytes as usize,
+            buckets: config.step.buckets as usize,
+        }
+    }
 
     fn spend(&mut self, bytes: usize, buckets: usize) {
         self.bytes = self.bytes.saturating_sub(bytes);
@@ -457,16 +459,17 @@ mod tests {
         assert!(!scratch.reserve_value(usize::MAX), "nobody has that much");
         assert!(!scratch.reserve_value(isize::MAX as usize));
         assert_eq!(scratch.value_bytes(), SCRATCH_BYTES);
-        let bytes = 3 * STEP_BYTES;
+        const STEP: u32 = 256 << 10;
+        let bytes = 3 * STEP as usize;
         assert!(scratch.reserve_value(bytes));
         let mut steps = 1;
-        while !scratch.grow_step(bytes) {
+        while !scratch.grow_step(bytes, STEP) {
             steps += 1;
         }
         assert_eq!((steps, scratch.value_bytes()), (3, bytes));
-        assert!(scratch.grow_step(10), "a smaller one is there already");
+        assert!(scratch.grow_step(10, 1), "a smaller one is there already");
         scratch.shrink();
         assert_eq!(scratch.value_bytes(), SCRATCH_BYTES);
-        assert!(scratch.values.capacity() < STEP_BYTES);
+        assert!(scratch.values.capacity() < STEP as usize);
     }
 }

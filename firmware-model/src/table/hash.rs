@@ -107,8 +107,6 @@ pub(crate) struct ChainScan {
     longest: u32,
 }
 
-/// Buckets that one step of a [`ChainScan`] visits.
-const SCAN_BUCKETS_PER_STEP: u32 = 4096;
 /// Used entries that an eviction passes over at most.
 pub const EVICT_SCANS: u32 = 32;
 

@@ -320,6 +320,8 @@ impl<F: Function> QueuePair<F> {
                 Ok(next) if next == cursor && !status.is_success() => next,
                 // A cursor past the end comes back as the device likes.
                 Ok(next) if status == Status::NotFound => next,
+                // A dump that was refused, or given up in the middle, says nothing of where it was.
+                _ if !valid && status != Status::NoSpace => cursor,
                 _ => return Err(CompletionFault::Cursor),
             };
             let done = if valid { done } else { 0 };

@@ -31,7 +31,7 @@ impl Memory {
     }
 
     /// The device has another command in place of this one: what it was, what it is, and whether
-    /// it lets the device write where the first one did not.
+    /// it lets the device write to mapped memory where the first one did not.
     pub(crate) fn flip_command(
         &mut self,
         queue: QueueId,
@@ -60,9 +60,10 @@ impl Memory {
         };
         let mut beyond = ranges(queue, &is, false);
         beyond.retain(|range| !within(range));
-        let strays = beyond
-            .into_iter()
-            .any(|(iova, len)| self.touches(iova, len));
+        let strays = beyond.iter().any(|(iova, len)| self.touches(*iova, *len));
+        if let Some((iova, _)) = beyond.first().filter(|_| !strays) {
+            self.write_outside(*iova);
+        }
         Some((was, is, strays))
     }
 

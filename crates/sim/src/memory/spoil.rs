@@ -1,14 +1,45 @@
 //! Planted bugs ([`Mutation`]): what goes wrong on the way between driver and device.
 
-use super::{Memory, Store, What, ranges, store_of_words};
+use super::{Memory, Ring, Store, What, ranges, store_of_words};
 use crate::mutation::Mutation;
 use crate::rng::Rng;
-use offmap_abi::submission::ElementBody;
+use offmap_abi::admin::{AbortBody, IdentifyBody, QueueCreateBody};
+use offmap_abi::submission::{BatchBody, ElementBody, phase_of};
 use offmap_abi::{
-    AdminOpcode, Completion, IoOpcode, QueueId, RequestId, Status, Submission, SubmissionFlags,
+    AdminOpcode, Completion, IoOpcode, MapHandle, QueueId, RequestId, Status, Submission,
+    SubmissionFlags,
 };
 use offmap_emulator::dma::ENTRY_BYTES;
 use std::sync::atomic::Ordering;
+
+/// A completion that comes for the second time, and its slot.
+#[derive(Clone, Copy)]
+pub(super) struct Duplicate {
+    entry: u64,
+    slot: u16,
+    /// How often it is still kept back until the slot has another command.
+    patience: u32,
+}
+
+impl Duplicate {
+    pub(super) fn new(entry: u64, slot: u16) -> Self {
+        Self {
+            entry,
+            slot,
+            patience: 400,
+        }
+    }
+}
+
+/// An admin command that succeeds and does nothing: IDENTIFY into no bytes.
+fn nothing(entry: &Submission) -> Submission {
+    let body = IdentifyBody {
+        iova: 0.into(),
+        len: 0.into(),
+        reserved: [0; 36],
+    };
+    Submission::new(AdminOpcode::Identify.0, entry.request(), &body)
+}
 
 impl Memory {
     fn plant(&mut self, mutation: Mutation, rng: &mut Rng, one_in: u64) -> bool {
@@ -17,24 +48,65 @@ impl Memory {
         now
     }
 
+    /// Bugs of the driver in its admin commands.
+    pub(super) fn spoil_admin(
+        &mut self,
+        queue: QueueId,
+        entry: Submission,
+        rng: &mut Rng,
+    ) -> Submission {
+        if self.mutation.is_none() || !queue.is_admin() {
+            return entry;
+        }
+        match AdminOpcode(entry.opcode) {
+            AdminOpcode::MapFree if self.plant(Mutation::LeakMap, rng, 2) => Submission {
+                opcode: AdminOpcode::MapQuery.0,
+                ..entry
+            },
+            AdminOpcode::QueueDelete if self.plant(Mutation::FreeUndeleted, rng, 4) => {
+                nothing(&entry)
+            }
+            AdminOpcode::QueueCreate => self.reuse_queue_id(entry, rng),
+            AdminOpcode::Abort => self.spoil_abort(entry, rng),
+            _ => entry,
+        }
+    }
+
+    /// The id of a queue that there is.
+    fn reuse_queue_id(&mut self, entry: Submission, rng: &mut Rng) -> Submission {
+        let live = |r: &&Ring| !r.released && !r.queue.is_admin();
+        let Some(other) = self.rings.iter().find(live).map(|r| r.queue) else {
+            return entry;
+        };
+        if !self.plant(Mutation::ReuseQueueId, rng, 8) {
+            return entry;
+        }
+        let mut body: QueueCreateBody = entry.body();
+        body.queue = other.0.into();
+        Submission::new(entry.opcode, entry.request(), &body)
+    }
+
+    fn spoil_abort(&mut self, entry: Submission, rng: &mut Rng) -> Submission {
+        let body: AbortBody = entry.body();
+        let (queue, target) = (QueueId(body.queue.get()), RequestId(body.request.get()));
+        let batch = self.is_batch(queue, target);
+        if batch && self.plant(Mutation::IgnoreAbort, rng, 1) {
+            return nothing(&entry);
+        }
+        if self.command(queue, target).is_some() && self.plant(Mutation::FreeAtTimeout, rng, 4) {
+            self.report_as(queue, target, Status::Aborted);
+            return nothing(&entry);
+        }
+        entry
+    }
+
     pub(super) fn spoil_submission(
         &mut self,
         queue: QueueId,
         entry: Submission,
         rng: &mut Rng,
     ) -> Submission {
-        if self.mutation.is_none() {
-            return entry;
-        }
-        if queue.is_admin() {
-            if AdminOpcode(entry.opcode) == AdminOpcode::MapFree
-                && self.plant(Mutation::LeakMap, rng, 2)
-            {
-                return Submission {
-                    opcode: AdminOpcode::MapQuery.0,
-                    ..entry
-                };
-            }
+        if self.mutation.is_none() || queue.is_admin() {
             return entry;
         }
         let opcode = IoOpcode(entry.opcode);
@@ -111,6 +183,7 @@ impl Memory {
             return Some(completion);
         }
         let queue = self.rings[index].queue;
+        completion = self.accept_slot(index, completion, command.is_some());
         let Some(command) = command.filter(|_| !queue.is_admin()) else {
             return Some(completion);
         };
@@ -204,22 +277,129 @@ impl Memory {
     /// A completion that comes for the second time ends the command that has its slot now.
     pub(super) fn accept_duplicate(&mut self, index: usize, what: &What) {
         let ring = &mut self.rings[index];
-        let (Some((entry, slot)), What::Bytes { iova, .. }) = (ring.duplicate, what) else {
+        let (Some(second), What::Bytes { iova, .. }) = (ring.duplicate, what) else {
             return;
         };
-        if *iova != entry {
+        if *iova != second.entry {
             return;
         }
         ring.duplicate = None;
-        let heir = ring
-            .in_flight
-            .iter()
-            .find(|s| s.request().slot() == slot)
-            .map(Submission::request);
-        if let Some(heir) = heir {
+        if let Some(heir) = ring.of_slot(second.slot) {
             self.mutated += 1;
-            let _ = self.host.write(entry + 8, &heir.0.to_le_bytes());
+            let _ = self.host.write(second.entry + 8, &heir.0.to_le_bytes());
         }
+    }
+
+    /// Whether the store at this place waits until the second completion has a command to end.
+    pub(super) fn is_kept_back(&mut self, index: usize, at: usize) -> bool {
+        let ring = &mut self.rings[index];
+        let (Some(second), Some(store)) = (&mut ring.duplicate, ring.stores.get(at)) else {
+            return false;
+        };
+        let its = matches!(store.what, What::Bytes { iova, .. } if iova == second.entry);
+        let heir = ring.in_flight.iter();
+        let lonely = !heir.into_iter().any(|s| s.request().slot() == second.slot);
+        if !its || !lonely || second.patience == 0 {
+            return false;
+        }
+        second.patience -= 1;
+        true
+    }
+
+    /// A completion with a slot that there is not, or that has no command, ends one that is in
+    /// flight.
+    pub(super) fn accept_slot(
+        &mut self,
+        index: usize,
+        mut completion: Completion,
+        known: bool,
+    ) -> Completion {
+        let ring = &self.rings[index];
+        if known || self.mutation != Some(Mutation::SlotUnchecked) || ring.queue.is_admin() {
+            return completion;
+        }
+        let slot = u32::from(completion.request().slot()) % ring.depth.entries();
+        let any = ring.in_flight.first().map(Submission::request);
+        if let Some(victim) = ring.of_slot(slot as u16).or(any) {
+            self.mutated += 1;
+            completion.request = victim.0.into();
+        }
+        completion
+    }
+
+    /// The device writes to an address that is outside of all that is mapped.
+    pub(crate) fn write_outside(&mut self, iova: u64) {
+        let count = self.regions.len() as u64;
+        if self.mutation != Some(Mutation::AddressUnchecked) || count == 0 {
+            return;
+        }
+        let region = self.regions.values().nth(((iova >> 12) % count) as usize);
+        if let Some(region) = region {
+            self.mutated += 1;
+            let at = (iova % region.image.len() as u64) as usize & !7;
+            let before = region.device.load_u64(at, Ordering::Relaxed);
+            region.device.store_u64(at, !before, Ordering::Relaxed);
+        }
+    }
+
+    /// An update or delete, with its operands in its descriptor, that waits behind what is under way on a queue.
+    pub(crate) fn behind(&self, queue: QueueId, map: MapHandle) -> Option<Submission> {
+        let ring = self
+            .rings
+            .iter()
+            .find(|r| r.queue == queue && !r.released)?;
+        let of = ring.in_flight.iter().find(|s| {
+            let inline = match IoOpcode(s.opcode) {
+                IoOpcode::Update => SubmissionFlags::KEY_INLINE | SubmissionFlags::VALUE_INLINE,
+                IoOpcode::Delete => SubmissionFlags::KEY_INLINE,
+                _ => return false,
+            };
+            s.map() == map && s.flags().contains(inline)
+        });
+        of.copied()
+    }
+
+    /// The device finds a command that does nothing in place of this one.
+    pub(crate) fn erase(&mut self, queue: QueueId, request: RequestId) {
+        let Some(ring) = self.rings.iter().find(|r| r.queue == queue) else {
+            return;
+        };
+        let (sq, depth) = (ring.sq, ring.depth.entries());
+        for at in (0..u64::from(depth)).map(|n| sq + n * ENTRY_BYTES as u64) {
+            if self.device_word(at + 8) != Some(request.0) {
+                continue;
+            }
+            let phase = self.device_word(at).is_some_and(phase_of);
+            let words = Submission::new(IoOpcode::Nop.0, request, &[0u8; 48]).to_words(phase);
+            if let Some((region, offset)) = self.region(at) {
+                for (n, word) in words.iter().enumerate() {
+                    let place = offset + n * 8;
+                    region.device.store_u64(place, *word, Ordering::Relaxed);
+                }
+                self.mutated += 1;
+            }
+            self.keep(at, ENTRY_BYTES as u64);
+        }
+    }
+
+    /// Keys and values that a batch has been given, as the device sees them.
+    pub(crate) fn operands(&mut self, command: &Submission) -> Vec<(u64, Vec<u8>)> {
+        let body: BatchBody = command.body();
+        let count = u64::from(body.count.get());
+        let mut operands = Vec::new();
+        for (iova, len) in [
+            (body.keys.get(), count * u64::from(body.key_len.get())),
+            (body.values.get(), count * u64::from(body.value_len.get())),
+        ] {
+            if let Some((region, at)) = self.region(iova)
+                && len > 0
+            {
+                let mut bytes = vec![0; (len as usize).min(region.image.len() - at)];
+                region.device.read(at, &mut bytes);
+                operands.push((iova, bytes));
+            }
+        }
+        operands
     }
 
     /// The device reports a command as good that it did not finish.
@@ -235,8 +415,20 @@ impl Memory {
         if IoOpcode(command.opcode).is_batch() {
             return;
         }
-        let body: ElementBody = command.body();
-        let mut completion = Completion::new(request, Status::Success);
+        self.report_as(queue, request, Status::Success);
+    }
+
+    /// A completion of a command in flight that the device has not posted.
+    fn report_as(&mut self, queue: QueueId, request: RequestId, status: Status) {
+        let Some(index) = self.rings.iter().position(|r| r.queue == queue) else {
+            return;
+        };
+        let ring = &mut self.rings[index];
+        let Some(at) = ring.in_flight.iter().position(|s| s.request() == request) else {
+            return;
+        };
+        let body: ElementBody = ring.in_flight[at].body();
+        let mut completion = Completion::new(request, status);
         completion.count = body.value_len.get().into();
         let words = completion.to_words(ring.depth.phase(ring.posted));
         let place = u64::from(ring.depth.position(ring.posted)) * ENTRY_BYTES as u64;

@@ -1,6 +1,7 @@
 //! What the hosts do with single elements, queues and maps.
 
-use super::{FLIGHT_NS, Flight, Run};
+use super::{FLIGHT_NS, Flight, Left, Run};
+use crate::function::Met;
 use crate::linearize::Call;
 use crate::map::{WalkDone, value_bytes};
 use crate::spec::{Answer, Kind};
@@ -196,6 +197,10 @@ impl Run {
                 let (slot, serial) = flight.map;
                 let request = Some(token.request().0);
                 let live = self.maps[slot].as_ref().is_some_and(|m| m.serial == serial);
+                if flight.aborted {
+                    let excused = !self.excuses(request, 0).is_empty();
+                    self.abort_held(status, excused);
+                }
                 if !live {
                     self.violate("a command outlived its map");
                 } else if let Some(answer) =
@@ -208,7 +213,14 @@ impl Run {
                 }
                 true
             }
-            Ok(Some((None, token, _))) => {
+            Ok(Some((None, token, status))) => {
+                let left = &mut self.hosts[self.host].left;
+                let its = left.iter().position(|l| l.request == token.request().0);
+                if let Some(at) = its {
+                    let batch = left.swap_remove(at);
+                    self.left_ended(&batch, id, status);
+                    return true;
+                }
                 self.violate(format!(
                     "the driver returned {}, which this host did not submit",
                     token.request()
@@ -246,6 +258,7 @@ impl Run {
         key: u8,
         value: u32,
     ) -> Option<Answer> {
+        self.met = Met::Nothing;
         let mut call = self.blank(key, kind);
         let began_ns = self.now_ns();
         let host = &mut self.hosts[self.host];
@@ -287,11 +300,7 @@ impl Run {
     /// The moment of the last completion of this host's queue between two moments.
     pub(super) fn last_posted(&mut self, began: u64, ended: u64) -> Option<u64> {
         let queue = self.hosts[self.host].queue.as_ref()?.id();
-        let in_flight: Vec<u64> = self.hosts[self.host]
-            .flights
-            .iter()
-            .map(|f| f.token.request().0)
-            .collect();
+        let in_flight = self.requests();
         let mut world = self.sim.world();
         let mine = (queue.0, 0)..=(queue.0, u64::MAX);
         let found: Vec<(u64, u64)> = world
@@ -314,7 +323,7 @@ impl Run {
             // Aborted before it began: without an effect.
             DriverError::TimedOut {
                 quarantined: false, ..
-            } if self.may_fail(error) => {
+            } if self.was_aborted() || self.may_fail(error) => {
                 self.count("timeout");
                 self.outcome.operations += calls.len() as u64;
             }
@@ -422,7 +431,10 @@ impl Run {
             return true;
         };
         let named = |f: &Flight| f.map == (slot, map.serial);
-        self.hosts.iter().any(|h| h.flights.iter().any(named))
+        let left = |l: &Left| l.map == (slot, map.serial);
+        self.hosts
+            .iter()
+            .any(|h| h.flights.iter().any(named) || h.left.iter().any(left))
     }
 
     /// Judges a map and frees it on the device.
@@ -440,6 +452,7 @@ impl Run {
 
     /// Whether a status is one that the end of a batch may have.
     pub(super) fn batch_may_end(&self, status: Status) -> bool {
-        status == Status::Success || self.disturbed() || self.queue_is_excused()
+        let aborted = self.was_aborted() && status == Status::Interrupted;
+        status == Status::Success || aborted || self.disturbed() || self.queue_is_excused()
     }
 }

@@ -64,6 +64,7 @@ impl Run {
             calls.push(call);
         }
         let keys = self.packed_keys(slot, chosen);
+        let meanwhile = self.draw_meanwhile();
         let began_ns = self.now_ns();
         let host = &mut self.hosts[self.host];
         let (Some(map), Some(queue)) = (&self.maps[slot], &mut host.queue) else {
@@ -73,10 +74,20 @@ impl Run {
         let stride = map.map.value_stride();
         let mut values = vec![0; stride * chosen.len()];
         let mut statuses = Vec::new();
-        let done = queue.lookup_batch(&map.map, &keys, &mut values, |_, s| statuses.push(s));
+        let but = host.left.iter().map(|l| l.request).collect();
+        let (id, sim) = (queue.id(), &self.sim);
+        let (done, met) = sim.meanwhile(meanwhile, Some((id, but)), || {
+            queue.lookup_batch(&map.map, &keys, &mut values, |_, s| statuses.push(s))
+        });
+        self.has_met(met);
         self.in_bounds("a batch", began_ns, chosen.len());
+        let Some(done) = done else {
+            // Lookups have no effect, whatever became of them.
+            return self.died((slot, serial), &[]);
+        };
         match done {
             Ok(status) => {
+                self.batch_abort_held(status);
                 if !self.batch_may_end(status) && !self.ends_excused(slot, calls[0].began, status) {
                     self.violate(format!("BATCH_LOOKUP ended with {status}"));
                 }
@@ -118,6 +129,7 @@ impl Run {
             calls.push(call);
         }
         let keys = self.packed_keys(slot, chosen);
+        let meanwhile = self.draw_meanwhile();
         let began_ns = self.now_ns();
         let host = &mut self.hosts[self.host];
         let (Some(map), Some(queue)) = (&self.maps[slot], &mut host.queue) else {
@@ -125,22 +137,31 @@ impl Run {
         };
         let serial = map.serial;
         let stride = map.map.value_stride();
-        let done = if update {
-            let mut values = Vec::new();
-            for call in &calls {
-                if let Kind::Update { value, .. } = call.kind {
-                    values.extend(value_bytes(value, stride));
-                }
+        let mut values = Vec::new();
+        for call in &calls {
+            if let Kind::Update { value, .. } = call.kind {
+                values.extend(value_bytes(value, stride));
             }
-            queue.update_batch(&map.map, &keys, &values, flags)
-        } else {
-            queue.delete_batch(&map.map, &keys)
-        };
+        }
+        let but = host.left.iter().map(|l| l.request).collect();
+        let (id, sim) = (queue.id(), &self.sim);
+        let (done, met) = sim.meanwhile(meanwhile, Some((id, but)), || {
+            if update {
+                queue.update_batch(&map.map, &keys, &values, flags)
+            } else {
+                queue.delete_batch(&map.map, &keys)
+            }
+        });
+        self.has_met(met);
         self.in_bounds("a batch", began_ns, chosen.len());
+        let Some(done) = done else {
+            return self.died((slot, serial), &calls);
+        };
         let done = match done {
             Ok(done) => done,
             Err(e) => return self.call_failed((slot, serial), &calls, &e),
         };
+        self.batch_abort_held(done.status);
         let lost = matches!(done.status, Status::Interrupted | Status::Aborted);
         let posted = self.posted_since(&calls);
         if self.is_unknown(slot, calls[0].began) {
@@ -163,7 +184,8 @@ impl Run {
                 break;
             };
             call.ended = self.stamp();
-            if let Some(answer) = self.answer(slot, &mut call, None, (status, &[]), false) {
+            let aborted = self.was_aborted();
+            if let Some(answer) = self.answer(slot, &mut call, None, (status, &[]), aborted) {
                 call.answer = answer;
                 self.record((slot, serial), call);
             }
@@ -194,6 +216,7 @@ impl Run {
                 Kind::Lookup
             };
             let call = self.blank(0, kind);
+            let meanwhile = self.draw_meanwhile();
             let began_ns = self.now_ns();
             let host = &mut self.hosts[self.host];
             let (Some(map), Some(queue)) = (&self.maps[slot], &mut host.queue) else {
@@ -201,13 +224,25 @@ impl Run {
             };
             let mut found = vec![0; key_size * room];
             let mut values = vec![0; stride * room];
-            let done = if is_lpm {
-                queue.dump_after(&map.map, last.as_deref(), &mut found, &mut values)
-            } else {
-                queue.dump(&map.map, cursor, &mut found, &mut values, delete)
-            };
+            let but = host.left.iter().map(|l| l.request).collect();
+            let (id, sim) = (queue.id(), &self.sim);
+            let (done, met) = sim.meanwhile(meanwhile, Some((id, but)), || {
+                if is_lpm {
+                    queue.dump_after(&map.map, last.as_deref(), &mut found, &mut values)
+                } else {
+                    queue.dump(&map.map, cursor, &mut found, &mut values, delete)
+                }
+            });
+            self.has_met(met);
             // One that finds its room too small asks once more.
             self.in_bounds("a dump", began_ns, 2);
+            let Some(done) = done else {
+                let removals = match delete {
+                    true => self.removals(keys, call),
+                    false => Vec::new(),
+                };
+                return self.died((slot, serial), &removals);
+            };
             let done = match done {
                 Ok(done) => done,
                 Err(e) => {
@@ -216,7 +251,7 @@ impl Run {
                 }
             };
             if self.is_unknown(slot, call.began) {
-                self.unknown_removals((slot, serial), keys, call);
+                self.removals_until_now((slot, serial), keys, call);
                 return;
             }
             if done.status == Status::NoSpace {
@@ -232,11 +267,11 @@ impl Run {
                 cursor = done.cursor;
                 continue;
             }
-            let interrupted =
-                done.status == Status::Interrupted && (self.disturbed() || self.queue_is_excused());
+            self.batch_abort_held(done.status);
+            let interrupted = done.status == Status::Interrupted && self.batch_may_end(done.status);
             let valid = matches!(done.status, Status::Success | Status::NotFound);
             if interrupted || (!valid && self.ends_excused(slot, call.began, done.status)) {
-                self.unknown_removals((slot, serial), keys, call);
+                self.removals_until_now((slot, serial), keys, call);
                 return;
             }
             let posted = self.posted_since(&[call]);
@@ -311,27 +346,38 @@ impl Run {
         self.call_failed(map, &[], error);
     }
 
-    /// A dump that removes was cut off: each key may be gone.
+    /// A dump that removes has ended, and nobody knows what it removed until then.
+    fn removals_until_now(&mut self, map: (usize, u32), keys: usize, call: Call) {
+        let ended = self.stamp();
+        self.unknown_removals(map, keys, Call { ended, ..call });
+    }
+
+    /// A dump that removes was cut off: each key may be gone. Its steps came in an order that only
+    /// the device knows, so that each removal has a lane of its own.
     fn unknown_removals(&mut self, map: (usize, u32), keys: usize, call: Call) {
         if call.kind != Kind::LookupDelete {
             return;
         }
-        for key in 0..keys as u8 {
-            let answer = Answer::Unknown;
-            self.record(
-                map,
-                Call {
-                    key,
-                    answer,
-                    ..call
-                },
-            );
+        for removal in self.removals(keys, call) {
+            self.record(map, removal);
         }
+    }
+
+    fn removals(&mut self, keys: usize, call: Call) -> Vec<Call> {
+        let of = |(key, lane)| Call {
+            lane,
+            key,
+            answer: Answer::Unknown,
+            ..call
+        };
+        let first = self.next_aside;
+        self.next_aside -= keys as u16;
+        (0..keys as u8).zip((0..=first).rev()).map(of).collect()
     }
 
     /// As `in_bound`, for a call that may be as many commands.
     fn in_bounds(&mut self, what: &str, began_ns: u64, commands: usize) {
-        let bound = super::CALL_BOUND * commands as u32;
+        let bound = super::CALL_BOUND * commands as u32 + self.met_bound();
         let took = std::time::Duration::from_nanos(self.now_ns() - began_ns);
         if took > bound {
             self.violate(format!(

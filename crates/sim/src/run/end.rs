@@ -3,7 +3,7 @@
 use super::{Outcome, Run};
 use crate::rng::Rng;
 use crate::spec::Kind;
-use offmap_abi::MapType;
+use offmap_abi::{MapType, RequestId};
 use offmap_driver::MapParams;
 
 /// Polls of a host until its commands are done, at most.
@@ -50,6 +50,7 @@ impl Run {
             self.sim.world().run_on(host);
             // A violation has ended the run in the middle: deletions are tried all the same.
             self.hosts[host].flights.clear();
+            self.hosts[host].left.clear();
             self.hosts[host].queue = None;
         }
         let stray = self.sim.world().memory.any_stray();
@@ -89,21 +90,31 @@ impl Run {
             self.sim.world().run_on(host);
             self.commit();
             for polls in 0..DRAIN_POLLS {
-                if self.hosts[host].flights.is_empty() || !self.poll_one() {
+                let in_flight = self.hosts[host].flights.len() + self.hosts[host].left.len();
+                if in_flight == 0 || !self.poll_one() {
                     break;
                 }
                 if polls % 4 == 3 {
                     self.sim.world().pass(DRAIN_NS);
                 }
             }
-            let left = self.hosts[host].flights.len();
+            let left = self.hosts[host].flights.len() + self.hosts[host].left.len();
             if left == 0 {
                 continue;
             }
             if self.disturbed() {
                 self.recover();
             } else if !self.give_up(u64::MAX) {
-                self.violate(format!("{left} commands in flight never ended"));
+                let (all, lost) = (self.requests(), self.lost());
+                let of: Vec<String> = all
+                    .iter()
+                    .filter(|request| !lost.contains(request))
+                    .map(|request| RequestId(*request).to_string())
+                    .collect();
+                self.violate(format!(
+                    "{left} commands in flight never ended, and no fault took these: {}",
+                    of.join(", ")
+                ));
             }
         }
         // Something happened and nobody has noticed yet.

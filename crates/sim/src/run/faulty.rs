@@ -33,9 +33,10 @@ impl Run {
         self.hosts[self.host].queue.as_ref().map(|queue| queue.id())
     }
 
-    fn requests(&self) -> Vec<u64> {
-        let flights = self.hosts[self.host].flights.iter();
-        flights.map(|f| f.token.request().0).collect()
+    pub(super) fn requests(&self) -> Vec<u64> {
+        let host = &self.hosts[self.host];
+        let flights = host.flights.iter().map(|f| f.token.request().0);
+        flights.chain(host.left.iter().map(|l| l.request)).collect()
     }
 
     /// Commands of the host's queue that are never answered.
@@ -204,8 +205,13 @@ impl Run {
         let is_lost = |f: &Flight| lost.contains(&f.token.request().0);
         let of = self.sim.world().excuses.queue(id);
         let late = |f: &&Flight| now.saturating_sub(f.since_ns) > super::FLIGHT_NS;
-        let flights = &self.hosts[self.host].flights;
-        if !of.any() && !flights.iter().filter(late).all(is_lost) {
+        let host = &self.hosts[self.host];
+        let mut left = host.left.iter().filter(|l| {
+            let late = now.saturating_sub(l.since_ns) > super::FLIGHT_NS;
+            late && !lost.contains(&l.request)
+        });
+        let all_lost = host.flights.iter().filter(late).all(is_lost) && left.next().is_none();
+        if !of.any() && !all_lost {
             return false;
         }
         self.count("queue given up");

@@ -1,6 +1,6 @@
 //! Walks over chains: get-next, dumps, and the measure of the longest one.
 
-use super::{ChainScan, HashTable, SCAN_BUCKETS_PER_STEP};
+use super::{ChainScan, HashTable};
 use crate::access::Access;
 use crate::table::bucket::{BUCKET_SLOTS, Bucket, Slots, Tags};
 use alloc::vec::Vec;
@@ -118,7 +118,7 @@ impl HashTable {
             each(access, index, entry, self.value_at(entry))?;
         }
         if remove {
-            self.clear_chain(access, home, references)?;
+            access.whole(|access| self.clear_chain(access, home, references))?;
         }
         Ok(needed)
     }
@@ -181,14 +181,15 @@ impl HashTable {
         self.store_state(access, &state)
     }
 
-    /// A bounded step of measuring the longest chain, in buckets; `None`: call again. The
+    /// A step of `most` buckets of measuring the longest chain, in buckets; `None`: call again. The
     /// table may change between steps, and the result is then that of no single moment.
     pub(crate) fn scan_step(
         &self,
         access: &mut impl Access,
         scan: &mut ChainScan,
+        most: u32,
     ) -> Result<Option<u32>, Status> {
-        for _ in 0..SCAN_BUCKETS_PER_STEP {
+        for _ in 0..most {
             // Chains do not share buckets. If memory says otherwise, or changes so fast that
             // more were seen than there are, the walk ends with what it has.
             let exhausted = scan.overflow_seen > u64::from(self.overflow_count) * 2;
