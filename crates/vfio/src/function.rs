@@ -16,7 +16,9 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
+use std::sync::{
+    Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, TryLockError, mpsc,
+};
 use std::thread;
 use std::time::Duration;
 use vfio_bindings::bindings::vfio::{
@@ -35,8 +37,14 @@ const BAR0: u16 = 0x10;
 const MEMORY: u8 = 1 << 1;
 const BUS_MASTER: u8 = 1 << 2;
 
+/// How long a device that is gone stays open after it was dropped.
+const CLOSE_AFTER: Duration = Duration::from_secs(1);
+
+/// How often is looked whether a reset has ended.
+const LOOK: Duration = Duration::from_micros(200);
+
 /// What is said of a device that answers nothing but ones.
-const SILENT: &str = "it answers nothing but ones, as a device does that is not there";
+const SILENT: &str = "its registers and IDs read as those of a device that is not there";
 
 /// A part of the device's file.
 #[derive(Clone, Copy, Debug)]
@@ -52,10 +60,27 @@ pub(crate) struct Device {
     file: File,
     config: Region,
     irqs: Vec<u32>,
+    /// Vendor and device ID, as they were when it was opened.
+    identity: OnceLock<[u8; 4]>,
     gone: OnceLock<&'static str>,
+    /// Held for writing while the kernel resets the device: until that ends, which may take it a
+    /// minute, it lets every access wait.
+    reset: RwLock<()>,
 }
 
 impl Device {
+    /// Waits for a reset that is under way, unless the device goes before it ends.
+    fn settled(&self) -> Result<RwLockReadGuard<'_, ()>, IoError> {
+        loop {
+            self.present()?;
+            match self.reset.try_read() {
+                Ok(guard) => return Ok(guard),
+                Err(TryLockError::Poisoned(poisoned)) => return Ok(poisoned.into_inner()),
+                Err(TryLockError::WouldBlock) => thread::sleep(LOOK),
+            }
+        }
+    }
+
     /// Whether there are interrupts of this kind.
     pub(crate) fn has_irq(&self, index: u32) -> bool {
         self.irqs.contains(&index)
@@ -72,20 +97,28 @@ impl Device {
             .iter()
             .map(|to| to.map_or(-1, |interrupt| interrupt.fd().as_raw_fd()))
             .collect();
+        let _settled = self.settled().map_err(io::Error::other)?;
         ioctl::set_irqs(self.file.as_fd(), index, start, &fds)
     }
 
     /// Switches all interrupts of a kind off.
     pub(crate) fn silence(&self, index: u32) -> io::Result<()> {
+        let _settled = self.settled().map_err(io::Error::other)?;
         ioctl::no_irqs(self.file.as_fd(), index)
     }
 
-    /// Counts the device as gone, and takes its access to memory away: whoever waits for it
-    /// sees that at the next look at a register.
+    /// Counts the device as gone: whoever waits for it sees that at the next look at a register.
     pub(crate) fn lose(&self, why: &'static str) {
-        if self.gone.set(why).is_err() {
+        // The first reason is the one.
+        let _ = self.gone.set(why);
+    }
+
+    /// Takes its access to memory away.
+    pub(crate) fn revoke(&self) {
+        // What is being reset has none.
+        let Ok(_settled) = self.reset.try_read() else {
             return;
-        }
+        };
         let at = self.config.start + u64::from(COMMAND);
         let mut command = [0; 2];
         // Where that fails the device is not there to reach any memory.
@@ -102,11 +135,16 @@ impl Device {
         }
     }
 
-    /// Whether the device has left without a word.
+    /// Whether the device has left without a word: its IDs are not what they were. Ones they are on
+    /// a bus, and an error's number where QEMU has lost its server.
     fn is_silent(&self) -> bool {
-        let mut vendor = [0; 2];
-        let read = pread(&self.file, &mut vendor, self.config.start);
-        !matches!(read, Ok(2)) || vendor == [0xff; 2]
+        let mut now = [0; 4];
+        let Ok(_settled) = self.settled() else {
+            return true;
+        };
+        let read = pread(&self.file, &mut now, self.config.start);
+        let same = || self.identity.get_or_init(|| now) == &now;
+        !matches!(read, Ok(4)) || now == [0xff; 4] || !same()
     }
 
     /// An error of an access, which may be because the device has left.
@@ -122,31 +160,39 @@ impl Device {
     }
 
     fn read(&self, at: u64, into: &mut [u8], what: &'static str) -> Result<(), IoError> {
-        self.present()?;
+        let settled = self.settled()?;
         let mut done = 0;
-        while done < into.len() {
+        let failed = loop {
+            if done == into.len() {
+                return Ok(());
+            }
             match pread(&self.file, &mut into[done..], at + done as u64) {
-                Ok(0) => return Err(self.failed(what, Errno::IO)),
+                Ok(0) => break Errno::IO,
                 Ok(bytes) => done += bytes,
                 Err(Errno::INTR) => {}
-                Err(e) => return Err(self.failed(what, e)),
+                Err(e) => break e,
             }
-        }
-        Ok(())
+        };
+        drop(settled);
+        Err(self.failed(what, failed))
     }
 
     fn write(&self, at: u64, from: &[u8], what: &'static str) -> Result<(), IoError> {
-        self.present()?;
+        let settled = self.settled()?;
         let mut done = 0;
-        while done < from.len() {
+        let failed = loop {
+            if done == from.len() {
+                return Ok(());
+            }
             match pwrite(&self.file, &from[done..], at + done as u64) {
-                Ok(0) => return Err(self.failed(what, Errno::IO)),
+                Ok(0) => break Errno::IO,
                 Ok(bytes) => done += bytes,
                 Err(Errno::INTR) => {}
-                Err(e) => return Err(self.failed(what, e)),
+                Err(e) => break e,
             }
-        }
-        Ok(())
+        };
+        drop(settled);
+        Err(self.failed(what, failed))
     }
 }
 
@@ -158,15 +204,22 @@ struct Bar {
     areas: Vec<(u64, u64)>,
 }
 
+/// What holds the function open, in the order in which it goes.
+struct Open {
+    _watch: Watch,
+    /// Closes its descriptor before `_device` does, while the function still stands in sysfs,
+    /// where it looks for its group.
+    _handle: VfioDevice,
+    _device: Arc<Device>,
+    _space: Arc<Space>,
+}
+
 /// A PCI function that is bound to vfio-pci.
 pub struct Vfio {
-    // In the order in which they go: the thread first, the memory's space last.
-    _watch: Watch,
-    /// Closes its descriptor before ours, while the function still stands in sysfs, where it
-    /// looks for its group.
-    _opened: VfioDevice,
+    /// There until it is dropped.
+    open: Option<Open>,
     device: Arc<Device>,
-    space: Space,
+    space: Arc<Space>,
     name: String,
     node: Option<u32>,
     bars: [Option<Bar>; BARS as usize],
@@ -187,7 +240,7 @@ impl Vfio {
     /// [`AttachError`], which says what has to be done.
     pub fn attach(address: &str, attach: Attach) -> Result<Self, AttachError> {
         let opened = attach::open(address, attach.interface)?;
-        let (handle, space) = (opened.device, opened.space);
+        let (handle, space) = (opened.device, Arc::new(opened.space));
         let attach::Found {
             function: found, ..
         } = opened.found;
@@ -207,8 +260,13 @@ impl Vfio {
             file,
             config,
             irqs: irqs.collect(),
+            identity: OnceLock::new(),
             gone: OnceLock::new(),
+            reset: RwLock::new(()),
         });
+        if device.is_silent() {
+            return Err(IoError::Gone(SILENT).into());
+        }
         let mut bars = [const { None }; BARS as usize];
         for (index, bar) in bars.iter_mut().enumerate() {
             *bar = Self::look(&device, &handle, index as u32)?;
@@ -217,9 +275,14 @@ impl Vfio {
         let vectors = Vectors::new(vectors.map_or(0, |irq| irq.count));
         let ranges = space.ranges()?;
         let watch = Watch::spawn(&device)?;
-        Ok(Self {
+        let open = Open {
             _watch: watch,
-            _opened: handle,
+            _handle: handle,
+            _device: Arc::clone(&device),
+            _space: Arc::clone(&space),
+        };
+        Ok(Self {
+            open: Some(open),
             device,
             space,
             name: format!("vfio:{}", found.address),
@@ -309,6 +372,26 @@ impl Vfio {
 
     fn mapped(&self) -> MutexGuard<'_, BTreeMap<u64, usize>> {
         self.mapped.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Vfio {
+    /// The kernel resets a device that is closed, and waits up to a minute for one that does not
+    /// answer. Nobody else waits: the process goes on, and only its end comes after that.
+    fn drop(&mut self) {
+        let open = self.open.take();
+        if self.device.present().is_ok() {
+            return;
+        }
+        let close = move || {
+            // The last to let go is the one who waits: that is not to be whoever drops doorbells.
+            thread::sleep(CLOSE_AFTER);
+            drop(open);
+        };
+        // Without a thread it is here that the kernel is waited for.
+        let _ = thread::Builder::new()
+            .name("offmap-close".into())
+            .spawn(close);
     }
 }
 
@@ -427,12 +510,17 @@ impl Function for Vfio {
     }
 
     fn disable_vector(&self, vector: u32) -> Result<(), IoError> {
+        self.device.present()?;
         self.vectors.disable(&self.device, vector)
     }
 
     /// As [`Function::reset`]. The kernel may wait for a device for longer than anybody should
     /// wait for the kernel: after [`Attach::reset_timeout`] the device counts as gone.
     fn reset(&self) -> Result<(), IoError> {
+        // The kernel waits a minute for one that is not there.
+        if self.device.is_silent() {
+            self.device.lose(SILENT);
+        }
         self.device.present()?;
         // The kernel puts config space back as it was, MSI-X included.
         self.vectors.silence(&self.device)?;
@@ -441,8 +529,11 @@ impl Function for Vfio {
         thread::Builder::new()
             .name("offmap-reset".into())
             .spawn(move || {
+                let under_way = device.reset.write();
+                let ended = ioctl::reset(device.file.as_fd());
+                drop(under_way);
                 // Nobody may be waiting any more.
-                let _ = done.send(ioctl::reset(device.file.as_fd()));
+                let _ = done.send(ended);
             })
             .map_err(|e| IoError::os("cannot start a thread", e))?;
         match answer.recv_timeout(self.reset_timeout) {

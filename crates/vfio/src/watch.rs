@@ -73,6 +73,7 @@ fn run(device: &Device, stop: &Interrupt, heard: &[(Interrupt, &'static str)]) {
             // The kernel repeats a request until the device is let go.
             if interrupt.take().unwrap_or(false) {
                 device.lose(why);
+                device.revoke();
             }
         }
     }
