@@ -74,6 +74,8 @@ pub struct Device {
     pub(crate) config: ConfigSpace,
     pub(crate) registers: RegisterFile,
     pub(crate) msix: Msix,
+    /// Interrupts stay routed over a reset.
+    keeps_routes: bool,
     pub(crate) dma: Dma,
     pub(crate) firmware: Firmware<DeviceMemory>,
     /// The doorbells, in a memfd so that a host can map them.
@@ -138,6 +140,7 @@ impl Device {
             config: ConfigSpace::new(config.vectors),
             registers,
             msix: Msix::new(config.vectors),
+            keeps_routes: false,
             dma: Dma::new(),
             firmware,
             doorbells: Self::new_doorbells()?,
@@ -505,7 +508,8 @@ impl Device {
     }
 
     /// Function-level reset: only the DMA mappings, which are the transport's, and the reset
-    /// count survive.
+    /// count survive; and the interrupts' routes, where they are the transport's as well
+    /// (`keep_routes`).
     pub fn reset(&mut self) {
         if self.is_gone() {
             return;
@@ -520,7 +524,13 @@ impl Device {
         self.registers.reset();
         self.registers.set(regs::RESET_COUNT, forgotten);
         self.config.reset();
-        self.msix.reset();
+        match self.keeps_routes {
+            true => {
+                let routed = self.msix.reset_but_routes();
+                self.config.set_msix_enabled(routed);
+            }
+            false => self.msix.reset(),
+        }
         self.doorbells.zero(0, self.doorbells.len());
         self.apply_config();
     }
@@ -718,6 +728,7 @@ impl Device {
     ///
     /// [`IoError::Os`] when there is no memory for doorbells; the old ones stay then.
     pub fn leave_host(&mut self) -> Result<(), IoError> {
+        self.msix.reset();
         if self.keep_maps && !self.is_gone() {
             self.stop_queues();
             self.firmware.leave();
@@ -746,6 +757,14 @@ impl Device {
             None => self.msix.raise_checked(vector),
             Some(masked) => self.msix.set_masked(vector, masked),
         }
+    }
+
+    /// From now on a reset leaves interrupts routed and unmasked: for a transport whose other side
+    /// owns the MSI-X table, as a kernel that lends the function does. It puts the table back after a
+    /// reset by itself, and never says its routes again.
+    #[cfg(feature = "vfio-user")]
+    pub(crate) fn keep_routes(&mut self) {
+        self.keeps_routes = true;
     }
 
     /// Number of MSI-X vectors.

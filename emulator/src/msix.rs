@@ -134,11 +134,28 @@ impl Msix {
         Ok(())
     }
 
+    /// Forgets everything but the routes, whose vectors are unmasked; whether there are any.
+    pub fn reset_but_routes(&mut self) -> bool {
+        let routes = std::mem::take(&mut self.routes);
+        self.reset();
+        for (entry, _) in self
+            .table
+            .iter_mut()
+            .zip(&routes)
+            .filter(|(_, to)| to.is_some())
+        {
+            entry[3] &= !CONTROL_MASKED;
+        }
+        self.routes = routes;
+        self.routes.iter().any(Option::is_some)
+    }
+
     /// Masks, forgets and silences everything.
     pub fn reset(&mut self) {
         self.table.fill(ENTRY_RESET);
         self.pending.fill(0);
-        self.routes.fill_with(|| None);
+        self.routes.clear();
+        self.routes.resize_with(self.table.len(), || None);
         self.enabled = false;
         self.masked = false;
     }

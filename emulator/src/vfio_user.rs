@@ -92,14 +92,14 @@ impl Server {
     ///
     /// The system's, when no client can be accepted any more, or that the device has died.
     pub fn run(&self, stop: BorrowedFd<'_>, tell: &mut dyn FnMut(&str)) -> std::io::Result<()> {
+        let vectors = self.device.front_end.with_device(|d| {
+            // A hypervisor says its routes once; a guest's reset is nothing that it hears of.
+            d.keep_routes();
+            d.vectors()
+        });
         let mut served = Served {
             device: Arc::clone(&self.device),
-            description: describe(
-                self.device
-                    .front_end
-                    .with_device(|d| d.vectors())
-                    .unwrap_or(0),
-            ),
+            description: describe(vectors.unwrap_or(0)),
             refusals: 0,
             tell,
         };

@@ -54,6 +54,9 @@ macro_rules! forward {
         fn progress(&self) {
             self.inner.progress();
         }
+        fn numa_node(&self) -> Option<u32> {
+            self.inner.numa_node()
+        }
         fn runs_on_caller(&self) -> bool {
             self.inner.runs_on_caller()
         }

@@ -26,6 +26,8 @@ pub mod stack;
 pub mod subject;
 pub mod tap;
 pub mod tidy;
+pub mod transports;
+pub mod vm;
 
 pub use offmap_conformance as conformance;
 

@@ -37,6 +37,11 @@ const UNSAFE_FILES: &[(&str, &str)] = &[
         "crates/differential/src/kernel.rs",
         "bpf(2) on an arena that the kernel writes to",
     ),
+    (
+        "crates/vfio/src/attach.rs",
+        "a borrowed descriptor, and DMA mappings by address",
+    ),
+    ("crates/vfio/src/ioctl.rs", "ioctl, which takes addresses"),
     ("tests/src/counting.rs", "a global allocator that counts"),
     (
         "tests/src/kernel.rs",

@@ -4,6 +4,8 @@
 
 #[path = "vfio_user/deaths.rs"]
 mod deaths;
+#[path = "vfio_user/flr.rs"]
+mod flr;
 #[path = "vfio_user/fuzz.rs"]
 mod fuzz;
 #[path = "vfio_user/interop.rs"]

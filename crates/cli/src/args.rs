@@ -126,7 +126,24 @@ Examples:
   offmap demo --device vfio-user:/tmp/nic.sock"
     )]
     Nic(NicArgs),
-    /// Test devices, and get what it takes to build one
+    /// Test devices, bind those on the PCI bus to vfio-pci, and get what it takes to build one
+    #[command(
+        long_about = "Test devices, bind those on the PCI bus to vfio-pci, and get what it takes to build one.
+
+A function that is bound to vfio-pci is no longer the kernel's: `--device vfio:ADDRESS` drives it \
+from this process, with its memory behind the IOMMU. Binding says step by step what it does, and \
+undoes that when a step fails. docs/vfio.md has the whole way, from a virtual machine on.",
+        after_long_help = "Exit status:
+  0  done
+  1  a case of the test failed, the function could not be bound or given back, or sysfs cannot be read
+  2  the command line is bad, or there is no such device
+
+Examples:
+  offmap device list
+  offmap device bind 0000:01:00.0
+  offmap device test --device vfio:0000:01:00.0
+  offmap device unbind 0000:01:00.0"
+    )]
     Device(DeviceArgs),
     /// Show capability profiles, and check one's own
     #[command(
@@ -161,6 +178,22 @@ pub struct DeviceArgs {
 /// What `offmap device` can do.
 #[derive(Clone, Debug, Subcommand)]
 pub enum DeviceCommand {
+    /// List the PCI functions that are such a SmartNIC, and those that are bound to vfio-pci
+    List {
+        /// Print one JSON document instead of a table
+        #[arg(long)]
+        json: bool,
+    },
+    /// Bind a PCI function to vfio-pci, so that --device vfio:ADDRESS reaches it (needs root)
+    Bind {
+        /// Its address, such as 0000:01:00.0
+        address: String,
+    },
+    /// Take a PCI function from vfio-pci, and let the kernel find it a driver (needs root)
+    Unbind {
+        /// Its address, such as 0000:01:00.0
+        address: String,
+    },
     /// Run the conformance suite on a device
     #[command(
         long_about = "Run the conformance suite on a device: registers, config space, queues, every command \
@@ -443,7 +476,8 @@ pub struct DemoArgs {
     /// Where the device runs
     ///
     /// inline: on the thread that waits for it, deterministically; threaded: on a thread of its own;
-    /// vfio-user:PATH: in another process, which `offmap nic --socket PATH` started
+    /// vfio-user:PATH: in another process, which `offmap nic --socket PATH` started;
+    /// vfio:ADDRESS: on the PCI bus, bound to vfio-pci (see `offmap device`)
     #[arg(long, value_name = "KIND", default_value = "inline", value_parser = device)]
     pub device: DeviceKind,
 }
@@ -457,6 +491,8 @@ pub enum DeviceKind {
     Threaded,
     /// Behind a vfio-user socket.
     VfioUser(PathBuf),
+    /// At a PCI address, bound to vfio-pci.
+    Vfio(String),
 }
 
 fn device(text: &str) -> Result<DeviceKind, String> {
@@ -464,6 +500,7 @@ fn device(text: &str) -> Result<DeviceKind, String> {
         None if text == "inline" || text == "emulated" => Ok(DeviceKind::Inline),
         None if text == "threaded" => Ok(DeviceKind::Threaded),
         Some(("vfio-user", path)) if !path.is_empty() => Ok(DeviceKind::VfioUser(path.into())),
-        _ => Err("a device is emulated, inline, threaded or vfio-user:PATH".into()),
+        Some(("vfio", address)) if !address.is_empty() => Ok(DeviceKind::Vfio(address.into())),
+        _ => Err("a device is emulated, inline, threaded, vfio-user:PATH or vfio:ADDRESS".into()),
     }
 }

@@ -4,8 +4,8 @@
 //! alike and compares every answer, [`demo`] puts both to work over the whole stack,
 //! [`report`] says what came of it, [`faulty`] what a fault plan did, [`diff`] holds the map
 //! side against the running kernel, [`profile`] shows capability profiles, [`stats`] what the
-//! queues did, [`nic`] serves the emulated NIC to other processes, [`device`] tests devices, and [`open`]
-//! opens what `--device` names.
+//! queues did, [`nic`] serves the emulated NIC to other processes, [`device`] tests devices and binds
+//! those on the PCI bus, and [`open`] opens what `--device` names.
 #![forbid(unsafe_code)]
 
 pub mod args;

@@ -7,7 +7,7 @@ use offmap_cli::args::{
     Cli, Command, DemoArgs, DeviceCommand, DeviceTestArgs, DiffArgs, NicArgs, SimArgs,
 };
 use offmap_cli::demo::{self, DemoError, Progress};
-use offmap_cli::device::{header, test};
+use offmap_cli::device::{self, test};
 use offmap_cli::diff;
 use offmap_cli::nic::{self, NicError};
 use offmap_cli::profile;
@@ -27,12 +27,25 @@ fn main() -> ExitCode {
         Command::Nic(args) => serve(&args),
         Command::Device(args) => match args.command {
             DeviceCommand::Test(args) => test_device(&args),
-            DeviceCommand::Header => print(header::HEADER, ExitCode::SUCCESS),
+            command => bus(&command),
         },
         Command::Profile(args) => match profile::run(&args) {
             Ok(text) => print(&text, ExitCode::SUCCESS),
             Err(error) => fail(&error.to_string(), BAD_INPUT),
         },
+    }
+}
+
+fn bus(command: &DeviceCommand) -> ExitCode {
+    match device::run(command) {
+        Ok(text) => print(&text, ExitCode::SUCCESS),
+        Err(error) => {
+            let code = match error.is_input() {
+                true => BAD_INPUT,
+                false => DISAGREED,
+            };
+            fail(&error.to_string(), code)
+        }
     }
 }
 

@@ -5,6 +5,7 @@
 
 use crate::args::DeviceKind;
 use offmap_device_io::{Function, IoError};
+use offmap_vfio::{AttachError, Vfio};
 use offmap_vfio_user::{Attach, VfioUser};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -24,6 +25,9 @@ pub enum OpenError {
         /// What went wrong.
         source: IoError,
     },
+    /// There is no device to be driven at the PCI address.
+    #[error(transparent)]
+    Vfio(#[from] AttachError),
 }
 
 /// What is done with a device, whatever carries it.
@@ -65,6 +69,10 @@ pub fn visit<V: Visitor>(kind: &DeviceKind, visitor: V) -> V::Out {
                     }
                 }
             }
+        }),
+        DeviceKind::Vfio(address) => visitor.elsewhere(|| {
+            let device = Vfio::attach(address, offmap_vfio::Attach::default())?;
+            Ok(Arc::new(device))
         }),
     }
 }

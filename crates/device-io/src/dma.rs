@@ -206,14 +206,15 @@ pub struct DmaRegion<F: Function> {
 }
 
 impl<F: Function> DmaRegion<F> {
-    /// Allocates a buffer and maps it for `function` at an IOVA from `iovas`.
+    /// Allocates a buffer and maps it for `function` at an IOVA from `iovas`. Unless
+    /// `placement` names a node, the memory is at the device's, if that has any.
     pub fn new(
         function: &Arc<F>,
         iovas: &Arc<Mutex<IovaAllocator>>,
         len: usize,
         placement: DmaPlacement,
     ) -> Result<Self, IoError> {
-        let buffer = DmaBuffer::new(len, placement)?;
+        let buffer = Self::near(&**function, len, placement)?;
         let iova = lock(iovas).allocate(buffer.len())?;
         if let Err(e) = function.dma_map(&buffer, iova) {
             lock(iovas).free(iova, buffer.len());
@@ -225,6 +226,17 @@ impl<F: Function> DmaRegion<F> {
             function: Arc::clone(function),
             iovas: Arc::clone(iovas),
         })
+    }
+
+    fn near(function: &F, len: usize, placement: DmaPlacement) -> Result<DmaBuffer, IoError> {
+        let numa_node = placement.numa_node.or(function.numa_node());
+        match DmaBuffer::new(len, DmaPlacement { numa_node }) {
+            // Nobody asked for that node, and it has no memory, or none for this process.
+            Err(IoError::NoNode { .. }) if placement.numa_node.is_none() => {
+                DmaBuffer::new(len, placement)
+            }
+            made => made,
+        }
     }
 
     /// The memory.

@@ -96,6 +96,12 @@ pub trait Function: Send + Sync + 'static {
     /// the processor a spin-loop hint. Never blocks.
     fn progress(&self);
 
+    /// The NUMA node that the device is at, if that is known: where its DMA memory is taken from
+    /// unless another node is asked for.
+    fn numa_node(&self) -> Option<u32> {
+        None
+    }
+
     /// Whether the device only advances inside [`Function::progress`], so that a waiter must
     /// not sleep.
     fn runs_on_caller(&self) -> bool {
@@ -178,6 +184,9 @@ impl<F: Function + ?Sized> Function for Arc<F> {
     #[inline]
     fn progress(&self) {
         (**self).progress();
+    }
+    fn numa_node(&self) -> Option<u32> {
+        (**self).numa_node()
     }
     fn runs_on_caller(&self) -> bool {
         (**self).runs_on_caller()

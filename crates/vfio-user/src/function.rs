@@ -315,6 +315,19 @@ impl Function for VfioUser {
     }
 
     fn reset(&self) -> Result<(), IoError> {
+        // Routes are the client's and outlive a reset, as those of the kernel's VFIO do.
+        if self.vectors > 0 {
+            let none = SetIrqsBody {
+                argsz: (size_of::<SetIrqsBody>() as u32).into(),
+                flags: (wire::IRQ_DATA_NONE | wire::IRQ_ACTION_TRIGGER).into(),
+                index: wire::MSIX_IRQ.into(),
+                start: 0.into(),
+                count: 0.into(),
+            };
+            let room = size_of::<SetIrqsBody>();
+            let command = Command::DEVICE_SET_IRQS;
+            self.client.call(command, &[none.as_bytes()], &[], room)?;
+        }
         self.client.call(Command::DEVICE_RESET, &[], &[], 0)?;
         Ok(())
     }

@@ -38,6 +38,7 @@ pub const EDGES: &[(&str, &[&str])] = &[
     ),
     ("offmap-cli", &["*"]),
     ("offmap-tests", &["*"]),
+    ("offmap-suite", &[]),
 ];
 
 /// An edge between two crates of the workspace.

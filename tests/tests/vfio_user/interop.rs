@@ -243,6 +243,7 @@ fn our_client_drives_rust_vmms_server() {
             "map 0x1000 8192 at 0 true true",
             "map 0xdead0000 8192 at 0 true true",
             "unmap 0x1000 8192",
+            "irqs 2 0x21 0 0 0",
             "reset",
             "irqs 2 0x24 3 1 0",
         ]

@@ -1,4 +1,48 @@
-//! `offmap device`: what can be said of devices, and done with them, other than driving them.
+//! `offmap device`: tests of devices, and SmartNICs on the PCI bus.
 
+mod bind;
 pub mod header;
+mod list;
 pub mod test;
+
+use crate::args::DeviceCommand;
+use offmap_vfio::sysfs::{Sysfs, SysfsError};
+use thiserror::Error;
+
+/// Why a command of `offmap device` has failed.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum DeviceError {
+    /// The function, or the kernel.
+    #[error(transparent)]
+    Sysfs(#[from] SysfsError),
+    /// The list cannot be written as JSON.
+    #[error("the list cannot be written: {0}")]
+    Json(#[from] serde_json::Error),
+}
+
+impl DeviceError {
+    /// Whether what was asked for cannot be.
+    pub fn is_input(&self) -> bool {
+        let bad =
+            |e: &SysfsError| matches!(e, SysfsError::BadAddress(_) | SysfsError::NoSuchFunction(_));
+        matches!(self, Self::Sysfs(e) if bad(e))
+    }
+}
+
+/// Carries out a command that concerns the PCI bus, and returns what it prints.
+///
+/// # Errors
+///
+/// [`DeviceError`].
+pub fn run(command: &DeviceCommand) -> Result<String, DeviceError> {
+    let sysfs = Sysfs::system();
+    match command {
+        DeviceCommand::List { json } => list::list(&sysfs, *json),
+        DeviceCommand::Bind { address } => Ok(bind::lines(sysfs.bind(address)?)),
+        DeviceCommand::Unbind { address } => Ok(bind::lines(sysfs.unbind(address)?)),
+        DeviceCommand::Header => Ok(header::HEADER.to_owned()),
+        // It is about a device wherever that is, and has a report of its own.
+        DeviceCommand::Test(_) => Ok(String::new()),
+    }
+}

@@ -1,6 +1,6 @@
 //! `offmap device test`: the conformance suite on whatever it is pointed at.
 
-use crate::args::DeviceTestArgs;
+use crate::args::{DeviceKind, DeviceTestArgs};
 use crate::open::{self, OpenError, Visitor};
 use offmap_conformance::coverage::{self, Covered};
 use offmap_conformance::host::Notify;
@@ -271,6 +271,8 @@ impl Visitor for Suite<'_> {
         self,
         mut open: impl FnMut() -> Result<Arc<F>, OpenError>,
     ) -> Self::Out {
+        // The kernel stands between a driver and a device that it lends.
+        let owns_config = !matches!(self.args.device, DeviceKind::Vfio(_));
         // A device that is not there is no device that fails.
         let first = open()?;
         let device = first.describe();
@@ -280,7 +282,9 @@ impl Visitor for Suite<'_> {
                 Some(first) => first,
                 None => open().map_err(|e| e.to_string())?,
             };
-            Ok(Bench::given(function, notify))
+            let mut bench = Bench::given(function, notify);
+            bench.owns_config = owns_config;
+            Ok(bench)
         })
     }
 }

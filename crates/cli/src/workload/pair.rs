@@ -10,6 +10,8 @@ type Answer = Result<(), Errno>;
 const UNTOUCHED: u8 = 0xa5;
 /// A walk that goes on for this many calls without an element does not end.
 const IDLE_CALLS: u32 = 64;
+/// A device that says so often that it is not there is not asked any more.
+const LOST_AFTER: u32 = 16;
 /// How often progress is told.
 const PROGRESS_EVERY: u64 = 1024;
 
@@ -19,6 +21,8 @@ pub(super) struct Pair<'a> {
     pub(super) shape: Shape,
     progress: &'a mut dyn FnMut(u64),
     told: u64,
+    /// How often the device has said that it is not there.
+    lost: u32,
     pub(super) outcome: Outcome,
     host_value: Vec<u8>,
     device_value: Vec<u8>,
@@ -44,6 +48,7 @@ impl<'a> Pair<'a> {
             shape,
             progress,
             told: 0,
+            lost: 0,
             outcome: Outcome::default(),
             host_value: Vec::new(),
             device_value: Vec::new(),
@@ -53,6 +58,11 @@ impl<'a> Pair<'a> {
     pub(super) fn finish(mut self) -> Outcome {
         self.tell();
         self.outcome
+    }
+
+    /// Whether there is no device any more, so that nothing more can be learned.
+    pub(super) fn lost(&self) -> bool {
+        self.lost >= LOST_AFTER
     }
 
     fn tell(&mut self) {
@@ -93,6 +103,7 @@ impl<'a> Pair<'a> {
     fn compare(&mut self, operation: &str, key: &[u8], host: Answer, device: Answer) -> bool {
         let same = host == device;
         if !same {
+            self.lost += u32::from(device == Err(Errno::ENODEV));
             self.differ(operation, key, answer(host), answer(device));
         }
         self.done(1, host);

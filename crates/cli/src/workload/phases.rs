@@ -122,6 +122,9 @@ pub(super) fn all(pair: &mut Pair<'_>, limits: &Limits, seed: u64) {
     pair.iterate(walk_limit);
     pair.walk(batch, false, walk_limit);
     random(pair, &mut source, operations - operations / 2, batch);
+    if pair.lost() {
+        return;
+    }
     pair.iterate(walk_limit);
     // Empties a hash map; an array refuses.
     pair.walk(batch, true, walk_limit);
@@ -190,7 +193,7 @@ fn wrong_lengths(pair: &mut Pair<'_>, source: &mut Source) {
 
 fn random(pair: &mut Pair<'_>, source: &mut Source, operations: u64, batch: u32) {
     let end = pair.outcome.operations + operations;
-    while pair.outcome.operations < end {
+    while pair.outcome.operations < end && !pair.lost() {
         let kind = source.rng.random_range(0..100);
         source.pick_key();
         match kind {

@@ -1,0 +1,91 @@
+#!/bin/busybox sh
+# The first program of the guest. What it prints goes to the second serial port, as sections
+# between ::BEGIN and ::END lines, the last with the exit status and the milliseconds.
+/bin/busybox mkdir -p /usr/bin /usr/sbin /sbin
+/bin/busybox --install -s
+export PATH=/bin:/sbin:/usr/bin:/usr/sbin TERM=dumb
+mount -t proc none /proc
+mount -t sysfs none /sys
+mount -t devtmpfs none /dev
+exec > /dev/ttyS1 2>&1
+stty raw -echo 2> /dev/null
+
+ms() { awk '{ printf "%d", $1 * 1000 }' /proc/uptime; }
+section() { # name, command...
+    name=$1
+    shift
+    echo "::BEGIN $name"
+    from=$(ms)
+    "$@"
+    status=$?
+    echo "::END $name status=$status ms=$(($(ms) - from))"
+}
+
+for module in 0 1 2 3 4; do insmod /modules/$module.ko || echo "insmod $module: $?"; done
+for folder in /sys/bus/pci/devices/*; do
+    [ "$(cat $folder/vendor):$(cat $folder/device)" = 0x1af4:0x10f0 ] || continue
+    case $(cat $folder/numa_node) in
+        1) FAR=${folder##*/} ;;
+        *) NEAR=${folder##*/} ;;
+    esac
+done
+echo "::UP near=$NEAR far=$FAR ms=$(ms)"
+
+load() { offmap demo --device vfio:$1 --operations 1000000000; }
+
+check() { offmap device test --device vfio:$1 --only interrupts; }
+
+# The kernel takes the device back while it is at work.
+removed() {
+    (sleep 2; echo 1 > /sys/bus/pci/devices/$1/remove; echo "::REMOVED") &
+    load $1
+    ended=$?
+    wait
+    return $ended
+}
+
+# The process that served the device is killed. The kernel waits a minute for such a device before the
+# last process that had it open can end, so what was printed is all that is waited for.
+killed() {
+    load $1 > /tmp/killed 2>&1 &
+    for second in $(seq 60); do
+        sleep 1
+        grep -q DISAGREED /tmp/killed && break
+    done
+    cat /tmp/killed
+    grep -q DISAGREED /tmp/killed && return 1
+}
+
+# Where the kernel has the pages of the driver's DMA memory, while it works at the far node.
+pages() {
+    offmap demo --device vfio:$FAR --operations 1000000000 > /tmp/pages 2>&1 &
+    sleep 2
+    grep offmap-dma /proc/$!/numa_maps
+    kill -9 $!
+    wait $!
+}
+
+section bind offmap device bind $NEAR
+section bind offmap device bind $FAR
+case $(cat /proc/cmdline) in
+    *scenario=suite*)
+        section list offmap device list --json
+        section suite offmap device test --device vfio:$NEAR --json
+        section demo offmap demo --device vfio:$FAR --operations 2000 --json
+        section pages pages
+        section unbind offmap device unbind $FAR
+        section unbound offmap demo --device vfio:$FAR
+        section load load $NEAR
+        ;;
+    *scenario=deaths*)
+        section again check $NEAR
+        section removed removed $NEAR
+        echo 1 > /sys/bus/pci/rescan
+        section bind offmap device bind $NEAR
+        section back check $NEAR
+        section killed killed $FAR
+        section unplugged load $NEAR
+        ;;
+esac
+echo ::DONE
+poweroff -f

@@ -1,0 +1,241 @@
+//! The NIC as a PCI device of a virtual machine, driven from inside through the guest's
+//! vfio-pci: conformance, the demo, NUMA nodes, and deaths on each side.
+//!
+//! QEMU and the guest's kernel are fetched once and kept (`OFFMAP_VM_CACHE`, or `vm-cache` in
+//! `target`). Where they cannot be had, the test says so; with `OFFMAP_REQUIRE_VM=1` it fails then.
+
+use offmap_emulator::DeviceConfig;
+use offmap_tests::command::offmap;
+use offmap_tests::report::{aloud, required};
+use offmap_tests::served::{ServerProcess, SocketFolder};
+use offmap_tests::transports;
+use offmap_tests::vm::fetch::Tools;
+use offmap_tests::vm::guest::Guest;
+use offmap_tests::vm::{image, logs, target};
+use serde_json::{Value, json};
+use std::fs;
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// The record's name of the transport.
+const TRANSPORT: &str = "vfio";
+/// For anything in a guest, which is interpreted and may share its processors with others.
+const PATIENCE: Duration = Duration::from_secs(300);
+/// A load that has lost its device ends within this.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// A NIC with so much memory, which cases of the suite fill and search.
+fn nic(memory_bytes: u64) -> ServerProcess {
+    let mut config = DeviceConfig::default();
+    config.firmware.memory_bytes = memory_bytes;
+    ServerProcess::spawn(&config)
+}
+
+fn document(text: &str) -> Value {
+    serde_json::from_str(text).unwrap_or_else(|e| panic!("{e}: {text}"))
+}
+
+/// The status and the milliseconds at a section's end.
+#[track_caller]
+fn ended(guest: &Guest, name: &str) -> (i32, u64) {
+    let results = guest.results();
+    let line = results
+        .lines()
+        .find_map(|line| line.strip_prefix(&format!("::END {name} ")))
+        .unwrap_or_else(|| panic!("{name} has not ended:\n{results}"));
+    let number = |key: &str| {
+        let mut words = line.split(' ');
+        words.find_map(|word| word.strip_prefix(key)?.parse::<u64>().ok())
+    };
+    let (status, ms) = (number("status="), number("ms="));
+    (status.expect("a status") as i32, ms.expect("a time"))
+}
+
+#[track_caller]
+fn succeeded(guest: &Guest, name: &str) -> String {
+    let (status, _) = ended(guest, name);
+    let text = guest.section(name);
+    if status != 0 {
+        guest.fail(&format!("{name} ended with {status}"));
+    }
+    text
+}
+
+/// A load whose device went away: it ended by itself, and its errors have names.
+#[track_caller]
+fn lost(guest: &mut Guest, name: &str, what: &str) {
+    guest.wait_for(&format!("::END {name} "), DEADLINE);
+    let (status, _) = ended(guest, name);
+    let text = guest.section(name);
+    if status != 1 || !text.contains("ENODEV") {
+        guest.fail(&format!("{what}: {name} ended with {status}"));
+    }
+}
+
+#[test]
+fn a_guest_drives_the_nic_through_vfio_pci() {
+    let target = target();
+    let started = Instant::now();
+    let tools = match Tools::get(&target) {
+        Ok(tools) => tools,
+        Err(why) => {
+            transports::skipped(TRANSPORT, &why);
+            let line = format!("kernel VFIO in a virtual machine: skipped: {why}");
+            assert!(!required("OFFMAP_REQUIRE_VM"), "{line}");
+            aloud(&line);
+            return;
+        }
+    };
+    let fetched = started.elapsed();
+    let folder = SocketFolder::new();
+    let sockets = folder.socket();
+    let sockets = sockets.parent().expect("a folder");
+    let logs = logs();
+    let file = sockets.join("image");
+    let image = image::build(&tools, offmap()).expect("the guest's file system");
+    fs::write(&file, image).expect("the guest's file system");
+    let near = nic(1 << 20);
+    let mut far = nic(256 << 20);
+
+    let first = suite(&tools, &file, [&near, &far], &logs, sockets);
+    let second = deaths(&tools, &file, &near, &mut far, &logs, sockets);
+    aloud(&format!(
+        "kernel VFIO in a virtual machine: tools {fetched:.1?}, first guest {first:.1?}, second {second:.1?}"
+    ));
+    // They are of interest when something has failed.
+    let _ = fs::remove_dir_all(&logs);
+}
+
+/// The first guest: all that should work. It is killed while it works.
+fn suite(
+    tools: &Tools,
+    image: &Path,
+    nics: [&ServerProcess; 2],
+    logs: &Path,
+    sockets: &Path,
+) -> Duration {
+    let paths = [nics[0].path(), nics[1].path()];
+    let mut guest = Guest::boot(tools, image, [&paths[0], &paths[1]], "suite", logs, sockets);
+    guest.wait_for("::BEGIN load", PATIENCE);
+    succeeded(&guest, "bind");
+    let list = document(&succeeded(&guest, "list"));
+    let nodes: Vec<_> = list.as_array().expect("a list").iter().collect();
+    assert_eq!(nodes.len(), 2, "{list}");
+    for (nic, node) in nodes.iter().zip([0, 1]) {
+        assert_eq!(nic["driver"], "vfio-pci", "{list}");
+        assert!(nic["iommu_group"].is_u64(), "{list}");
+        // The nearer one is at a bus that belongs to no node.
+        let expected = if node == 1 { json!(1) } else { Value::Null };
+        assert_eq!(nic["numa_node"], expected, "{list}");
+    }
+
+    let (status, ms) = ended(&guest, "suite");
+    let report = document(&guest.section("suite"));
+    let cases = report["cases"].as_array().expect("cases");
+    let outcome = |what: &str| -> Vec<String> {
+        let such = cases.iter().filter(|case| case["outcome"] == what);
+        such.map(|case| format!("{} ({}): {}", case["name"], case["notify"], case["why"]))
+            .collect()
+    };
+    let failed = outcome("failed");
+    assert!(failed.is_empty() && status == 0, "{}", failed.join("\n"));
+    let skipped = outcome("skipped");
+    let passed = outcome("passed");
+    assert!(
+        passed.len() > 100 && passed.len() > 8 * skipped.len(),
+        "{} passed, skipped were:\n{}",
+        passed.len(),
+        skipped.join("\n")
+    );
+    transports::passed(TRANSPORT, passed.iter().map(String::as_str));
+    aloud(&format!(
+        "kernel VFIO in a virtual machine: {} cases passed and {} were skipped in {ms} ms",
+        passed.len(),
+        skipped.len()
+    ));
+
+    let demo = document(&succeeded(&guest, "demo"));
+    assert_eq!(demo["agree"], true, "{demo}");
+    assert_eq!(demo["maps_total"], demo["maps_offloaded"], "{demo}");
+    let device = demo["device"].as_str().unwrap_or_default();
+    assert!(device.contains("vfio:0000:"), "{demo}");
+
+    let pages = guest.section("pages");
+    let lines: Vec<&str> = pages.lines().filter(|l| l.contains("offmap-dma")).collect();
+    assert!(lines.len() > 2, "DMA memory: {pages}");
+    for line in lines {
+        assert!(line.contains(" N1=") && !line.contains(" N0="), "{line}");
+    }
+
+    let said = succeeded(&guest, "unbind");
+    assert!(said.contains("was taken from vfio-pci"), "{said}");
+    let said = guest.section("unbound");
+    assert!(said.contains("offmap device bind 0000:"), "{said}");
+    assert_eq!(ended(&guest, "unbound").0, 1);
+
+    thread::sleep(Duration::from_secs(1));
+    assert!(!guest.results().contains("::END load"), "the load goes on");
+    let age = guest.age();
+    guest.kill();
+    age
+}
+
+/// The second guest, at the same NICs: what must end.
+fn deaths(
+    tools: &Tools,
+    image: &Path,
+    near: &ServerProcess,
+    far: &mut ServerProcess,
+    logs: &Path,
+    sockets: &Path,
+) -> Duration {
+    let paths = [near.path(), far.path()];
+    let mut guest = Guest::boot(
+        tools,
+        image,
+        [&paths[0], &paths[1]],
+        "deaths",
+        logs,
+        sockets,
+    );
+    guest.wait_for("::BEGIN removed", PATIENCE);
+    let said = succeeded(&guest, "again");
+    assert!(said.contains(" 0 failed"), "{said}");
+    lost(&mut guest, "removed", "the kernel took the device back");
+    assert!(
+        guest.results().contains("::REMOVED"),
+        "the removal has ended"
+    );
+
+    guest.wait_for("::BEGIN killed", PATIENCE);
+    let said = succeeded(&guest, "back");
+    assert!(said.contains(" 0 failed"), "{said}");
+    thread::sleep(Duration::from_secs(2));
+    far.kill();
+    lost(&mut guest, "killed", "offmap nic was killed");
+
+    guest.wait_for("::BEGIN unplugged", PATIENCE);
+    thread::sleep(Duration::from_secs(2));
+    let removed = json!({ "id": "nic0" });
+    let removed = guest.command("device_del", &removed, "DEVICE_DELETED", DEADLINE);
+    let results = guest.results();
+    let (_, said) = results.split_once("::BEGIN unplugged").unwrap_or_default();
+    if !said.contains("ENODEV") {
+        guest.fail("the load goes on when its device is unplugged");
+    }
+    match removed {
+        Ok(()) => {
+            lost(&mut guest, "unplugged", "the device was unplugged");
+        }
+        // QEMU 11.1 takes the pending bits' memory out of a BAR that has let go of it already,
+        // and aborts. By then the guest has given the device up.
+        Err(why) if guest.errors().contains("memory_region_del_subregion") => {
+            aloud(&format!(
+                "QEMU aborts when it unplugs a vfio-user device with MSI-X: {why}"
+            ));
+        }
+        Err(why) => guest.fail(&why),
+    }
+    guest.age()
+}
