@@ -212,7 +212,7 @@ fn zerocopy_bytes(data: &IdentifyData) -> Vec<u8> {
 #[test]
 fn admin_refuses_what_is_not_its_own() {
     let mut firmware = firmware(Config::with_memory(1 << 20));
-    let known = [0x01, 0x10, 0x11, 0x12];
+    let known = [0x01, 0x10, 0x11, 0x12, 0x13];
     for opcode in (0..=255u8).filter(|opcode| !known.contains(opcode)) {
         let command = Submission::new(opcode, RequestId(opcode.into()), &EmptyBody::ZERO);
         let done = admin(&mut firmware, &command, &mut Host::new(0)).0;

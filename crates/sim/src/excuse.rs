@@ -19,6 +19,7 @@ const FREE_STEPS: u64 = 400;
 /// The same for delays by time.
 const FREE_TIME: Duration = Duration::from_millis(5);
 /// Bits of a completion by their fields.
+const STATUS_BITS: std::ops::Range<u64> = 0..16;
 const PHASE_BIT: u64 = 16;
 const REQUEST_BITS: std::ops::Range<u64> = 64..128;
 
@@ -32,11 +33,14 @@ pub(crate) struct QueueExcuse {
     pub(crate) bad: bool,
     /// The device may have stopped it.
     pub(crate) stopped: bool,
+    /// A completion may say that its command was aborted, and nobody had asked for that: what a
+    /// deadline that passed looks like.
+    pub(crate) aborted: bool,
 }
 
 impl QueueExcuse {
     pub(crate) fn any(self) -> bool {
-        self.late || self.bad || self.stopped
+        self.late || self.bad || self.stopped || self.aborted
     }
 }
 
@@ -431,6 +435,7 @@ impl World {
             let bit = bit % (ENTRY_BYTES as u64 * 8);
             // The host does not look past an entry that is not there.
             of.late |= bit == PHASE_BIT;
+            of.aborted |= STATUS_BITS.contains(&bit);
             if REQUEST_BITS.contains(&bit) {
                 id ^= 1 << (bit - REQUEST_BITS.start);
             }

@@ -63,6 +63,9 @@ impl Run {
         };
         let of = self.sim.world().excuses.queue(id);
         match error {
+            DriverError::TimedOut {
+                quarantined: false, ..
+            } if of.aborted => true,
             DriverError::TimedOut { .. } => {
                 let flights = self.requests();
                 of.late || of.stopped || self.lost().iter().any(|r| !flights.contains(r))
