@@ -114,6 +114,9 @@ pub(crate) struct Ring {
     /// No room for completions when the device parked.
     parked_full: bool,
     in_flight: Vec<Submission>,
+    /// Commands that the device has otherwise than the host wrote them: as it has them, and as they
+    /// were written. What the host may give away goes by the latter.
+    flipped: Vec<(Submission, Submission)>,
     /// Commands whose completions the host does not see yet.
     answered: Vec<Answered>,
     /// The host has been told that the device has let go of it (rule R2).
@@ -299,6 +302,7 @@ impl Memory {
             event: 0,
             parked_full: false,
             in_flight: Vec::new(),
+            flipped: Vec::new(),
             answered: Vec::new(),
             released: false,
             stores: VecDeque::new(),

@@ -53,6 +53,7 @@ impl Memory {
         }
         let is = Submission::from_words(words);
         *command = is;
+        ring.flipped.push((is, was));
         let may = ranges(queue, &was, false);
         let within = |(iova, len): &(u64, u64)| {
             let end = iova.saturating_add(*len);

@@ -31,10 +31,15 @@ impl Ring {
         of.into_iter().find(|request| request.slot() == slot)
     }
 
-    /// Commands that are the device's, as far as the host can know.
+    /// Commands that are the device's, as far as the host can know, and as it wrote them.
     fn held(&self) -> impl Iterator<Item = &Submission> {
         let answered = self.answered.iter().map(|a| &a.command);
-        self.in_flight.iter().chain(answered)
+        self.in_flight.iter().chain(answered).map(|command| {
+            let mut flipped = self.flipped.iter();
+            flipped
+                .find(|(is, _)| is == command)
+                .map_or(command, |(_, was)| was)
+        })
     }
 
     /// What of the device's these bytes are.
