@@ -98,6 +98,10 @@ pub struct Device {
     pub(crate) turns: Turns,
     /// Some queue holds an interrupt back for more completions.
     holding: bool,
+    /// A KICK was written since the front end last looked, and one was answered since the device's
+    /// thread did.
+    kicked: bool,
+    answered: bool,
     pub(crate) clock: Clock,
     /// What the device does wrong on purpose, since it was first given a plan.
     pub(crate) faults: Option<Box<Engine>>,
@@ -136,6 +140,8 @@ impl Device {
         Ok(Self {
             keep_maps: config.keep_maps,
             holding: false,
+            kicked: false,
+            answered: false,
             clock: Arc::new(move || start.elapsed()),
             config: ConfigSpace::new(config.vectors),
             registers,
@@ -845,6 +851,22 @@ impl Device {
         }
         // A KICK needs no more than that the front end wakes the device, which it does for
         // every write.
+        self.kicked |= offset == regs::KICK;
+    }
+
+    /// Does the first bounded piece of the work that a KICK was written for, if one was since the last
+    /// call. Whoever carried out the write of a device that sleeps has it in hands and is awake; the
+    /// device's own thread is so only some wake-ups later.
+    pub(crate) fn answer_kick(&mut self) {
+        if std::mem::take(&mut self.kicked) && self.faults.is_none() {
+            self.answered |= self.step() == Step::Worked;
+        }
+    }
+
+    /// Whether [`Device::answer_kick`] has done work since the last call: more may follow, and the
+    /// event words are those of before it.
+    pub(crate) fn take_answered(&mut self) -> bool {
+        std::mem::take(&mut self.answered)
     }
 
     /// Whether the host has enabled the device; some registers are read-only meanwhile.

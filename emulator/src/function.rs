@@ -144,7 +144,13 @@ impl<E: FrontEnd> Emulated<E> {
         &self,
         f: impl FnOnce(&mut Device) -> Result<R, IoError>,
     ) -> Result<R, IoError> {
-        let result = self.front_end.with_device(f)?;
+        let result = self.front_end.with_device(|device| {
+            let result = f(device);
+            if !E::RUNS_ON_CALLER {
+                device.answer_kick();
+            }
+            result
+        })?;
         self.front_end.wake();
         result
     }

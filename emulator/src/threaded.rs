@@ -133,7 +133,7 @@ fn sleep<'s>(
         }
         // The event words stay armed at the counts of before: a step that finds nothing has
         // moved none of them.
-        if device.step() == Step::Worked {
+        if device.take_answered() || device.step() == Step::Worked {
             return Some(device);
         }
         if device.is_running() != running {

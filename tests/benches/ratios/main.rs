@@ -2,12 +2,13 @@
 //! the median of the per-block ratios. Wall-clock time on shared processors moves too much
 //! for anything else.
 //!
-//! `cargo bench -p offmap-tests --bench ratios [-- --quick] [--host | --ring]`; the exit status is
+//! `cargo bench -p offmap-tests --bench ratios [-- --quick] [--host | --ring | --served]`; the exit status is
 //! 0 whether or not a bar is met, and each line says which it was. `--host` runs only the part on
-//! host maps, `--ring` only that on the ring between two processors and the dump. `OFFMAP_ENTRIES` and `OFFMAP_BLOCKS` set the sizes of the maps and of the sample.
+//! host maps, `--ring` only that on the ring between two processors and the dump, `--served` only that on the device in another process. `OFFMAP_ENTRIES` and `OFFMAP_BLOCKS` set the sizes of the maps and of the sample.
 
 mod host;
 mod ring;
+mod served;
 
 use offmap_tests::report::env_number;
 use offmap_tests::speed::{
@@ -212,6 +213,10 @@ fn main() {
         ring::run(blocks, entries);
         return;
     }
+    if std::env::args().any(|arg| arg == "--served") {
+        served::run(blocks);
+        return;
+    }
     let sides = Sides::new(entries);
     {
         lookups::<FREE>(blocks, &sides, "");
@@ -266,6 +271,7 @@ fn main() {
     drop(sides);
     host::run(blocks, entries);
     ring::run(blocks, entries);
+    served::run(blocks);
     growth(blocks, quick);
 }
 
