@@ -1,6 +1,7 @@
 //! What a device is built with, and what makes such a description impossible.
 
 use core::fmt;
+use offmap_abi::admin::PORTS_MAX;
 
 /// What the device is built with.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -24,6 +25,8 @@ pub struct Config {
     pub batch: u32,
     /// Data-path engines (1 or more).
     pub engines: u32,
+    /// Network ports (1 to 256), which share the maps. They are told and change nothing else.
+    pub ports: u32,
     /// What a step of a longer command may do.
     pub step: StepLimits,
 }
@@ -63,7 +66,7 @@ impl Config {
     /// A device with `memory_bytes` of memory and generous limits besides: 1,024 maps, 2^31
     /// entries a map, no shared entry limit, keys and values to 4 MiB (a host hash map takes no
     /// more either; values 8 bytes less, so that 1,024 slots of them can be counted), 1,024
-    /// per-CPU slots, batches of 4,096, 8 engines and [`StepLimits::USUAL`].
+    /// per-CPU slots, batches of 4,096, 8 engines, one port and [`StepLimits::USUAL`].
     pub const fn with_memory(memory_bytes: u64) -> Self {
         Self {
             memory_bytes,
@@ -75,6 +78,7 @@ impl Config {
             cpu_slots: 1024,
             batch: 4096,
             engines: 8,
+            ports: 1,
             step: StepLimits::USUAL,
         }
     }
@@ -102,6 +106,7 @@ impl Config {
         limit("cpu_slots", self.cpu_slots.into(), 1, slots_max)?;
         limit("batch", self.batch.into(), 0, 1 << 20)?;
         limit("engines", self.engines.into(), 1, u32::MAX.into())?;
+        limit("ports", self.ports.into(), 1, PORTS_MAX.into())?;
         let step = self.step;
         limit(
             "step.bytes",

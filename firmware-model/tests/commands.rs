@@ -202,6 +202,7 @@ fn zerocopy_bytes(data: &IdentifyData) -> Vec<u8> {
         data.cpu_slots,
         data.batch,
         data.engines,
+        data.ports,
     ] {
         bytes.extend(word.get().to_le_bytes());
     }
@@ -676,6 +677,9 @@ fn impossible_configurations_are_refused() {
     assert_eq!(refused(&|c| c.cpu_slots = 65_536), "cpu_slots");
     assert_eq!(refused(&|c| c.batch = (1 << 20) + 1), "batch");
     assert_eq!(refused(&|c| c.engines = 0), "engines");
+    assert_eq!(refused(&|c| c.ports = 0), "ports");
+    assert_eq!(refused(&|c| c.ports = 257), "ports");
+    assert_eq!(refused(&|c| c.ports = 256), "accepted");
     assert_eq!(refused(&|c| c.memory_bytes = 0), "memory_bytes");
     assert_eq!(refused(&|c| c.memory_bytes = (1 << 16) + 1), "storage");
 }

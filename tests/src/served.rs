@@ -163,11 +163,12 @@ impl ServerProcess {
     pub fn spawn(config: &DeviceConfig) -> Self {
         let folder = SocketFolder::new();
         let firmware = &config.firmware;
-        let options: [(&str, u64); 8] = [
+        let options: [(&str, u64); 9] = [
             ("--memory", firmware.memory_bytes),
             ("--queue-pairs", config.queue_pairs.into()),
             ("--queue-depth", config.queue_depth_max.into()),
             ("--vectors", config.vectors.into()),
+            ("--ports", firmware.ports.into()),
             ("--maps", firmware.maps.into()),
             ("--map-entries", firmware.entries_per_map.into()),
             ("--total-entries", firmware.entries_total),

@@ -149,6 +149,7 @@ fn expected() -> Vec<String> {
         completion::COMPLETION_WORDS => "OFFMAP_COMPLETION_WORDS",
         completion::INLINE_RESULT_BYTES => "OFFMAP_INLINE_RESULT_BYTES",
         admin::MAP_ATTR_BYTES_MAX => "OFFMAP_MAP_ATTR_BYTES_MAX",
+        admin::PORTS_MAX => "OFFMAP_PORTS_MAX",
         ringbuf::PAGE_BYTES => "OFFMAP_RINGBUF_PAGE_BYTES",
         ringbuf::CONSUMER_POSITION => "OFFMAP_RINGBUF_CONSUMER_POSITION",
         ringbuf::PRODUCER_POSITION => "OFFMAP_RINGBUF_PRODUCER_POSITION",
@@ -209,7 +210,7 @@ fn expected() -> Vec<String> {
         completion::Completion as "offmap_completion" { status, phase, count, request, payload }
         completion::BatchResult as "offmap_batch_result" { cursor, needed, reserved }
         admin::IdentifyBody as "offmap_identify_body" { iova, len, reserved }
-        admin::IdentifyData as "offmap_identify_data" { firmware, map_types, memory_bytes, entries_total, entries_per_map, maps, key_bytes, value_bytes, cpu_slots, batch, engines, reserved }
+        admin::IdentifyData as "offmap_identify_data" { firmware, map_types, memory_bytes, entries_total, entries_per_map, maps, key_bytes, value_bytes, cpu_slots, batch, engines, ports, reserved }
         admin::QueueCreateBody as "offmap_queue_create_body" { queue, reserved, depth, vector, coalesce_count, coalesce_us, sq, cq, notify, reserved3 }
         admin::QueueDeleteBody as "offmap_queue_delete_body" { queue, reserved }
         admin::MapCreateBody as "offmap_map_create_body" { map_type, key_size, value_size, max_entries, cpu_slots, flags, seed, attr, attr_len, reserved }

@@ -16,6 +16,8 @@ mod leaving;
 mod malformed;
 #[path = "vfio_user/memory.rs"]
 mod memory;
+#[path = "vfio_user/ports.rs"]
+mod ports;
 #[path = "vfio_user/raw.rs"]
 mod raw;
 #[path = "vfio_user/speed.rs"]

@@ -535,6 +535,9 @@ OFFMAP_ASSERT(offsetof(struct offmap_identify_body, iova) == 0);
 OFFMAP_ASSERT(offsetof(struct offmap_identify_body, len) == 8);
 OFFMAP_ASSERT(offsetof(struct offmap_identify_body, reserved) == 12);
 
+/* Most network ports of a device (ports). */
+#define OFFMAP_PORTS_MAX UINT32_C(0x100)
+
 /* What IDENTIFY writes: what the device's firmware is and can hold. */
 struct offmap_identify_data {
 	/* Name of the firmware, UTF-8, zero-padded. */
@@ -560,8 +563,10 @@ struct offmap_identify_data {
 	/* Number of engines that run the data path. Engine e writes per-CPU slot
 	 * e % cpu_slots. */
 	offmap_le32 engines;
+	/* Network ports, at most PORTS_MAX, which share the maps; 0 stands for one. */
+	offmap_le32 ports;
 	/* Zero. */
-	uint8_t reserved[44];
+	uint8_t reserved[40];
 };
 OFFMAP_ASSERT(sizeof(struct offmap_identify_data) == 128);
 OFFMAP_ASSERT(offsetof(struct offmap_identify_data, firmware) == 0);
@@ -575,7 +580,8 @@ OFFMAP_ASSERT(offsetof(struct offmap_identify_data, value_bytes) == 68);
 OFFMAP_ASSERT(offsetof(struct offmap_identify_data, cpu_slots) == 72);
 OFFMAP_ASSERT(offsetof(struct offmap_identify_data, batch) == 76);
 OFFMAP_ASSERT(offsetof(struct offmap_identify_data, engines) == 80);
-OFFMAP_ASSERT(offsetof(struct offmap_identify_data, reserved) == 84);
+OFFMAP_ASSERT(offsetof(struct offmap_identify_data, ports) == 84);
+OFFMAP_ASSERT(offsetof(struct offmap_identify_data, reserved) == 88);
 
 /* Operands of QUEUE_CREATE (abi §6.2). */
 struct offmap_queue_create_body {

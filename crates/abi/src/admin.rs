@@ -20,6 +20,9 @@ pub struct IdentifyBody {
 
 assert_layout!(IdentifyBody, 48, { iova: 0, len: 8, reserved: 12 });
 
+/// Most network ports of a device ([`IdentifyData::ports`]).
+pub const PORTS_MAX: u32 = 256;
+
 /// What IDENTIFY writes: what the device's firmware is and can hold.
 #[derive(
     Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
@@ -49,14 +52,16 @@ pub struct IdentifyData {
     /// Number of engines that run the data path. Engine `e` writes per-CPU slot
     /// `e % cpu_slots`.
     pub engines: U32,
+    /// Network ports, at most [`PORTS_MAX`], which share the maps; 0 stands for one.
+    pub ports: U32,
     /// Zero.
-    pub reserved: [u8; 44],
+    pub reserved: [u8; 40],
 }
 
 assert_layout!(IdentifyData, 128, {
     firmware: 0, map_types: 32, memory_bytes: 40, entries_total: 48, entries_per_map: 56,
     maps: 60, key_bytes: 64, value_bytes: 68, cpu_slots: 72, batch: 76, engines: 80,
-    reserved: 84,
+    ports: 84, reserved: 88,
 });
 
 /// Operands of QUEUE_CREATE (abi §6.2).

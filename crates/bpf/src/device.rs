@@ -94,6 +94,11 @@ pub trait OffloadDevice: Send + Sync {
     /// What it is, for messages.
     fn describe(&self) -> String;
 
+    /// How many network interfaces it has, at least 1. All reach the same maps.
+    fn ports(&self) -> u32 {
+        1
+    }
+
     /// Which of the core's rules it lifts.
     fn rules(&self) -> OffloadRules;
 

@@ -269,6 +269,11 @@ pub struct NicArgs {
     #[arg(long, value_name = "N", default_value_t = 4096)]
     pub queue_depth: u32,
 
+    /// Network ports, 1 to 256; maps are shared between them
+    #[arg(long, value_name = "N", default_value_t = 1,
+          value_parser = clap::value_parser!(u32).range(1..=256))]
+    pub ports: u32,
+
     /// MSI-X vectors, 1 to 2,048
     #[arg(long, value_name = "N", default_value_t = 17)]
     pub vectors: u16,

@@ -21,7 +21,9 @@ use thiserror::Error;
 
 /// The object that is used when none is named.
 const BUILT_IN: &[u8] = include_bytes!("../demo/demo.bpf.o");
-/// The name of its network device.
+/// What the names of its network interfaces begin with; a port's number follows.
+const PORT: &str = "offmap";
+/// The name of the first one, which stands for the NIC in metrics.
 pub const NIC: &str = "offmap0";
 const BUILT_IN_NAME: &str = "the built-in demo.bpf.o";
 
@@ -100,7 +102,7 @@ pub fn run(args: &DemoArgs, progress: &mut dyn Progress) -> Result<Report, DemoE
     let maps: Vec<MapReport> = maps
         .iter()
         .zip(0..)
-        .map(|(map, n)| bench.drive(map, &limits, args.seed.wrapping_add(n), progress))
+        .map(|(map, n)| bench.drive(map, n, &limits, args.seed.wrapping_add(n), progress))
         .collect();
     Ok(Report {
         agree: maps.iter().all(|map| map.agree),
@@ -207,7 +209,8 @@ struct Bench {
     nic: Arc<dyn OffloadDevice>,
     profile: Profile,
     device_types: u64,
-    ifindex: IfIndex,
+    /// The NIC's ports, at least one. Maps are created through them in turn.
+    ports: Vec<IfIndex>,
     possible_cpus: u32,
     watch: Option<Watch>,
 }
@@ -221,15 +224,15 @@ impl Bench {
     ) -> Result<Self, DemoError> {
         let system = System::new(SystemConfig::default());
         let possible_cpus = system.config().possible_cpus;
-        let ifindex = system
-            .register_netdev(NIC, Arc::clone(&nic))
+        let ports = system
+            .register_ports(PORT, &nic)
             .map_err(DemoError::Register)?;
         Ok(Self {
             system,
             nic,
             profile,
             device_types,
-            ifindex,
+            ports,
             possible_cpus,
             watch,
         })
@@ -301,10 +304,12 @@ impl Bench {
     fn drive(
         &self,
         map: &MapDef,
+        n: u64,
         limits: &Limits,
         seed: u64,
         progress: &mut dyn Progress,
     ) -> MapReport {
+        let port = self.ports[(n % self.ports.len() as u64) as usize];
         let attr = self.attr(map);
         let map_type = MapType(attr.map_type);
         let mut report = MapReport {
@@ -317,6 +322,7 @@ impl Bench {
             max_entries: attr.max_entries,
             map_flags: attr.map_flags,
             offloaded: false,
+            interface: self.system.netdev_name(port).unwrap_or_default(),
             reason: None,
             agree: true,
             device_bytes: 0,
@@ -343,7 +349,7 @@ impl Bench {
             Ok((both, self.system.map_file(both)?))
         };
         let on_device = create(&MapCreateAttr {
-            map_ifindex: self.ifindex.0,
+            map_ifindex: port.0,
             ..attr
         });
         if let Some(watch) = &self.watch {

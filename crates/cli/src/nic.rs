@@ -51,6 +51,7 @@ pub fn config(args: &NicArgs) -> DeviceConfig {
         ..DeviceConfig::default()
     };
     config.firmware.memory_bytes = args.memory;
+    config.firmware.ports = args.ports;
     config.firmware.maps = args.maps;
     config.firmware.entries_per_map = args.map_entries;
     config.firmware.entries_total = args.total_entries;

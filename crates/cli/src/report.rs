@@ -64,6 +64,8 @@ pub struct MapReport {
     pub map_flags: u32,
     /// It was created on the device and on the host.
     pub offloaded: bool,
+    /// The network interface, a port of the NIC, through which it was to be offloaded.
+    pub interface: String,
     /// Why it was not, in a sentence.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,

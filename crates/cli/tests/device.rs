@@ -180,6 +180,60 @@ fn a_device_that_vanishes_ends_the_run() {
 }
 
 #[test]
+fn maps_are_created_through_all_ports() {
+    let nic = Nic::spawn(None, &["--ports", "4"]);
+    let demo = |device: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_offmap"));
+        command.args(["demo", "--json", "--operations", "200", "--device", device]);
+        let out = command.output().expect("the command starts");
+        assert_eq!(out.status.code(), Some(0), "{}", text(&out.stderr));
+        json(&out)
+    };
+    let interfaces = |report: &Value| -> Vec<String> {
+        let maps = report["maps"].as_array().expect("maps");
+        maps.iter()
+            .map(|map| map["interface"].as_str().expect("a name").to_owned())
+            .collect()
+    };
+    let report = demo(&nic.device());
+    assert_eq!(
+        interfaces(&report),
+        [
+            "offmap0", "offmap1", "offmap2", "offmap3", "offmap0", "offmap1"
+        ]
+    );
+    let device = report["device"].as_str().expect("a description");
+    assert!(device.contains(" and 4 ports "), "{device}");
+    let report = demo("inline");
+    assert_eq!(interfaces(&report), ["offmap0"; 6]);
+    let device = report["device"].as_str().expect("a description");
+    assert!(!device.contains("port"), "{device}");
+    let out = nic.test(&["--only", "identify"]);
+    assert_eq!(out.status.code(), Some(0), "{}", text(&out.stdout));
+}
+
+#[test]
+fn a_number_of_ports_that_no_nic_has_is_status_2() {
+    for ports in ["0", "257"] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_offmap"));
+        command.args([
+            "nic",
+            "--socket",
+            "/no/such/folder/nic.sock",
+            "--ports",
+            ports,
+        ]);
+        let out = command.output().expect("the command starts");
+        assert_eq!(out.status.code(), Some(2), "{}", text(&out.stderr));
+        let said = text(&out.stderr);
+        assert!(
+            said.contains("1 to 256") || said.contains("1..=256"),
+            "{said}"
+        );
+    }
+}
+
+#[test]
 fn a_device_that_is_not_there_is_status_2() {
     let out = test(&["--device", "vfio-user:/no/such.sock"]);
     assert_eq!(out.status.code(), Some(2));

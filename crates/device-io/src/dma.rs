@@ -32,7 +32,7 @@ pub struct DmaPlacement {
 /// them: words are atomics, and larger pieces are copied.
 #[derive(Debug)]
 pub struct DmaBuffer {
-    fd: OwnedFd,
+    fd: Arc<OwnedFd>,
     map: MmapRaw,
     /// Where in the file the buffer starts.
     offset: u64,
@@ -92,11 +92,31 @@ impl DmaBuffer {
         // their lack is an error. At a first touch it would be a SIGBUS.
         fallocate(&fd, FallocateFlags::empty(), offset, len as u64)
             .map_err(|e| IoError::os("no memory for a DMA buffer", e))?;
+        let fd = Arc::new(fd);
         let buffer = Self { fd, map, offset };
         for page in (0..len).step_by(PAGE_BYTES) {
             buffer.store_u64(page, 0, Ordering::Relaxed);
         }
         Ok(buffer)
+    }
+
+    /// The same memory, mapped once more: for a transport that has to reach it by itself, however
+    /// long the buffer is kept.
+    ///
+    /// # Errors
+    ///
+    /// [`IoError::Os`] when the system allows no further mapping.
+    pub fn map_again(&self) -> Result<Self, IoError> {
+        let map = MmapOptions::new()
+            .offset(self.offset)
+            .len(self.map.len())
+            .map_raw(self.fd.as_raw_fd())
+            .map_err(|e| IoError::os("cannot map a DMA buffer once more", e))?;
+        Ok(Self {
+            fd: Arc::clone(&self.fd),
+            map,
+            offset: self.offset,
+        })
     }
 
     /// Length in bytes: whole pages.
@@ -297,7 +317,7 @@ mod tests {
 
     impl SecondMapping {
         fn map(of: &DmaBuffer) -> DmaBuffer {
-            let fd = of.fd().try_clone_to_owned().unwrap();
+            let fd = Arc::new(of.fd().try_clone_to_owned().unwrap());
             let map = MmapOptions::new()
                 .len(of.len())
                 .map_raw(fd.as_raw_fd())
@@ -317,6 +337,18 @@ mod tests {
         std::io::Seek::seek(&mut file, std::io::SeekFrom::Start(65_544)).unwrap();
         std::io::Read::read_exact(&mut file, &mut seen).unwrap();
         assert_eq!(&seen, b"word no1");
+    }
+
+    #[test]
+    fn mapped_again_it_is_the_same_memory_and_outlives_the_first() {
+        let b = DmaBuffer::at_offset(65_536, 8192, DmaPlacement::default()).unwrap();
+        let again = b.map_again().unwrap();
+        assert_eq!((again.fd_offset(), again.len()), (65_536, 8192));
+        b.store_u64(4096, 7, Ordering::Release);
+        again.store_u64(8184, 8, Ordering::Release);
+        assert_eq!(b.load_u64(8184, Ordering::Acquire), 8);
+        drop(b);
+        assert_eq!(again.load_u64(4096, Ordering::Acquire), 7);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use crate::generations::Generations;
 use crate::registers::Registers;
 use crate::{DriverConfig, DriverError};
 use offmap_abi::ABI_MAJOR;
-use offmap_abi::admin::IdentifyData;
+use offmap_abi::admin::{IdentifyData, PORTS_MAX};
 use offmap_abi::regs::{self, Control, DeviceStatus, Features};
 use offmap_abi::ring::RingDepth;
 use offmap_device_io::{DmaPlacement, DmaRegion, Function, IovaAllocator};
@@ -45,6 +45,8 @@ pub struct Identity {
     pub batch: u32,
     /// Engines that run the data path.
     pub engines: u32,
+    /// Network ports, 1 to 256, which share the maps.
+    pub ports: u32,
 }
 
 /// Longest READY_TIMEOUT_MS that is believed: a device that needs longer is broken.
@@ -319,6 +321,9 @@ fn check_identify(data: &IdentifyData, surface: &Surface) -> Result<Identity, Dr
     } else {
         0
     };
+    if data.ports.get() > PORTS_MAX {
+        return bad("ports", data.ports.get().into(), "more than any device has");
+    }
     let name = data.firmware.split(|b| *b == 0).next().unwrap_or_default();
     Ok(Identity {
         firmware: String::from_utf8_lossy(name)
@@ -339,5 +344,7 @@ fn check_identify(data: &IdentifyData, surface: &Surface) -> Result<Identity, Dr
         cpu_slots: data.cpu_slots.get(),
         batch,
         engines: data.engines.get(),
+        // A device from before the field has left it zero.
+        ports: data.ports.get().max(1),
     })
 }

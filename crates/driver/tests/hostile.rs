@@ -146,6 +146,8 @@ fn lies_in_identify_are_refused_by_name() {
         ("map_types", |i| i.map_types = 0.into()),
         ("entries_per_map", |i| i.entries_per_map = 0.into()),
         ("engines", |i| i.engines = 0.into()),
+        ("ports", |i| i.ports = 257.into()),
+        ("ports", |i| i.ports = u32::MAX.into()),
     ];
     for (named, lie) in lies {
         let device = Scripted::new();
@@ -155,6 +157,16 @@ fn lies_in_identify_are_refused_by_name() {
             other => panic!("{named}: {other:?}"),
         }
         assert!(!device.state().ready, "the device is left disabled");
+    }
+}
+
+#[test]
+fn a_device_from_before_ports_has_one() {
+    for (said, ports) in [(0, 1), (1, 1), (2, 2), (256, 256)] {
+        let device = Scripted::new();
+        device.state().identify.ports = said.into();
+        let driver = Driver::bring_up(Arc::clone(&device), config()).expect("bring-up");
+        assert_eq!(driver.identity().ports, ports);
     }
 }
 

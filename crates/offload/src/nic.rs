@@ -301,12 +301,21 @@ impl<F: Function> OffloadNic<F> {
 
 impl<F: Function> OffloadDevice for OffloadNic<F> {
     fn describe(&self) -> String {
+        let identity = self.shared.driver.identity();
+        let ports = match identity.ports {
+            1 => String::new(),
+            ports => format!(" and {ports} ports"),
+        };
         format!(
-            "{} with firmware {} ({} profile)",
+            "{} with firmware {}{ports} ({} profile)",
             self.shared.driver.function().describe(),
-            self.shared.driver.identity().firmware,
+            identity.firmware,
             self.shared.profile.name
         )
+    }
+
+    fn ports(&self) -> u32 {
+        self.shared.driver.identity().ports
     }
 
     fn rules(&self) -> OffloadRules {

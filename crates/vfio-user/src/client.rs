@@ -1,9 +1,10 @@
 //! The client's half: one command at a time, each with a deadline, every reply checked.
 
 use crate::capabilities::{Capabilities, MAX_FDS};
+use crate::memory::Reachable;
 use crate::message::{Message, ReceiveError, Wait, receive, send};
 use crate::wire::{self, Command, Header, VersionBody};
-use offmap_device_io::IoError;
+use offmap_device_io::{DmaBuffer, IoError, Iova};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -36,8 +37,13 @@ const RETRY: Duration = Duration::from_millis(5);
 /// Commands of several threads wait for each other. Once a server has not answered in time,
 /// has closed the connection, or has sent what cannot be a reply, every call fails at once
 /// with [`IoError::Gone`].
+///
+/// A server may send commands of its own, to read and write the client's memory. They are
+/// answered while a call waits for its reply; between calls nobody reads the socket.
 #[derive(Debug)]
 pub struct Client {
+    /// Memory that the server may ask for.
+    memory: Reachable,
     connection: Mutex<Connection>,
     timeout: Duration,
     server: Capabilities,
@@ -81,8 +87,10 @@ impl Client {
             sent: 0,
             gone: None,
         };
-        let server = connection.negotiate(attach.timeout)?;
+        let memory = Reachable::default();
+        let server = connection.negotiate(attach.timeout, &memory)?;
         Ok(Self {
+            memory,
             connection: Mutex::new(connection),
             timeout: attach.timeout,
             server,
@@ -113,11 +121,25 @@ impl Client {
         most: usize,
     ) -> Result<Message, IoError> {
         let mut connection = self.connection();
-        let reply = connection.call(command, body, fds, self.timeout)?;
+        let reply = connection.call(command, body, fds, self.timeout, &self.memory)?;
         if reply.body.len() > most || reply.too_many_fds || reply.fds.len() > MAX_FDS {
             return Err(connection.lost("the vfio-user server answers more than was asked"));
         }
         Ok(reply)
+    }
+
+    /// Lets the server read and write the buffer by messages.
+    ///
+    /// # Errors
+    ///
+    /// [`IoError::DmaMap`] where there is another one; [`IoError::Os`].
+    pub(crate) fn share(&self, buffer: &DmaBuffer, iova: Iova) -> Result<(), IoError> {
+        self.memory.share(buffer, iova)
+    }
+
+    /// Ends that.
+    pub(crate) fn unshare(&self, iova: Iova) {
+        self.memory.unshare(iova);
     }
 
     fn connection(&self) -> MutexGuard<'_, Connection> {
@@ -148,13 +170,23 @@ impl Connection {
         })
     }
 
-    fn negotiate(&mut self, timeout: Duration) -> Result<Capabilities, IoError> {
+    fn negotiate(
+        &mut self,
+        timeout: Duration,
+        memory: &Reachable,
+    ) -> Result<Capabilities, IoError> {
         let version = VersionBody {
             major: wire::MAJOR.into(),
             minor: wire::MINOR.into(),
         };
         let said = Capabilities::of_client().to_bytes();
-        let reply = self.call(Command::VERSION, &[version.as_bytes(), &said], &[], timeout)?;
+        let reply = self.call(
+            Command::VERSION,
+            &[version.as_bytes(), &said],
+            &[],
+            timeout,
+            memory,
+        )?;
         let Some((theirs, json)) = wire::take::<VersionBody>(&reply.body) else {
             return Err(self.lost("the vfio-user server says no version"));
         };
@@ -171,6 +203,7 @@ impl Connection {
         body: &[&[u8]],
         fds: &[BorrowedFd<'_>],
         timeout: Duration,
+        memory: &Reachable,
     ) -> Result<Message, IoError> {
         if let Some(why) = self.gone {
             return Err(IoError::Gone(why));
@@ -185,12 +218,16 @@ impl Connection {
             return Err(if busy { too_busy() } else { self.failed(&e) });
         }
         loop {
+            // Commands of the server that follow each other without an end put nothing off.
+            if Instant::now() >= deadline {
+                return Err(self.failed(&ReceiveError::TimedOut));
+            }
             let reply = match receive(&self.socket, &Wait::until(deadline)) {
                 Ok(reply) => reply,
                 Err(e) => return Err(self.failed(&e)),
             };
             if reply.header.kind() == wire::TYPE_COMMAND {
-                self.decline(&reply.header, deadline)?;
+                self.answer(&reply, memory, deadline)?;
                 continue;
             }
             if is_turned_away(command, &reply.header) {
@@ -213,15 +250,18 @@ impl Connection {
         }
     }
 
-    /// A command of the server: it wants to reach memory by messages, which all of ours can be
-    /// mapped for.
-    fn decline(&mut self, header: &Header, deadline: Instant) -> Result<(), IoError> {
-        if header.has(wire::NO_REPLY) {
+    /// A command of the server, which wants to reach memory by messages.
+    fn answer(
+        &mut self,
+        message: &Message,
+        memory: &Reachable,
+        deadline: Instant,
+    ) -> Result<(), IoError> {
+        let Some((header, body)) = memory.answer(message) else {
             return Ok(());
-        }
-        let no = header.refusal(Errno::OPNOTSUPP.raw_os_error());
-        send(self.socket.as_fd(), &no, &[], &[], &Wait::until(deadline))
-            .map_err(|e| self.failed(&e))
+        };
+        let wait = Wait::until(deadline);
+        send(self.socket.as_fd(), &header, &[&body], &[], &wait).map_err(|e| self.failed(&e))
     }
 
     /// Whether what the server sent before it closed the connection is that it has a client.
@@ -262,5 +302,107 @@ fn refused(command: Command) -> &'static str {
         Command::REGION_WRITE => "the vfio-user server refuses a write",
         Command::DEVICE_RESET => "the vfio-user server does not reset the device",
         _ => "the vfio-user server refuses a command",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::DmaAccessBody;
+    use offmap_device_io::DmaPlacement;
+    use std::os::unix::net::UnixStream;
+    use std::thread;
+
+    const AT: u64 = 0x10_0000;
+
+    /// A client that is past VERSION, and the other end of its socket.
+    fn client(timeout: Duration) -> (Client, UnixStream) {
+        let (socket, server) = UnixStream::pair().unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let client = Client {
+            memory: Reachable::default(),
+            connection: Mutex::new(Connection {
+                socket: socket.into(),
+                sent: 0,
+                gone: None,
+            }),
+            timeout,
+            server: Capabilities::default(),
+        };
+        (client, server)
+    }
+
+    fn access(address: u64, count: u64) -> DmaAccessBody {
+        DmaAccessBody {
+            address: address.into(),
+            count: count.into(),
+        }
+    }
+
+    fn patience() -> Wait<'static> {
+        Wait::until(Instant::now() + Duration::from_secs(30))
+    }
+
+    /// The server reads and writes memory while the client waits for it: before it has replied, and
+    /// with ids that are also the client's own.
+    #[test]
+    fn a_server_is_answered_while_it_is_waited_for() {
+        let (client, server) = client(Duration::from_secs(30));
+        let buffer = DmaBuffer::new(4096, DmaPlacement::default()).unwrap();
+        buffer.write(0, &[3; 64]);
+        client.share(&buffer, Iova(AT)).unwrap();
+        let server = thread::spawn(move || {
+            let asked = receive(&server, &patience()).unwrap();
+            let ask = |command, body: &[&[u8]]| {
+                let len = body.iter().map(|piece| piece.len()).sum();
+                let header = Header::command(asked.header.id.get(), command, len);
+                send(&server, &header, body, &[], &patience()).unwrap();
+                receive(&server, &patience()).unwrap()
+            };
+            let read = ask(Command::DMA_READ, &[access(AT, 64).as_bytes()]);
+            assert_eq!(read.body, [access(AT, 64).as_bytes(), &[3; 64]].concat());
+            let write = ask(Command::DMA_WRITE, &[access(AT + 8, 8).as_bytes(), &[4; 8]]);
+            assert_eq!(write.body, access(AT + 8, 8).as_bytes());
+            let fault = ask(Command::DMA_READ, &[access(0, 8).as_bytes()]);
+            assert!(fault.header.has(wire::ERROR) && fault.body.is_empty());
+            let reply = asked.header.reply(0);
+            send(&server, &reply, &[], &[], &patience()).unwrap();
+        });
+        client.call(Command::DEVICE_RESET, &[], &[], 0).unwrap();
+        server.join().unwrap();
+        let word = buffer.load_u64(8, std::sync::atomic::Ordering::Acquire);
+        assert_eq!(word.to_ne_bytes(), [4; 8]);
+    }
+
+    /// What a server asks puts no deadline off: at its end the next message is not looked at, though it
+    /// is there, and were it the reply.
+    #[test]
+    fn a_server_that_asks_and_asks_is_gone_in_time() {
+        let (client, server) = client(Duration::ZERO);
+        let mut header = Header::command(0, Command::DMA_READ, 16);
+        header.flags = wire::NO_REPLY.into();
+        let body = access(AT, 8);
+        send(&server, &header, &[body.as_bytes()], &[], &patience()).unwrap();
+        let reply = Header::command(0, Command::DEVICE_RESET, 0).reply(0);
+        send(&server, &reply, &[], &[], &patience()).unwrap();
+        let gone = client.call(Command::DEVICE_RESET, &[], &[], 0);
+        assert!(matches!(gone, Err(IoError::Gone(_))), "{gone:?}");
+    }
+
+    /// Nor does one hold it that does not take its answers.
+    #[test]
+    fn a_server_that_takes_no_answers_is_gone_in_time() {
+        let (client, server) = client(Duration::from_millis(200));
+        let buffer = DmaBuffer::new(1 << 20, DmaPlacement::default()).unwrap();
+        client.share(&buffer, Iova(AT)).unwrap();
+        let header = Header::command(0, Command::DMA_READ, 16);
+        for _ in 0..4 {
+            let body = access(AT, 1 << 20);
+            send(&server, &header, &[body.as_bytes()], &[], &patience()).unwrap();
+        }
+        let began = Instant::now();
+        let gone = client.call(Command::DEVICE_RESET, &[], &[], 0);
+        assert!(matches!(gone, Err(IoError::Gone(_))), "{gone:?}");
+        assert!(began.elapsed() < Duration::from_secs(10));
     }
 }

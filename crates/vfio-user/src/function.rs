@@ -275,8 +275,15 @@ impl Function for VfioUser {
             address: iova.0.into(),
             size: (len as u64).into(),
         };
-        self.client
-            .call(Command::DMA_MAP, &[body.as_bytes()], &[buffer.fd()], 0)?;
+        // A server that does not map the file may ask for the memory before it has answered.
+        self.client.share(buffer, iova)?;
+        let answered = self
+            .client
+            .call(Command::DMA_MAP, &[body.as_bytes()], &[buffer.fd()], 0);
+        if let Err(e) = answered {
+            self.client.unshare(iova);
+            return Err(e);
+        }
         mapped.insert(iova.0, len);
         Ok(())
     }
@@ -296,6 +303,7 @@ impl Function for VfioUser {
         let bytes = [body.as_bytes()];
         self.client
             .call(Command::DMA_UNMAP, &bytes, &[], size_of::<DmaUnmapBody>())?;
+        self.client.unshare(iova);
         mapped.remove(&iova.0);
         Ok(())
     }

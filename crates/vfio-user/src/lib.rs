@@ -15,6 +15,7 @@ pub mod capabilities;
 mod client;
 mod function;
 mod listener;
+mod memory;
 pub mod message;
 pub mod server;
 pub mod shared;

@@ -512,6 +512,29 @@ pub struct RegionAccessBody {
     pub count: U32,
 }
 
+/// DMA_READ and DMA_WRITE, both ways; the bytes follow where they go. The protocol's text has a
+/// shorter count in the reply to DMA_WRITE; servers of libvfio-user want all of it.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+    Unaligned,
+)]
+#[repr(C)]
+pub struct DmaAccessBody {
+    /// IOVA of the memory.
+    pub address: U64,
+    /// Bytes.
+    pub count: U64,
+}
+
 /// One write of REGION_WRITE_MULTI, which is the number of writes (8 bytes) and the writes.
 #[derive(
     Clone,
@@ -546,6 +569,7 @@ const _: () = {
     assert!(size_of::<IrqInfoBody>() == 16);
     assert!(size_of::<SetIrqsBody>() == 20);
     assert!(size_of::<RegionAccessBody>() == 16);
+    assert!(size_of::<DmaAccessBody>() == 16);
     assert!(size_of::<WriteMultiEntry>() == 24);
 };
 

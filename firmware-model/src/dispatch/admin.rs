@@ -158,7 +158,8 @@ impl<S: Storage> Firmware<S> {
             cpu_slots: U32::new(config.cpu_slots),
             batch: U32::new(config.batch),
             engines: U32::new(config.engines),
-            reserved: [0; 44],
+            ports: U32::new(config.ports),
+            reserved: [0; 40],
         }
     }
 

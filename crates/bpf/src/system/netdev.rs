@@ -219,6 +219,30 @@ impl System {
         self.netdevs.add(name, netns, Offload::Device(device))
     }
 
+    /// Registers each port of an offload device, in the first namespace: the interfaces
+    /// `stem0`, `stem1` and so on, in the order of the answer. All or none: where one cannot be
+    /// registered those before it are removed again. Errors as [`System::add_netdev`].
+    pub fn register_ports(
+        &self,
+        stem: &str,
+        device: &Arc<dyn OffloadDevice>,
+    ) -> Result<Vec<IfIndex>> {
+        let mut ports = Vec::new();
+        for port in 0..device.ports().max(1) {
+            match self.register_netdev(&format!("{stem}{port}"), Arc::clone(device)) {
+                Ok(ifindex) => ports.push(ifindex),
+                Err(error) => {
+                    for ifindex in ports {
+                        // Who removed it meanwhile has done what was to be done.
+                        let _ = self.unregister_netdev(ifindex);
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        Ok(ports)
+    }
+
     /// The offload device behind the interface `ifindex`; `None` where there is none.
     pub fn offload_device(&self, ifindex: IfIndex) -> Option<Arc<dyn OffloadDevice>> {
         match &self.netdevs.state().by_index.get(&ifindex.0)?.offload {
