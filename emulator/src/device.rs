@@ -394,6 +394,7 @@ impl Device {
         if !self.running {
             return true;
         }
+        self.answered = false;
         self.for_each_served(|queue, dma, _| queue.arm(dma));
         self.dma.full_fence();
         if self.faults.as_ref().is_some_and(|engine| engine.stopped) {
@@ -856,10 +857,11 @@ impl Device {
 
     /// Does the first bounded piece of the work that a KICK was written for, if one was since the last
     /// call. Whoever carried out the write of a device that sleeps has it in hands and is awake; the
-    /// device's own thread is so only some wake-ups later.
+    /// device's own thread is so only some wake-ups later. That is once for each time that the device is
+    /// armed: what follows is the thread's, or it would be no thread's own device.
     pub(crate) fn answer_kick(&mut self) {
-        if std::mem::take(&mut self.kicked) && self.faults.is_none() {
-            self.answered |= self.step() == Step::Worked;
+        if std::mem::take(&mut self.kicked) && !self.answered && self.faults.is_none() {
+            self.answered = self.step() == Step::Worked;
         }
     }
 

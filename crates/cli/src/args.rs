@@ -78,7 +78,7 @@ Examples:
         long_about = "Run the real driver and the real emulated device in a deterministic simulation that \
 tries to break them, and check what the hosts see.
 
-A seed stands for a device, up to four hosts with a queue pair each, and some hundred actions: \
+A seed stands for a device, up to four hosts with a queue pair each, and 1,200 actions: \
 commands, batches, walks, aborts, queues and maps that come and go, stalls, resets, removal; and in \
 every other seed, a fault plan for the device. It also decides \
 when the device gets on and in which order stores become visible, within the ordering rules of \
