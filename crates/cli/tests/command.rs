@@ -4,6 +4,7 @@
 mod support;
 
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -101,6 +102,20 @@ fn document(args: &[&str]) -> Value {
     json
 }
 
+/// How often each answer came, successes together with ENOENT: the page on which a dump of a hash map
+/// ends is full or not by the seed of the map's hash, which is another one each time.
+fn answers(map: &Value) -> BTreeMap<String, u64> {
+    let mut all = BTreeMap::new();
+    for (answer, count) in map["answers"].as_object().unwrap() {
+        let answer = match answer.as_str() {
+            "ok" | "ENOENT" => "ok or ENOENT",
+            other => other,
+        };
+        *all.entry(answer.to_owned()).or_default() += count.as_u64().unwrap();
+    }
+    all
+}
+
 #[test]
 fn json_is_one_document_and_both_devices_agree() {
     let args = ["demo", "--json", "--operations", "500", "--seed", "9"];
@@ -114,9 +129,10 @@ fn json_is_one_document_and_both_devices_agree() {
         inline["maps"].as_array().unwrap(),
         threaded["maps"].as_array().unwrap(),
     ) {
-        for key in ["name", "operations", "answers", "device_bytes"] {
+        for key in ["name", "operations", "device_bytes"] {
             assert_eq!(one[key], other[key], "{key}");
         }
+        assert_eq!(answers(one), answers(other));
     }
 }
 

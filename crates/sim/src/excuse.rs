@@ -118,8 +118,7 @@ pub(crate) struct Excuses {
     /// Site and behaviour of the plan's rules.
     pub(crate) rules: Vec<(Site, Behaviour)>,
     pub(crate) ecc: bool,
-    /// Injections that were looked at, and all there ever were.
-    known: usize,
+    /// All injections there ever were.
     pub(crate) total: u64,
     slow_steps: u64,
     /// The last injection was the loss of a register write.
@@ -216,7 +215,6 @@ impl Excuses {
     pub(crate) fn begin(&mut self, rules: Vec<(Site, Behaviour)>, ecc: bool) {
         self.rules = rules;
         self.ecc = ecc;
-        self.known = 0;
     }
 }
 
@@ -244,16 +242,14 @@ impl World {
     /// Looks whether the device has done wrong since the last call.
     #[inline]
     pub(crate) fn learn(&mut self) {
-        if self.device.fault_injections().len() > self.excuses.known {
+        if !self.device.fault_injections().is_empty() {
             self.learn_more();
         }
     }
 
     #[cold]
     fn learn_more(&mut self) {
-        let all = self.device.fault_injections();
-        let new: Vec<Injection> = all.get(self.excuses.known..).unwrap_or_default().to_vec();
-        self.excuses.known += new.len();
+        let new = self.device.take_fault_injections();
         self.excuses.total += new.len() as u64;
         for injection in new {
             if let Some((site, behaviour)) = self.excuses.rules.get(injection.rule - 1).copied() {

@@ -204,6 +204,11 @@ impl Engine {
         &self.injections
     }
 
+    /// Those, which are forgotten, so that there is room for as many again.
+    pub(crate) fn take_injections(&mut self) -> Vec<Injection> {
+        std::mem::take(&mut self.injections)
+    }
+
     pub(crate) fn injected(&self) -> u64 {
         self.rules.iter().map(|armed| armed.injected).sum()
     }

@@ -78,6 +78,13 @@ impl Device {
             .map_or(&[], |engine| engine.injections())
     }
 
+    /// [`Device::fault_injections`], which are forgotten: who takes them often enough misses none.
+    pub fn take_fault_injections(&mut self) -> Vec<Injection> {
+        self.faults
+            .as_deref_mut()
+            .map_or_else(Vec::new, |engine| engine.take_injections())
+    }
+
     /// The clock that the device goes by, in place of the system's: time since a fixed moment,
     /// never going back.
     pub fn set_clock(&mut self, clock: impl Fn() -> Duration + Send + Sync + 'static) {
