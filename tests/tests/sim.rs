@@ -147,6 +147,13 @@ fn plans_from_outside_are_taken() {
     let drops = report.faults_injected["drop at complete"];
     assert!(drops > 100, "{drops}");
     assert_eq!(report.faults_injected.len(), 1);
+    // More faults than a report of the device keeps one by one.
+    let slow = Rule::new(Site::Step, Behaviour::Slow { steps: 1 }).times(5000);
+    let lost = Rule::new(Site::Complete, Behaviour::Drop).every(200);
+    let report = with(FaultPlan::new().with(slow).unwrap().with(lost).unwrap());
+    no_violation(&report);
+    let slowed = report.faults_injected["slow at step"];
+    assert!(slowed > 40 * 4096, "{slowed}");
     for behaviour in [Behaviour::Fatal, Behaviour::Reset] {
         let rule = Rule::new(Site::Fetch, behaviour);
         no_violation(&with(FaultPlan::new().with(rule).unwrap()));
