@@ -25,7 +25,7 @@ use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-/// How many looks in a row may find no entry before one looks at the tail. Entries announce
+/// How many looks may find no entry before one looks at the tail. Entries announce
 /// themselves by their phase; the tail only convicts a host that stored a wrong one, and
 /// reading it costs a cache line that the host writes.
 const LOOKS_PER_TAIL: u32 = 64;

@@ -205,7 +205,8 @@ impl Rig {
 
     /// A command for the admin queue; a queue over rings of others among them.
     fn admin_entry(&self, bytes: &mut Bytes<'_>) -> Submission {
-        let opcode = AdminOpcode([1, 2, 2, 3, 0x10, 0x11, 0x12, 0x20][usize::from(bytes.u8() % 8)]);
+        let opcodes = [1, 2, 2, 3, 0x10, 0x11, 0x12, 0x13, 0x20];
+        let opcode = AdminOpcode(opcodes[usize::from(bytes.u8()) % opcodes.len()]);
         if opcode == AdminOpcode::QueueCreate && bytes.u8() < 224 {
             let mut body = QueueCreateBody::new_zeroed();
             body.queue = U16::new(3 + u16::from(bytes.u8() % 6));

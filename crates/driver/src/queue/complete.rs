@@ -231,8 +231,8 @@ impl<F: Function> QueuePair<F> {
         }
     }
 
-    #[inline(always)]
     /// Copies to `out` what the command of `slot` returned, whose completion was taken last.
+    #[inline(always)]
     pub(super) fn copy_result(&self, slot: u16, out: &mut [u8]) {
         if !self.taken.status().is_success() {
             return;
