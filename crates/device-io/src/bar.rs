@@ -23,6 +23,12 @@ pub struct BarInfo {
     pub prefetchable: bool,
 }
 
+/// Whether `len` bytes at `offset` lie in the `size` bytes from `first` on.
+pub fn lies_in(first: u64, size: u64, offset: BarOffset, len: usize) -> bool {
+    let bytes = len as u64;
+    first <= offset.0 && bytes <= size && offset.0 - first <= size - bytes
+}
+
 /// A part of a BAR mapped into this process: the doorbell page, in practice.
 ///
 /// Accesses are 8-byte atomics at checked, aligned offsets from the start of the mapped part.
@@ -78,5 +84,20 @@ impl BarMapping {
         // SAFETY: the mapping lives as long as `self`, is page-aligned and `map.len()` bytes
         // long, and is only ever accessed through atomics on this side.
         unsafe { crate::word::at(self.map.as_mut_ptr(), self.map.len(), offset) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_lies_in_a_range() {
+        let lies = |first, size, offset, len| lies_in(first, size, BarOffset(offset), len);
+        assert!(lies(0, 16, 0, 16) && lies(0, 16, 8, 8) && lies(8, 8, 8, 8));
+        assert!(!lies(0, 16, 9, 8) && !lies(0, 16, 0, 17) && !lies(8, 8, 7, 1));
+        // Nothing wraps.
+        assert!(!lies(0, 16, u64::MAX, 2) && !lies(0, 16, 1, usize::MAX));
+        assert!(lies(u64::MAX - 7, 7, u64::MAX - 7, 7));
     }
 }

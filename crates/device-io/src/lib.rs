@@ -18,7 +18,7 @@ mod prefetch;
 mod shared;
 mod word;
 
-pub use bar::{BarInfo, BarMapping, BarOffset};
+pub use bar::{BarInfo, BarMapping, BarOffset, lies_in};
 pub use dma::{DmaBuffer, DmaPlacement, DmaRegion, PAGE_BYTES};
 pub use error::IoError;
 pub use interrupt::Interrupt;

@@ -8,7 +8,7 @@ use crate::wire::{
 };
 use offmap_device_io::{
     BarInfo, BarMapping, BarOffset, DmaBuffer, Function, Interrupt, IoError, Iova, IovaRange,
-    PAGE_BYTES,
+    PAGE_BYTES, lies_in,
 };
 use std::collections::BTreeMap;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -140,8 +140,7 @@ impl VfioUser {
 
     fn checked(&self, bar: u8, offset: BarOffset, len: usize) -> Result<(), IoError> {
         let size = self.find(bar)?.info.size_bytes;
-        let bytes = len as u64;
-        if !offset.0.is_multiple_of(bytes) || bytes > size || offset.0 > size - bytes {
+        if !offset.0.is_multiple_of(len as u64) || !lies_in(0, size, offset, len) {
             return Err(IoError::BarAccess { bar, offset, len });
         }
         Ok(())
@@ -238,13 +237,10 @@ impl Function for VfioUser {
         len: usize,
     ) -> Result<Option<BarMapping>, IoError> {
         let found = self.find(bar)?;
-        let (size, bytes) = (found.info.size_bytes, len as u64);
-        if len == 0 || bytes > size || offset.0 > size - bytes {
+        if len == 0 || !lies_in(0, found.info.size_bytes, offset, len) {
             return Err(IoError::BarAccess { bar, offset, len });
         }
-        let inside = |&(at, size): &(u64, u64)| {
-            at <= offset.0 && bytes <= size && offset.0 - at <= size - bytes
-        };
+        let inside = |&(at, size): &(u64, u64)| lies_in(at, size, offset, len);
         if !found.areas.iter().any(inside) {
             return Ok(None);
         }
@@ -255,7 +251,7 @@ impl Function for VfioUser {
             return Ok(None);
         };
         // Where the server could take the file's memory away, its registers are messages.
-        if shared::check(fd).is_err() || !shared::holds(fd, start, bytes) {
+        if shared::check(fd).is_err() || !shared::holds(fd, start, len as u64) {
             return Ok(None);
         }
         BarMapping::new(fd, start, len).map(Some)

@@ -9,6 +9,7 @@ use crate::ioctl;
 use crate::watch::Watch;
 use offmap_device_io::{
     BarInfo, BarMapping, BarOffset, DmaBuffer, Function, Interrupt, IoError, Iova, IovaRange,
+    lies_in,
 };
 use rustix::io::{Errno, pread, pwrite};
 use std::collections::BTreeMap;
@@ -338,9 +339,7 @@ impl Vfio {
     /// Where in the file an access of a BAR goes.
     fn place(&self, bar: u8, offset: BarOffset, len: usize) -> Result<u64, IoError> {
         let region = self.find(bar)?.region;
-        let bytes = len as u64;
-        if !offset.0.is_multiple_of(bytes) || bytes > region.size || offset.0 > region.size - bytes
-        {
+        if !offset.0.is_multiple_of(len as u64) || !lies_in(0, region.size, offset, len) {
             return Err(IoError::BarAccess { bar, offset, len });
         }
         Ok(region.start + offset.0)
@@ -460,14 +459,11 @@ impl Function for Vfio {
         len: usize,
     ) -> Result<Option<BarMapping>, IoError> {
         let found = self.find(bar)?;
-        let (size, bytes) = (found.region.size, len as u64);
-        if len == 0 || bytes > size || offset.0 > size - bytes {
+        if len == 0 || !lies_in(0, found.region.size, offset, len) {
             return Err(IoError::BarAccess { bar, offset, len });
         }
         self.device.present()?;
-        let inside = |&(at, size): &(u64, u64)| {
-            at <= offset.0 && bytes <= size && offset.0 - at <= size - bytes
-        };
+        let inside = |&(at, size): &(u64, u64)| lies_in(at, size, offset, len);
         if !found.areas.iter().any(inside) {
             return Ok(None);
         }
