@@ -52,6 +52,7 @@ const UNSAFE_FILES: &[(&str, &str)] = &[
 /// Crates in which unsafe code is forbidden at the root.
 const FORBID_UNSAFE: &[&str] = &[
     "offmap-abi",
+    "offmap-bench",
     "offmap-conformance",
     "offmap-driver",
     "offmap-offload",

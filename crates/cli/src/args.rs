@@ -1,5 +1,6 @@
 //! The command line.
 
+use crate::bench::BenchArgs;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
@@ -73,6 +74,32 @@ Examples:
   offmap diff --seed 7 --sequence 1234"
     )]
     Diff(DiffArgs),
+    /// Measure offloaded maps against host maps, side by side
+    #[command(
+        long_about = "Measure offloaded maps against host maps, side by side.
+
+The same operations on the same keys are done by the running kernel's map (bpf(2)), by maps of this process, and by \
+the offloaded map: on a device on this thread (inline), on a thread of its own (threaded) and in a process of its \
+own (vfio_user). They run in alternating blocks of at most a millisecond, and ratios are \
+the median of the ratios block by block, because absolute times drift on shared processors. What is not \
+available here says why; without root that is the kernel's map.",
+        after_long_help = "Exit status:
+  0  measured
+  1  something became slower than in the --baseline by more than noise; or a
+     file could not be written, or threads cannot be bound to processors here
+  2  the command line or the baseline is bad
+
+A ratio named in the JSON's \"ratios\" is null where a side is not available; \"ratio_details\" has the reason.
+Times are wall-clock nanoseconds of the emulator on this machine; modelled times are not there yet. \
+docs/bench.md says how to read the figures.
+
+Examples:
+  offmap bench --quick
+  offmap bench --json run.json --html run.html
+  offmap bench --baseline run.json
+  offmap bench --only lookup --only lookup_cores"
+    )]
+    Bench(BenchArgs),
     /// Run driver and device in a deterministic simulation that tries to break them
     #[command(
         long_about = "Run the real driver and the real emulated device in a deterministic simulation that \

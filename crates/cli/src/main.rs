@@ -6,6 +6,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use offmap_cli::args::{
     Cli, Command, DemoArgs, DeviceCommand, DeviceTestArgs, DiffArgs, NicArgs, SimArgs,
 };
+use offmap_cli::bench::{self, BenchArgs};
 use offmap_cli::demo::{self, DemoError, Progress};
 use offmap_cli::device::{self, test};
 use offmap_cli::diff;
@@ -23,6 +24,7 @@ fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Demo(args) => demo(&args),
         Command::Diff(args) => diff(&args),
+        Command::Bench(args) => measure(&args),
         Command::Sim(args) => simulate(&args),
         Command::Nic(args) => serve(&args),
         Command::Device(args) => match args.command {
@@ -106,6 +108,26 @@ fn diff(args: &DiffArgs) -> ExitCode {
         },
     };
     print(&text, verdict(document.differences == 0))
+}
+
+fn measure(args: &BenchArgs) -> ExitCode {
+    if args.list {
+        return print(&bench::list(args), ExitCode::SUCCESS);
+    }
+    let mut bar = Bar::with("{msg:20!} {wide_bar} {percent:>3}%, {eta} left");
+    let measured = bench::bench(args, &mut bar);
+    bar.0.finish_and_clear();
+    match measured {
+        Ok(outcome) => print(&outcome.text, verdict(!outcome.slower)),
+        Err(error) => {
+            let code = if error.is_input() {
+                BAD_INPUT
+            } else {
+                DISAGREED
+            };
+            fail(&error.to_string(), code)
+        }
+    }
 }
 
 fn simulate(args: &SimArgs) -> ExitCode {
@@ -200,9 +222,27 @@ struct Bar(ProgressBar);
 
 impl Bar {
     fn new() -> Self {
-        let style = ProgressStyle::with_template("{msg:20!} {wide_bar} {percent:>3}%")
-            .unwrap_or_else(|_| ProgressStyle::default_bar());
+        Self::with("{msg:20!} {wide_bar} {percent:>3}%")
+    }
+
+    fn with(template: &str) -> Self {
+        let style =
+            ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
         Self(ProgressBar::new(0).with_style(style))
+    }
+}
+
+impl offmap_bench::Progress for Bar {
+    fn begin(&mut self, turns: u64) {
+        self.0.set_length(turns);
+    }
+
+    fn group(&mut self, name: &str) {
+        self.0.set_message(name.to_owned());
+    }
+
+    fn turn(&mut self) {
+        self.0.inc(1);
     }
 }
 

@@ -1,0 +1,249 @@
+//! `offmap bench`: offloaded maps against host maps.
+
+use clap::Args;
+use offmap_bench::baseline::{Comparison, compare};
+use offmap_bench::blocks::{Amount, Planted};
+use offmap_bench::error::Unavailable;
+use offmap_bench::plan::{Sizes, plan};
+use offmap_bench::report::Document;
+use offmap_bench::sides::BackEnd;
+use offmap_bench::{Config, Progress, html, run, table};
+use std::path::{Path, PathBuf};
+use thiserror::Error;
+
+/// Turns of each side, repetitions, and calls timed one by one: of a whole run, and of a quick one.
+const WHOLE: (usize, usize, usize) = (101, 5, 2000);
+const QUICK: (usize, usize, usize) = (15, 3, 300);
+
+/// Arguments of `offmap bench`.
+#[derive(Clone, Debug, Args)]
+pub struct BenchArgs {
+    /// Less of everything, in under a minute
+    #[arg(long)]
+    pub quick: bool,
+
+    /// Write the document as JSON
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+
+    /// Write one self-contained page with plots
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
+
+    /// Hold the run against an earlier one's JSON; what became slower by more than noise is an alarm
+    #[arg(long, value_name = "FILE")]
+    pub baseline: Option<PathBuf>,
+
+    /// Measure only this group; may be given again (see --list)
+    #[arg(long, value_name = "GROUP")]
+    pub only: Vec<String>,
+
+    /// Print the groups, and measure nothing
+    #[arg(long)]
+    pub list: bool,
+
+    /// Entries of the maps, where a group does not ask for another number
+    #[arg(long, value_name = "N", default_value_t = 65_536,
+          value_parser = clap::value_parser!(u32).range(64..=16_000_000))]
+    pub entries: u32,
+
+    /// Bytes of a key, likewise: 4, 8, 16 or 64
+    #[arg(long, value_name = "BYTES", default_value_t = 8, value_parser = key_size)]
+    pub key_size: usize,
+
+    /// Bytes of a value, likewise: 8, 64, 256 or 1024
+    #[arg(long, value_name = "BYTES", default_value_t = 64, value_parser = value_size)]
+    pub value_size: usize,
+
+    /// Turns of each side in a repetition [default: 101; 15 with --quick]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(3..=100_000))]
+    pub blocks: Option<u32>,
+
+    /// How often everything is measured anew, with new maps [default: 5; 3 with --quick]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub repetitions: Option<u32>,
+
+    /// Seed of keys and orders
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub seed: u64,
+
+    /// Make a back end slower on purpose, as in inline=10 for ten percent: shows that --baseline finds it
+    #[arg(long, value_name = "BACKEND=PERCENT", value_parser = planted)]
+    pub plant: Option<Planted>,
+}
+
+fn key_size(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(n @ (4 | 8 | 16 | 64)) => Ok(n),
+        _ => Err("the yardstick is compiled for keys of 4, 8, 16 and 64 bytes".into()),
+    }
+}
+
+fn value_size(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(n @ (8 | 64 | 256 | 1024)) => Ok(n),
+        _ => Err("the yardstick is compiled for values of 8, 64, 256 and 1024 bytes".into()),
+    }
+}
+
+fn planted(text: &str) -> Result<Planted, String> {
+    let read = || {
+        let (name, percent) = text.split_once('=')?;
+        let percent: f64 = percent.parse().ok()?;
+        Some(Planted {
+            back_end: BackEnd::find(name)?,
+            fraction: (0.0..=1000.0)
+                .contains(&percent)
+                .then_some(percent / 100.0)?,
+        })
+    };
+    read()
+        .ok_or_else(|| "it is BACKEND=PERCENT, as in inline=10; --list names the back ends".into())
+}
+
+/// Why nothing was measured, or what was measured cannot be written.
+#[derive(Debug, Error)]
+pub enum BenchError {
+    /// This machine does not let it.
+    #[error(transparent)]
+    Unavailable(#[from] Unavailable),
+    /// There is no such group.
+    #[error("there is no group {0:?}; `offmap bench --list` names them")]
+    Group(String),
+    /// The earlier run cannot be read.
+    #[error("the earlier run in {path} cannot be read: {why}")]
+    Baseline {
+        /// The file.
+        path: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// A file cannot be written.
+    #[error("{path} cannot be written: {source}")]
+    Write {
+        /// The file.
+        path: String,
+        /// What went wrong.
+        source: std::io::Error,
+    },
+}
+
+impl BenchError {
+    /// Whether it is the command line's fault, or a file's that it names.
+    pub fn is_input(&self) -> bool {
+        matches!(self, Self::Group(_) | Self::Baseline { .. })
+    }
+}
+
+/// What came of it.
+pub struct Outcome {
+    /// For the terminal.
+    pub text: String,
+    /// Whether something became slower than in the earlier run.
+    pub slower: bool,
+}
+
+fn sizes(args: &BenchArgs) -> Sizes {
+    Sizes {
+        entries: args.entries as usize,
+        key_size: args.key_size,
+        value_size: args.value_size,
+        processors: std::thread::available_parallelism().map_or(1, usize::from),
+        quick: args.quick,
+    }
+}
+
+/// The groups, for people.
+pub fn list(args: &BenchArgs) -> String {
+    let mut out = String::new();
+    for group in plan(&sizes(args)) {
+        let w = &group.workload;
+        let sides: Vec<&str> = group.sides.iter().map(|side| side.name()).collect();
+        out += &format!(
+            "{:<20} {} {}, {} entries, batch {}, depth {}: {}\n",
+            group.name,
+            w.map_type.name(),
+            w.op.name(),
+            w.entries,
+            w.batch,
+            w.depth,
+            sides.join(", ")
+        );
+    }
+    out
+}
+
+fn read(path: &Path) -> Result<Document, BenchError> {
+    let bad = |why: String| BenchError::Baseline {
+        path: path.display().to_string(),
+        why,
+    };
+    let text = std::fs::read_to_string(path).map_err(|e| bad(e.to_string()))?;
+    serde_json::from_str(&text).map_err(|e| bad(e.to_string()))
+}
+
+fn write(path: &Path, text: &str) -> Result<(), BenchError> {
+    std::fs::write(path, text).map_err(|source| BenchError::Write {
+        path: path.display().to_string(),
+        source,
+    })
+}
+
+/// Measures, and writes what was asked for.
+///
+/// # Errors
+///
+/// [`BenchError`]; a back end that is not available is none.
+pub fn bench(args: &BenchArgs, progress: &mut dyn Progress) -> Result<Outcome, BenchError> {
+    let groups = plan(&Sizes {
+        quick: false,
+        ..sizes(args)
+    });
+    if let Some(unknown) = args
+        .only
+        .iter()
+        .find(|only| !groups.iter().any(|group| group.name == **only))
+    {
+        return Err(BenchError::Group(unknown.clone()));
+    }
+    // Before the minutes that it takes, not after them.
+    let earlier = args.baseline.as_deref().map(read).transpose()?;
+    let (blocks, repetitions, calls) = if args.quick { QUICK } else { WHOLE };
+    let config = Config {
+        sizes: Sizes {
+            // Who names a group wants it.
+            quick: args.quick && args.only.is_empty(),
+            ..sizes(args)
+        },
+        amount: Amount {
+            blocks: args.blocks.map_or(blocks, |n| n as usize),
+            calls,
+        },
+        repetitions: args.repetitions.map_or(repetitions, |n| n as usize),
+        seed: args.seed,
+        only: args.only.clone(),
+        nic: std::env::current_exe().ok(),
+        planted: args.plant,
+    };
+    let document = run(&config, progress)?;
+    let mut text = table::text(&document);
+    if let Some(path) = &args.json {
+        let json = serde_json::to_string_pretty(&document).map_err(|e| BenchError::Write {
+            path: path.display().to_string(),
+            source: e.into(),
+        })?;
+        write(path, &(json + "\n"))?;
+    }
+    if let Some(path) = &args.html {
+        write(path, &html::page(&document))?;
+    }
+    let comparison: Option<Comparison> = earlier.map(|earlier| compare(&earlier, &document));
+    if let Some(comparison) = &comparison {
+        text.push('\n');
+        text += &comparison.text();
+    }
+    Ok(Outcome {
+        text,
+        slower: comparison.is_some_and(|c| c.alarms().any(|alarm| alarm.change > 0.0)),
+    })
+}
