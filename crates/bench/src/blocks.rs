@@ -185,7 +185,7 @@ pub fn measure(
     let mut turns = Vec::new();
     let mut n = usize::MAX;
     let unit = workload.unit();
-    for &back_end in group.sides {
+    for &back_end in &group.sides {
         let mut samples = Samples::new(back_end);
         let side = world
             .side(back_end, workload, &trace)

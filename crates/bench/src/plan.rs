@@ -2,19 +2,20 @@
 
 use crate::blocks::Amount;
 use crate::sides::BackEnd::{
-    self, BareRing, CoreRtt, Hashbrown, Host, Inline, Kernel, Mirror, Table, Threaded, VfioUser,
+    self, BareRing, CoreRtt, Device, Hashbrown, Host, Inline, Kernel, Mirror, Table, Threaded,
+    VfioUser,
 };
 use crate::workload::{Draw, Kind, Op, Workload};
 
 /// Sides that do the same, in turns.
-#[derive(Clone, Copy, PartialEq, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub struct Group {
     /// Its name in the JSON, and for `--only`.
     pub name: &'static str,
     /// What the sides do.
     pub workload: Workload,
     /// The sides; the first that is there is the yardstick of the others.
-    pub sides: &'static [BackEnd],
+    pub sides: Vec<BackEnd>,
     /// Left out of `--quick`.
     pub long: bool,
 }
@@ -30,6 +31,8 @@ pub struct Sizes {
     pub value_size: usize,
     /// Processors that this process may use: threads beyond that are not measured.
     pub processors: usize,
+    /// Whether a device was named, which then takes part wherever one over vfio-user does.
+    pub device: bool,
     /// Leaves the long groups out.
     pub quick: bool,
 }
@@ -49,16 +52,16 @@ pub(crate) const DEPTHS: [usize; 5] = [1, 4, 16, 64, 256];
 pub(crate) const BATCHES: [usize; 5] = [1, 4, 16, 64, 1024];
 
 impl Group {
-    const fn new(name: &'static str, sides: &'static [BackEnd], workload: Workload) -> Self {
+    fn new(name: &'static str, sides: &[BackEnd], workload: Workload) -> Self {
         Self {
             name,
             workload,
-            sides,
+            sides: sides.to_vec(),
             long: false,
         }
     }
 
-    const fn long(self) -> Self {
+    fn long(self) -> Self {
         Self { long: true, ..self }
     }
 
@@ -201,6 +204,14 @@ pub fn plan(sizes: &Sizes) -> Vec<Group> {
     for key_size in [4, 64] {
         let sized = Workload { key_size, ..base };
         groups.push(Group::new("key_size", ALL_TYPES, sized).long());
+    }
+    for group in groups
+        .iter_mut()
+        .filter(|group| sizes.device && group.workload.depth == 1)
+    {
+        if let Some(at) = group.sides.iter().position(|side| *side == VfioUser) {
+            group.sides.insert(at + 1, Device);
+        }
     }
     groups.retain(|group| !(sizes.quick && group.long));
     groups

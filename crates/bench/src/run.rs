@@ -6,11 +6,13 @@ use crate::machine::{Machine, meminfo};
 use crate::plan::{Group, Sizes, plan};
 use crate::report::Document;
 use crate::sides::World;
+use offmap_bpf::device::OffloadDevice;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// What to measure.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Config {
     /// The maps' shapes, and whether the long groups are left out.
     pub sizes: Sizes,
@@ -24,6 +26,8 @@ pub struct Config {
     pub only: Vec<String>,
     /// The `offmap` program, started as a device in another process.
     pub nic: Option<PathBuf>,
+    /// The device that [`crate::sides::BackEnd::Device`] stands for.
+    pub device: Option<Arc<dyn OffloadDevice>>,
     /// A slowdown on purpose.
     pub planted: Option<Planted>,
 }
@@ -53,7 +57,7 @@ fn bytes(group: &Group) -> u64 {
 /// is not available is no error but a part of the document, with its reason.
 pub fn run(config: &Config, progress: &mut dyn Progress) -> Measured<Document> {
     let started = Instant::now();
-    let world = World::new(config.nic.clone())?;
+    let world = World::new(config.nic.clone(), config.device.clone())?;
     let mut groups = plan(&config.sizes);
     groups.retain(|g| config.only.is_empty() || config.only.iter().any(|only| only == g.name));
     let free = meminfo("MemAvailable");
@@ -71,7 +75,7 @@ pub fn run(config: &Config, progress: &mut dyn Progress) -> Measured<Document> {
             let samples = measure(&world, group, amount, seed, config.planted, &mut || {
                 progress.turn();
             });
-            measured.push((*group, samples));
+            measured.push((group.clone(), samples));
         }
         repetitions.push(measured);
     }

@@ -37,6 +37,7 @@ fn config(only: &[&str]) -> Config {
             key_size: 8,
             value_size: 64,
             processors: 2,
+            device: false,
             quick: true,
         },
         amount: Amount {
@@ -47,6 +48,7 @@ fn config(only: &[&str]) -> Config {
         seed: 1,
         only: only.iter().map(|name| (*name).to_owned()).collect(),
         nic: None,
+        device: None,
         planted: None,
     }
 }

@@ -60,7 +60,7 @@ fn kernel_is_there(world: &World) -> bool {
 
 #[test]
 fn every_back_end_does_every_operation() {
-    let world = World::new(None).expect("processors");
+    let world = World::new(None, None).expect("processors");
     let kernel = kernel_is_there(&world);
     for op in OPS {
         for back_end in [
@@ -100,7 +100,7 @@ fn every_back_end_does_every_operation() {
 
 #[test]
 fn devices_on_another_processor_do_their_part() {
-    let world = World::new(None).expect("processors");
+    let world = World::new(None, None).expect("processors");
     if world.processors() < 2 {
         println!("skipped: there is only one processor");
         return;
@@ -133,7 +133,7 @@ fn devices_on_another_processor_do_their_part() {
 
 #[test]
 fn what_is_not_there_says_why() {
-    let world = World::new(None).expect("processors");
+    let world = World::new(None, None).expect("processors");
     let why = |back_end, workload: &Workload| match twice(&world, back_end, workload) {
         Err(why) => why.to_string(),
         Ok(done) => panic!("{back_end} did {done}"),
@@ -156,7 +156,7 @@ fn what_is_not_there_says_why() {
 
 #[test]
 fn a_side_that_answers_wrongly_is_found() {
-    let world = World::new(None).expect("processors");
+    let world = World::new(None, None).expect("processors");
     let workload = small(Op::Lookup);
     // An LRU map of 64 entries takes 2,000 keys, and forgets most.
     let crowded = Workload {
@@ -227,6 +227,7 @@ fn a_plan_has_each_group_once() {
         key_size: 8,
         value_size: 64,
         processors: 2,
+        device: false,
         quick: false,
     };
     let all = plan(&sizes);

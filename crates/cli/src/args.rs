@@ -527,7 +527,7 @@ pub enum DeviceKind {
     Vfio(String),
 }
 
-fn device(text: &str) -> Result<DeviceKind, String> {
+pub(crate) fn device(text: &str) -> Result<DeviceKind, String> {
     match text.split_once(':') {
         None if text == "inline" || text == "emulated" => Ok(DeviceKind::Inline),
         None if text == "threaded" => Ok(DeviceKind::Threaded),

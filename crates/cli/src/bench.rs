@@ -1,5 +1,7 @@
 //! `offmap bench`: offloaded maps against host maps.
 
+use crate::args::{DeviceKind, device};
+use crate::open::{OpenError, Visitor, visit};
 use clap::Args;
 use offmap_bench::baseline::{Comparison, compare};
 use offmap_bench::blocks::{Amount, Planted};
@@ -8,7 +10,12 @@ use offmap_bench::plan::{Sizes, plan};
 use offmap_bench::report::Document;
 use offmap_bench::sides::BackEnd;
 use offmap_bench::{Config, Progress, html, run, table};
+use offmap_bpf::device::OffloadDevice;
+use offmap_device_io::Function;
+use offmap_driver::{Driver, DriverConfig};
+use offmap_offload::{OffloadNic, Profile};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use thiserror::Error;
 
 /// Turns of each side, repetitions, and calls timed one by one: of a whole run, and of a quick one.
@@ -33,6 +40,10 @@ pub struct BenchArgs {
     /// Hold the run against an earlier one's JSON; what became slower by more than noise is an alarm
     #[arg(long, value_name = "FILE")]
     pub baseline: Option<PathBuf>,
+
+    /// Measure this device too: vfio-user:PATH, or vfio:ADDRESS for one that is bound to vfio-pci
+    #[arg(long, value_name = "KIND", value_parser = elsewhere)]
+    pub device: Option<DeviceKind>,
 
     /// Measure only this group; may be given again (see --list)
     #[arg(long, value_name = "GROUP")]
@@ -72,6 +83,16 @@ pub struct BenchArgs {
     pub plant: Option<Planted>,
 }
 
+fn elsewhere(text: &str) -> Result<DeviceKind, String> {
+    match device(text)? {
+        DeviceKind::Inline | DeviceKind::Threaded => Err(
+            "inline and threaded devices are measured anyway; name vfio-user:PATH or vfio:ADDRESS"
+                .into(),
+        ),
+        kind => Ok(kind),
+    }
+}
+
 fn key_size(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(n @ (4 | 8 | 16 | 64)) => Ok(n),
@@ -107,6 +128,12 @@ pub enum BenchError {
     /// This machine does not let it.
     #[error(transparent)]
     Unavailable(#[from] Unavailable),
+    /// The device that was named cannot be opened.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// It does not come up.
+    #[error("the device does not come up: {0}")]
+    BringUp(String),
     /// There is no such group.
     #[error("there is no group {0:?}; `offmap bench --list` names them")]
     Group(String),
@@ -131,7 +158,7 @@ pub enum BenchError {
 impl BenchError {
     /// Whether it is the command line's fault, or a file's that it names.
     pub fn is_input(&self) -> bool {
-        matches!(self, Self::Group(_) | Self::Baseline { .. })
+        matches!(self, Self::Group(_) | Self::Baseline { .. } | Self::Open(_))
     }
 }
 
@@ -143,12 +170,34 @@ pub struct Outcome {
     pub slower: bool,
 }
 
+/// Brings the named device up, as a device that maps are offloaded to.
+struct BringUp;
+
+impl Visitor for BringUp {
+    type Out = Result<Arc<dyn OffloadDevice>, BenchError>;
+
+    fn emulated(self, _threaded: bool) -> Self::Out {
+        Err(BenchError::BringUp("it is measured anyway".to_owned()))
+    }
+
+    fn elsewhere<F: Function>(
+        self,
+        mut open: impl FnMut() -> Result<Arc<F>, OpenError>,
+    ) -> Self::Out {
+        let failed = |e: &dyn std::fmt::Display| BenchError::BringUp(e.to_string());
+        let driver = Driver::bring_up(open()?, DriverConfig::default()).map_err(|e| failed(&e))?;
+        let nic = OffloadNic::new(driver, Profile::offmap()).map_err(|e| failed(&e))?;
+        Ok(nic)
+    }
+}
+
 fn sizes(args: &BenchArgs) -> Sizes {
     Sizes {
         entries: args.entries as usize,
         key_size: args.key_size,
         value_size: args.value_size,
         processors: std::thread::available_parallelism().map_or(1, usize::from),
+        device: args.device.is_some(),
         quick: args.quick,
     }
 }
@@ -209,7 +258,13 @@ pub fn bench(args: &BenchArgs, progress: &mut dyn Progress) -> Result<Outcome, B
     // Before the minutes that it takes, not after them.
     let earlier = args.baseline.as_deref().map(read).transpose()?;
     let (blocks, repetitions, calls) = if args.quick { QUICK } else { WHOLE };
+    let device = args
+        .device
+        .as_ref()
+        .map(|kind| visit(kind, BringUp))
+        .transpose()?;
     let config = Config {
+        device,
         sizes: Sizes {
             // Who names a group wants it.
             quick: args.quick && args.only.is_empty(),

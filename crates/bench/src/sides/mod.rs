@@ -43,6 +43,8 @@ pub enum BackEnd {
     Threaded,
     /// The offloaded map on a device in another process, over vfio-user.
     VfioUser,
+    /// The offloaded map on the device that was named: a vfio-bound function, or a server of somebody's.
+    Device,
     /// The running kernel's map, by bpf(2).
     Kernel,
     /// A mirror of an offloaded map in host memory.
@@ -61,6 +63,7 @@ impl BackEnd {
             Self::Inline => "inline",
             Self::Threaded => "threaded",
             Self::VfioUser => "vfio_user",
+            Self::Device => "device",
             Self::Kernel => "kernel",
             Self::Mirror => "mirror",
         }
@@ -77,6 +80,7 @@ impl BackEnd {
             Self::Inline => "offloaded, inline",
             Self::Threaded => "offloaded, threaded",
             Self::VfioUser => "offloaded, vfio-user",
+            Self::Device => "offloaded, --device",
             Self::Kernel => "kernel, bpf(2)",
             Self::Mirror => "mirror",
         }
@@ -84,7 +88,7 @@ impl BackEnd {
 
     /// The one of that name.
     pub fn find(name: &str) -> Option<Self> {
-        const ALL: [BackEnd; 10] = [
+        const ALL: [BackEnd; 11] = [
             BackEnd::Hashbrown,
             BackEnd::CoreRtt,
             BackEnd::BareRing,
@@ -93,6 +97,7 @@ impl BackEnd {
             BackEnd::Inline,
             BackEnd::Threaded,
             BackEnd::VfioUser,
+            BackEnd::Device,
             BackEnd::Kernel,
             BackEnd::Mirror,
         ];

@@ -7,7 +7,8 @@ use super::{
 use crate::cpu::Processors;
 use crate::error::{Measured, Unavailable};
 use crate::workload::{Kind, Trace, Workload};
-use offmap_bpf::{Caller, MapCreateAttr, MapFile, System, SystemConfig};
+use offmap_bpf::device::OffloadDevice;
+use offmap_bpf::{Caller, IfIndex, MapCreateAttr, MapFile, System, SystemConfig};
 use offmap_device_io::Function;
 use offmap_driver::{DeviceMap, Driver, DriverConfig, MapParams};
 use offmap_emulator::{DeviceConfig, Inline, Threaded};
@@ -35,6 +36,7 @@ pub struct World {
     processors: Processors,
     partner: RefCell<Option<Rc<RefCell<Partner>>>>,
     nic: Option<PathBuf>,
+    device: Option<(Arc<System>, IfIndex)>,
 }
 
 /// A side, and what has to outlive it.
@@ -133,33 +135,54 @@ fn device_map<F: Function>(driver: &Arc<Driver<F>>, workload: &Workload) -> Meas
 
 /// An open map: on the host, or on `function`.
 fn open<F: Function>(function: Option<Arc<F>>, workload: &Workload) -> Measured<MapFile> {
-    let system = System::new(SystemConfig::default());
-    let mut attr = attr(workload);
-    if let Some(function) = function {
-        let nic = OffloadNic::new(driver(function)?, Profile::offmap())
-            .map_err(Unavailable::failed("the offload NIC"))?;
-        let ifindex = system
-            .register_netdev("nic0", nic as _)
-            .map_err(Unavailable::failed("the network device"))?;
-        attr.map_ifindex = ifindex.0;
+    match function {
+        None => map_of(&System::new(SystemConfig::default()), IfIndex(0), workload),
+        Some(function) => {
+            let nic = OffloadNic::new(driver(function)?, Profile::offmap())
+                .map_err(Unavailable::failed("the offload NIC"))?;
+            let (system, ifindex) = system_of(nic)?;
+            map_of(&system, ifindex, workload)
+        }
     }
+}
+
+/// A system with a device, and the index of its interface.
+fn system_of(device: Arc<dyn OffloadDevice>) -> Measured<(Arc<System>, IfIndex)> {
+    let system = System::new(SystemConfig::default());
+    let ifindex = system
+        .register_netdev("nic0", device)
+        .map_err(Unavailable::failed("the network device"))?;
+    Ok((system, ifindex))
+}
+
+/// An open map of a system, which lives as long as it is open.
+fn map_of(system: &System, ifindex: IfIndex, workload: &Workload) -> Measured<MapFile> {
+    let attr = MapCreateAttr {
+        map_ifindex: ifindex.0,
+        ..attr(workload)
+    };
     let fd = system
         .map_create(&Caller::root(), &attr)
         .map_err(Unavailable::failed("map_create"))?;
-    system
+    let file = system
         .map_file(fd)
-        .map_err(Unavailable::failed("the map's descriptor"))
+        .map_err(Unavailable::failed("the map's descriptor"))?;
+    system
+        .close(fd)
+        .map_err(Unavailable::failed("the map's descriptor"))?;
+    Ok(file)
 }
 
 impl World {
     /// Binds this thread to its first processor. `nic` is the `offmap` program, which is started as a
-    /// device in another process.
+    /// device in another process; `device` is the one that [`BackEnd::Device`] stands for.
     ///
     /// # Errors
     ///
     /// When the kernel does not let it.
-    pub fn new(nic: Option<PathBuf>) -> Measured<Self> {
+    pub fn new(nic: Option<PathBuf>, device: Option<Arc<dyn OffloadDevice>>) -> Measured<Self> {
         Ok(Self {
+            device: device.map(system_of).transpose()?,
             processors: Processors::bind()?,
             partner: RefCell::new(None),
             nic,
@@ -232,6 +255,10 @@ impl World {
                     }
                 }
             }
+            BackEnd::Device => match &self.device {
+                Some((system, ifindex)) => file(map_of(system, *ifindex, workload)?, true),
+                None => Err(Unavailable::new("no other device was named (--device)")),
+            },
             BackEnd::Kernel => {
                 let side = KernelSide::new(workload, trace, Self::possible_cpus())?;
                 Ok(Box::new(side))
