@@ -12,6 +12,8 @@ const ORDER: usize = 1 << 18;
 const ORDER_BYTES: usize = 16 << 20;
 /// Keys that are not in the map.
 const ABSENT: usize = 1 << 13;
+/// Entries beyond its keys that an LRU map has: 128 for each of 128 CPUs.
+const SET_ASIDE: usize = 1 << 14;
 /// Exponent of Zipf's law, as in the YCSB workloads.
 const ZIPF: f64 = 0.99;
 
@@ -158,9 +160,11 @@ impl Default for Workload {
 }
 
 impl Workload {
-    /// `max_entries` of its map: room for the keys that are inserted, where some are.
+    /// `max_entries` of its map: room for the keys that are inserted, where some are, and for those that
+    /// an LRU map sets aside for each CPU, lest it evicts what is looked for.
     pub fn max_entries(&self) -> usize {
         match self.op {
+            _ if self.map_type == Kind::LruHash => self.entries + SET_ASIDE,
             Op::Insert | Op::Delete => self.entries + ABSENT,
             _ => self.entries,
         }

@@ -242,6 +242,53 @@ fn noise_is_no_alarm() {
 }
 
 #[test]
+fn another_mode_of_the_processors_is_no_slowdown() {
+    let mut before = made_up();
+    for back_end in [BackEnd::CoreRtt, BackEnd::Threaded] {
+        let mut row = before.rows[0].clone();
+        row.group = "lookup_cores".to_owned();
+        row.backend = back_end;
+        row.ns_per_op = Some(110.0);
+        row.relative = match back_end {
+            BackEnd::CoreRtt => vec![1.0, 1.0, 1.0],
+            _ => vec![2.0, 2.02, 1.98],
+        };
+        row.reason = None;
+        before.rows.push(row);
+    }
+    let slower = |rtt: f64| {
+        let mut after = scaled(&before, |back_end, _, _| match back_end {
+            BackEnd::Threaded => 1.5,
+            _ => 1.0,
+        });
+        let rows = after.rows.iter_mut();
+        for row in rows.filter(|row| row.backend == BackEnd::CoreRtt) {
+            row.ns_per_op = Some(rtt);
+        }
+        compare(&before, &after)
+    };
+    let same = slower(112.0);
+    assert!(
+        same.alarms().any(|alarm| alarm.family == "threaded"),
+        "{same:?}"
+    );
+    let other = slower(400.0);
+    assert!(
+        other
+            .changes
+            .iter()
+            .all(|change| !change.family.starts_with("threaded"))
+    );
+    assert!(
+        other
+            .warnings
+            .iter()
+            .any(|w| w.contains("another processor")),
+        "{other:?}"
+    );
+}
+
+#[test]
 fn runs_that_cannot_be_compared_say_so() {
     let before = made_up();
     let mut after = before.clone();

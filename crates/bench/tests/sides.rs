@@ -158,13 +158,17 @@ fn what_is_not_there_says_why() {
 fn a_side_that_answers_wrongly_is_found() {
     let world = World::new(None, None).expect("processors");
     let workload = small(Op::Lookup);
-    // An LRU map of 64 entries takes 2,000 keys, and forgets most.
+    // An LRU map with room for 17,000 entries takes 60,000 keys, and forgets most.
     let crowded = Workload {
         map_type: Kind::LruHash,
-        entries: 64,
+        entries: 600,
         ..workload
     };
-    let trace = Trace::new(&workload, 1);
+    let many = Workload {
+        entries: 60_000,
+        ..workload
+    };
+    let trace = Trace::new(&many, 1);
     for back_end in [BackEnd::Host, BackEnd::Inline] {
         let side = world.side(back_end, &crowded, &trace);
         let run = side.and_then(|mut side| side.run(0, 512));

@@ -41,6 +41,10 @@ pub struct BenchArgs {
     #[arg(long, value_name = "FILE")]
     pub baseline: Option<PathBuf>,
 
+    /// Hold this run's JSON against the baseline, and measure nothing
+    #[arg(long, value_name = "FILE", requires = "baseline", conflicts_with_all = ["json", "html", "only", "list"])]
+    pub read: Option<PathBuf>,
+
     /// Measure this device too: vfio-user:PATH, or vfio:ADDRESS for one that is bound to vfio-pci
     #[arg(long, value_name = "KIND", value_parser = elsewhere)]
     pub device: Option<DeviceKind>,
@@ -244,6 +248,13 @@ fn write(path: &Path, text: &str) -> Result<(), BenchError> {
 ///
 /// [`BenchError`]; a back end that is not available is none.
 pub fn bench(args: &BenchArgs, progress: &mut dyn Progress) -> Result<Outcome, BenchError> {
+    if let (Some(path), Some(earlier)) = (&args.read, &args.baseline) {
+        let comparison = compare(&read(earlier)?, &read(path)?);
+        return Ok(Outcome {
+            text: comparison.text(),
+            slower: comparison.alarms().any(|alarm| alarm.change > 0.0),
+        });
+    }
     let groups = plan(&Sizes {
         quick: false,
         ..sizes(args)

@@ -64,6 +64,14 @@ fn a_run_writes_its_files_and_a_later_one_is_held_against_it() {
     let page = fs::read_to_string(&page).expect("a page");
     assert!(page.starts_with("<!doctype html>") && page.contains("Verdict"));
 
+    let output = bench(&["--baseline", json_path, "--read", json_path]);
+    assert_eq!(
+        output.status.code(),
+        Some(0),
+        "a run against itself: {}",
+        said(&output)
+    );
+
     let mut args = LEAST.to_vec();
     args.extend(["--baseline", json_path]);
     let output = bench(&args);
@@ -109,6 +117,7 @@ fn what_is_wrong_is_said_before_anything_is_measured() {
     for (args, sentence) in [
         (vec!["--only", "nothing"], "no group \"nothing\""),
         (vec!["--baseline", "/nowhere/run.json"], "cannot be read"),
+        (vec!["--read", "run.json"], "--baseline"),
         (vec!["--key-size", "5"], "4, 8, 16 and 64"),
         (vec!["--value-size", "24"], "8, 64, 256 and 1024"),
         (vec!["--plant", "inline"], "inline=10"),
