@@ -106,9 +106,9 @@ fn lines<'a>(
 fn sweeps(document: &Document, out: &mut String) {
     let mut sweep = |title: &str, about: &str, x: &str, y: &str, lines: Vec<Line>| {
         if !lines.is_empty() {
-            let _ = write!(
+            let _ = writeln!(
                 out,
-                "<section><h2>{}</h2><p class=\"soft\">{}</p>{}</section>\n",
+                "<section><h2>{}</h2><p class=\"soft\">{}</p>{}</section>",
                 escape(title),
                 escape(about),
                 plot::lines(&lines, x, y)
