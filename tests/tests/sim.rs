@@ -6,7 +6,7 @@
 //! that fails.
 
 use offmap_emulator::faults::{Behaviour, Delay, FaultPlan, Rule, Site};
-use offmap_sim::{Config, Faults, Mutation, Report, campaign};
+use offmap_sim::{Check, Config, Faults, Mutation, Report, Violation, campaign};
 use offmap_tests::report::{aloud, env_number, seed};
 use std::time::Duration;
 
@@ -253,8 +253,9 @@ fn shards_share_the_seeds_out() {
     assert_eq!(operations, whole.operations);
 }
 
-/// The first violation of a general campaign, with fault plans drawn for every seed.
-fn first_violation(mutation: Mutation) -> Result<String, u64> {
+/// The first violation of a general campaign, with fault plans drawn for every seed; or how often
+/// the bug did something, and nothing saw it.
+fn first_violation(mutation: Mutation) -> Result<Violation, u64> {
     let report = run(&Config {
         from: 1,
         seeds: MUTATION_SEEDS,
@@ -269,36 +270,83 @@ fn first_violation(mutation: Mutation) -> Result<String, u64> {
     };
     let what: String = violation.what.chars().take(100).collect();
     aloud(&format!(
-        "sim: {mutation:?} caught by seed {} of 1 to {MUTATION_SEEDS}: {what}",
-        report.seeds
+        "sim: {mutation:?} caught by seed {} of 1 to {MUTATION_SEEDS}: {}: {what}",
+        report.seeds,
+        violation.check.name()
     ));
-    Ok(violation.what.clone())
+    Ok(violation.clone())
 }
 
+/// Each by the check that is there for it, and not by what follows from it.
 #[test]
-fn planted_bugs_are_caught() {
+fn planted_bugs_are_caught_by_their_checks() {
     let mut missed = Vec::new();
     for mutation in Mutation::ALL {
-        if let Err(mutated) = first_violation(mutation) {
-            missed.push(format!("{mutation:?}, which did something {mutated} times"));
+        match first_violation(mutation) {
+            Ok(violation) if mutation.caught_by().contains(&violation.check) => {}
+            Ok(other) => missed.push(format!(
+                "{mutation:?} by {:?} and not {:?}: {}",
+                other.check,
+                mutation.caught_by(),
+                other.what
+            )),
+            Err(mutated) => {
+                missed.push(format!("{mutation:?}, which did something {mutated} times"));
+            }
         }
     }
-    assert!(missed.is_empty(), "not caught: {missed:#?}");
+    assert!(
+        missed.is_empty(),
+        "not caught as they should be: {missed:#?}"
+    );
 }
 
-/// By the check that is there for it, and not by what follows from it.
+/// A check that nothing shows to work is none: each has a bug that it alone catches first.
 #[test]
-fn what_is_taken_back_early_is_caught_in_the_act() {
-    for mutation in [
-        Mutation::FreeAtTimeout,
-        Mutation::FreeUndeleted,
-        Mutation::ReuseQueueId,
-    ] {
-        let what = first_violation(mutation).unwrap_or_default();
-        assert!(what.contains("(rule R2)"), "{mutation:?}: {what}");
+fn every_check_has_a_planted_bug() {
+    for check in Check::ALL {
+        let its = |mutation: &&Mutation| mutation.caught_by() == [check];
+        let found = Mutation::ALL.iter().find(its);
+        assert!(
+            found.is_some(),
+            "no planted bug is caught by {check:?} alone"
+        );
     }
-    let what = first_violation(Mutation::IgnoreAbort).unwrap_or_default();
-    assert!(what.contains("an abort was confirmed"), "{what}");
+}
+
+/// A panic of the device or the driver is a violation of its seed; the campaign goes on, and the seed
+/// is replayed and made small as any other.
+#[test]
+fn a_panic_is_a_violation_and_no_end() {
+    for mutation in [Mutation::Panics, Mutation::PanicsInCall] {
+        let config = Config {
+            from: 1,
+            seeds: 12,
+            mutation: Some(mutation),
+            shrink_time: Duration::from_secs(1),
+            ..Config::default()
+        };
+        let report = run(&config);
+        assert_eq!(report.seeds, 12, "{mutation:?}");
+        assert!(report.violations.len() > 1, "{mutation:?}");
+        for violation in &report.violations {
+            assert_eq!(violation.check, Check::Panic, "{}", violation.what);
+            assert!(violation.what.starts_with("panic: a planted panic"));
+        }
+        let last = report.violations[0].trace.last();
+        assert!(
+            last.is_some_and(|line| line.starts_with("violation: panic: ")),
+            "{last:?}"
+        );
+        let seed = report.violations[1].seed;
+        let again = run(&Config {
+            from: seed,
+            seeds: 1,
+            ..config
+        });
+        assert_eq!(again.violations[0].check, Check::Panic);
+        assert_eq!(again.violations[0].seed, seed);
+    }
 }
 
 #[test]
@@ -315,7 +363,7 @@ fn a_failure_is_replayed_and_shrunk() {
     let violation = report.violations.first().expect("a lost write is caught");
     assert_eq!(
         violation.replay(),
-        format!("offmap sim --seeds 1 --from {}", violation.seed)
+        format!("offmap sim --seed {}", violation.seed)
     );
     let (all, least) = violation.actions;
     assert!(least * 4 < all, "{least} of {all} actions are left");

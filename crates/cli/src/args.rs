@@ -122,7 +122,7 @@ where a command let it, and that nothing is left at the end. docs/simulation.md 
 Examples:
   offmap sim --seeds 10000
   offmap sim --seeds 1000 --faults plan.toml
-  offmap sim --seeds 1 --from 4711
+  offmap sim --seed 4711
   offmap sim --seeds 100000 --shard 3/16 --json
   offmap sim --seeds 1000000000 --from $RANDOM --seconds 60"
     )]
@@ -387,19 +387,24 @@ pub struct DiffArgs {
 #[derive(Clone, Debug, Args)]
 pub struct SimArgs {
     /// Seeds to run
-    #[arg(long, value_name = "N", default_value_t = 1000)]
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = seeds)]
     pub seeds: u64,
 
     /// The first seed
     #[arg(long, value_name = "SEED", default_value_t = 1)]
     pub from: u64,
 
+    /// Run this one seed: short for --seeds 1 --from SEED
+    #[arg(long, value_name = "SEED", conflicts_with_all = ["seeds", "from", "shard", "seconds"])]
+    pub seed: Option<u64>,
+
     /// Part I of N of a campaign, from 1: the seeds are dealt to the parts in turn
     #[arg(long, value_name = "I/N", default_value = "1/1", value_parser = shard)]
     pub shard: (u64, u64),
 
-    /// Ends after this many seconds, if that comes first, at the end of a seed
-    #[arg(long, value_name = "SECONDS")]
+    /// Begin no seed after this many seconds. Making failures small comes on top: about 20 s for each
+    /// of the first three, nothing for the others
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     pub seconds: Option<u64>,
 
     /// Which seeds draw a fault plan of their own for the device
@@ -425,6 +430,25 @@ pub enum FaultPlans {
     Half,
     /// Every seed
     All,
+}
+
+/// A number that is not 0, since nothing would be tried.
+fn positive(text: &str, nothing: &str) -> Result<u64, String> {
+    match text.parse() {
+        Ok(0) => Err(format!(
+            "{nothing} would try nothing; it has to be 1 at least"
+        )),
+        Ok(number) => Ok(number),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+fn seeds(text: &str) -> Result<u64, String> {
+    positive(text, "a campaign of 0 seeds")
+}
+
+fn seconds(text: &str) -> Result<u64, String> {
+    positive(text, "a campaign of 0 seconds")
 }
 
 /// `I/N`.

@@ -132,7 +132,8 @@ fn measure(args: &BenchArgs) -> ExitCode {
 
 fn simulate(args: &SimArgs) -> ExitCode {
     let bar = Bar::new().0;
-    bar.set_length(args.seeds.div_ceil(args.shard.1));
+    let seeds = args.seed.map_or(args.seeds, |_| 1);
+    bar.set_length(seeds.div_ceil(args.shard.1));
     bar.set_message("seeds");
     let simulated = sim::simulate(args, &mut |seeds| bar.set_position(seeds));
     bar.finish_and_clear();

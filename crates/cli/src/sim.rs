@@ -51,6 +51,8 @@ pub struct Document {
 pub struct FailedSeed {
     /// The seed.
     pub seed: u64,
+    /// The check that failed, by its name in docs/simulation.md.
+    pub check: &'static str,
     /// What was violated.
     pub what: String,
     /// The command that runs it again.
@@ -63,12 +65,41 @@ pub struct FailedSeed {
     pub trace: Vec<String>,
 }
 
+/// Why there was no campaign.
+#[derive(Debug, thiserror::Error)]
+pub enum SimError {
+    /// The fault plan's file is not usable.
+    #[error(transparent)]
+    Faults(#[from] FaultFileError),
+    /// The part of the campaign has no seed.
+    #[error(
+        "part {part} of {of} has none of the {seeds} seeds, and would try nothing: there can be as \
+         many parts as seeds"
+    )]
+    EmptyShard {
+        /// The part, from 1.
+        part: u64,
+        /// Of how many.
+        of: u64,
+        /// Seeds of the whole campaign.
+        seeds: u64,
+    },
+}
+
 /// Runs the campaign; `progress` is told the seeds done so far.
 ///
 /// # Errors
 ///
-/// [`FaultFileError`], when the fault plan's file is not usable.
-pub fn simulate(args: &SimArgs, progress: &mut dyn FnMut(u64)) -> Result<Document, FaultFileError> {
+/// [`SimError`].
+pub fn simulate(args: &SimArgs, progress: &mut dyn FnMut(u64)) -> Result<Document, SimError> {
+    let (from, seeds) = match args.seed {
+        Some(seed) => (seed, 1),
+        None => (args.from, args.seeds),
+    };
+    let (part, of) = args.shard;
+    if part > seeds {
+        return Err(SimError::EmptyShard { part, of, seeds });
+    }
     let faults = match (&args.faults, args.fault_plans) {
         (Some(path), _) => Faults::Plan {
             plan: FaultPlan::load(path)?,
@@ -79,9 +110,9 @@ pub fn simulate(args: &SimArgs, progress: &mut dyn FnMut(u64)) -> Result<Documen
         (None, FaultPlans::All) => Faults::All,
     };
     let config = Config {
-        from: args.from,
-        seeds: args.seeds,
-        shard: (args.shard.0 - 1, args.shard.1),
+        from,
+        seeds,
+        shard: (part - 1, of),
         time: args.seconds.map(Duration::from_secs),
         faults,
         mutation: None,
@@ -90,17 +121,18 @@ pub fn simulate(args: &SimArgs, progress: &mut dyn FnMut(u64)) -> Result<Documen
     };
     let started = Instant::now();
     let report = campaign(&config, progress);
-    Ok(Document::new(report, args, started.elapsed()))
+    Ok(Document::new(report, from, args.shard, started.elapsed()))
 }
 
 impl Document {
-    fn new(report: Report, args: &SimArgs, took: Duration) -> Self {
+    fn new(report: Report, from: u64, shard: (u64, u64), took: Duration) -> Self {
         let violations: Vec<FailedSeed> = report
             .violations
             .into_iter()
             .map(|v| FailedSeed {
                 seed: v.seed,
                 replay: v.replay(),
+                check: v.check.name(),
                 what: v.what,
                 actions: v.actions.0,
                 shrunk_to: v.actions.1,
@@ -109,8 +141,8 @@ impl Document {
             .collect();
         Self {
             seeds: report.seeds,
-            from: args.from,
-            shard: [args.shard.0, args.shard.1],
+            from,
+            shard: [shard.0, shard.1],
             operations: report.operations,
             steps: report.steps,
             faulty_seeds: report.faulty_seeds,
@@ -133,7 +165,11 @@ impl Document {
             for line in &failed.trace {
                 let _ = writeln!(text, "  {line}");
             }
-            let _ = writeln!(text, "seed {}: {}", failed.seed, failed.what);
+            let _ = writeln!(
+                text,
+                "seed {}, {}: {}",
+                failed.seed, failed.check, failed.what
+            );
             if !failed.trace.is_empty() {
                 let _ = writeln!(
                     text,

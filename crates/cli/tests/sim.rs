@@ -75,6 +75,14 @@ fn the_document_has_what_a_campaign_came_to() {
 }
 
 #[test]
+fn one_seed_is_a_campaign_of_one() {
+    let one = json(&sim(&["--seed", "12", "--json"]));
+    let same = json(&sim(&["--seeds", "1", "--from", "12", "--json"]));
+    assert_eq!((&one["seeds"], &one["from"]), (&1.into(), &12.into()));
+    assert_eq!(one["digest"], same["digest"]);
+}
+
+#[test]
 fn shards_do_together_what_one_process_does() {
     let part = |shard| {
         json(&sim(&[
@@ -113,6 +121,7 @@ fn the_line_that_replays_a_seed_runs_it() {
     let path = plan_file("replay", LOST);
     let violation = offmap_sim::Violation {
         seed: 12,
+        check: offmap_sim::Check::History,
         options: offmap_sim::Faults::Plan {
             plan: offmap_emulator::faults::FaultPlan::new(),
             file: path.to_str().unwrap().into(),
@@ -124,7 +133,7 @@ fn the_line_that_replays_a_seed_runs_it() {
     };
     let line = violation.replay();
     assert!(
-        line.starts_with("offmap sim --seeds 1 --from 12 --faults '"),
+        line.starts_with("offmap sim --seed 12 --faults '"),
         "{line}"
     );
     let program = env!("CARGO_BIN_EXE_offmap");
@@ -153,6 +162,20 @@ fn what_is_bad_gets_a_sentence() {
         (vec!["--faults", "/no/such/plan.toml"], "cannot be read"),
         (vec!["--shard", "3/2"], "is not a part of a whole"),
         (vec!["--seeds", "many"], "invalid value 'many'"),
+        (
+            vec!["--seeds", "0"],
+            "a campaign of 0 seeds would try nothing",
+        ),
+        (
+            vec!["--seconds", "0"],
+            "a campaign of 0 seconds would try nothing",
+        ),
+        (
+            vec!["--seeds", "3", "--shard", "4/8"],
+            "part 4 of 8 has none of the 3 seeds",
+        ),
+        (vec!["--seed", "7", "--seeds", "2"], "cannot be used with"),
+        (vec!["--seed", "7", "--from", "7"], "cannot be used with"),
         (vec!["--fault-plans", "some"], "invalid value 'some'"),
         (
             vec!["--faults", bad, "--fault-plans", "all"],

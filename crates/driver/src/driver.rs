@@ -290,8 +290,9 @@ impl<F: Function> Driver<F> {
         match freed {
             Ok(_) => Ok(()),
             Err(e) => {
-                // A reset that succeeded has ended the map.
-                let reset = matches!(e, DriverError::DeviceReset) && admin.queue.is_some();
+                // A reset of this driver's that succeeded has ended the map. Of another one it knows
+                // from a register only, which is not enough to take the memory back.
+                let reset = self.same_epoch(map).is_err() && admin.queue.is_some();
                 if !reset {
                     admin.quarantine.push(memory);
                 }

@@ -2,7 +2,7 @@
 
 mod scripted;
 
-use offmap_abi::MapType;
+use offmap_abi::{MapType, regs};
 use offmap_driver::{Driver, DriverConfig, DriverError, MapParams};
 use scripted::Scripted;
 use std::sync::Arc;
@@ -110,4 +110,25 @@ fn a_reset_has_freed_it() {
     assert!(driver.reset().is_err());
     assert!(driver.free_map_with_memory(&map, memory).is_err());
     assert!(mapped(&device) >= 2);
+}
+
+/// A reset that only a register tells of is none that was confirmed: the count may be read wrong.
+#[test]
+fn a_reset_of_somebody_elses_keeps_it_until_one_of_its_own() {
+    let (device, driver) = ready();
+    let (map, memory) = driver
+        .create_map_with_memory(&params(), BYTES, None)
+        .unwrap();
+    device.state().answers_admin = false;
+    let count = device.state().registers[&regs::RESET_COUNT];
+    device
+        .state()
+        .registers
+        .insert(regs::RESET_COUNT, count + 1);
+    let reset = driver.free_map_with_memory(&map, memory).unwrap_err();
+    assert!(matches!(reset, DriverError::DeviceReset), "{reset}");
+    assert_eq!(mapped(&device), 2);
+    device.state().answers_admin = true;
+    driver.reset().unwrap();
+    assert_eq!(mapped(&device), 1);
 }

@@ -1,5 +1,6 @@
 //! Campaigns: many seeds, their sum, and what is printed of one that failed.
 
+use crate::check::{Check, Fault};
 use crate::faults::Faults;
 use crate::memory::Pool;
 use crate::mutation::Mutation;
@@ -56,6 +57,8 @@ pub struct Violation {
     pub seed: u64,
     /// What the command that replays it needs besides the seed.
     pub options: String,
+    /// Which check failed.
+    pub check: Check,
     /// What was violated.
     pub what: String,
     /// What the least part of the seed that still fails did; empty beyond the first few.
@@ -67,7 +70,7 @@ pub struct Violation {
 impl Violation {
     /// The command that runs the seed again.
     pub fn replay(&self) -> String {
-        format!("offmap sim --seeds 1 --from {}{}", self.seed, self.options)
+        format!("offmap sim --seed {}{}", self.seed, self.options)
     }
 }
 
@@ -119,8 +122,8 @@ pub fn campaign(config: &Config, progress: &mut dyn FnMut(u64)) -> Report {
         report.faulty_seeds += u64::from(plan.faults.is_some());
         let outcome = guarded(&plan, config.mutation, false, &mut pool);
         report.take(&outcome);
-        if let Some(what) = outcome.violation {
-            report.violated(config, plan, what, &mut pool);
+        if let Some(fault) = outcome.violation {
+            report.violated(config, plan, fault, &mut pool);
             if config.stop_at_first {
                 break;
             }
@@ -138,16 +141,9 @@ pub(crate) fn guarded(
     pool: &mut Pool,
 ) -> Outcome {
     let result = catch_unwind(AssertUnwindSafe(|| run::run(plan, mutation, tracing, pool)));
-    result.unwrap_or_else(|panic| {
-        let what = panic
-            .downcast_ref::<String>()
-            .map(String::as_str)
-            .or_else(|| panic.downcast_ref::<&str>().copied())
-            .unwrap_or("without a message");
-        Outcome {
-            violation: Some(format!("panic: {what}")),
-            ..Outcome::default()
-        }
+    result.unwrap_or_else(|panic| Outcome {
+        violation: Some(Fault::of_panic(&*panic)),
+        ..Outcome::default()
     })
 }
 
@@ -169,11 +165,12 @@ impl Report {
         self.digest = self.digest.rotate_left(9) ^ outcome.digest;
     }
 
-    fn violated(&mut self, config: &Config, plan: Plan, what: String, pool: &mut Pool) {
+    fn violated(&mut self, config: &Config, plan: Plan, fault: Fault, pool: &mut Pool) {
         let mut violation = Violation {
             seed: plan.seed,
             options: config.faults.options(),
-            what,
+            check: fault.check,
+            what: fault.what,
             trace: Vec::new(),
             actions: (plan.actions.len(), plan.actions.len()),
         };
@@ -182,7 +179,7 @@ impl Report {
             violation.actions.1 = least.actions.len();
             let outcome = guarded(&least, config.mutation, true, pool);
             violation.trace = outcome.trace;
-            if let Some(what) = outcome.violation {
+            if let Some(Fault { what, .. }) = outcome.violation {
                 violation.trace.push(format!("violation: {what}"));
             }
         }

@@ -275,8 +275,9 @@ impl World {
                 self.forget();
             }
             Behaviour::Unplug => {
+                let well = !self.excuses.disturbed;
                 self.excuses.disturbed = true;
-                self.remove();
+                self.remove(well);
             }
             Behaviour::Drop if entry => self.never_answered(queue, request),
             Behaviour::Drop if site == Site::RegisterRead => self.excuses.disturbed = true,

@@ -1,5 +1,6 @@
 //! The simulated function: what the driver gets for a device.
 
+use crate::mutation::Mutation;
 use crate::world::World;
 use offmap_abi::{QueueId, RequestId};
 use offmap_device_io::{
@@ -305,7 +306,12 @@ impl Function for SimFunction {
     }
 
     fn now(&self) -> Duration {
-        Duration::from_nanos(self.world().now_ns)
+        let mut world = self.world();
+        let slowness = match world.plants(Mutation::SlowClock, 1) {
+            true => 8,
+            false => 1,
+        };
+        Duration::from_nanos(world.now_ns / slowness)
     }
 
     fn relax(&self) {

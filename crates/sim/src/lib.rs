@@ -15,6 +15,8 @@
 #![forbid(unsafe_code)]
 
 mod campaign;
+mod check;
+mod event;
 mod excuse;
 mod faults;
 mod function;
@@ -23,13 +25,18 @@ mod map;
 mod memory;
 mod mutation;
 mod plan;
+mod plant;
 mod rng;
 mod run;
 mod shrink;
 mod sleep;
 mod spec;
+mod walk;
 mod world;
 
 pub use campaign::{Config, Report, Violation, campaign};
+pub use check::Check;
+pub use event::Event;
 pub use faults::Faults;
 pub use mutation::Mutation;
+pub use plan::ACTIONS;

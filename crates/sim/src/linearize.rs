@@ -11,6 +11,7 @@
 //!    and a state of the map. It runs when the witness does not pass: with commands of unknown
 //!    outcome, with batches that took several steps, and where the history is wrong.
 
+use crate::check::{Check, Fault};
 use crate::spec::{Answer, Kind, Spec, State};
 use std::collections::HashSet;
 
@@ -38,7 +39,7 @@ pub(crate) enum Verdict {
     /// By the witness, or else by the search.
     Explained { searched: bool },
     /// Nothing explains it; the sentence names the call at which every attempt ended.
-    Wrong(String),
+    Wrong(Fault),
     /// The search reached its limit.
     Undecided,
 }
@@ -168,7 +169,10 @@ fn search(spec: &Spec, calls: &[Call]) -> Verdict {
     if total == 0 {
         return Verdict::Explained { searched: true };
     }
-    Verdict::Wrong(blocked(calls, &lanes, &deepest.1))
+    Verdict::Wrong(Fault {
+        check: Check::History,
+        what: blocked(calls, &lanes, &deepest.1),
+    })
 }
 
 fn frame(

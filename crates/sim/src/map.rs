@@ -2,22 +2,13 @@
 
 use crate::linearize::{Call, Verdict, check};
 use crate::rng::{Rng, mix};
-use crate::spec::{Answer, GARBAGE, Kind, NONE, PLACES, Spec, ZERO};
+use crate::spec::{Answer, GARBAGE, Kind, PLACES, Spec, ZERO};
+use crate::walk::{History, WalkDone};
 use offmap_abi::MapType;
 use offmap_driver::{DeviceMap, MapParams};
 
 /// The first value that is written; each write has its own.
 pub(crate) const FIRST_VALUE: u32 = 2;
-
-/// A walk that reached the end of its map.
-#[derive(Clone, Debug)]
-pub(crate) struct WalkDone {
-    pub(crate) began: u64,
-    pub(crate) ended: u64,
-    pub(crate) keys: Vec<u8>,
-    /// No key may come twice: a dump of a hash type.
-    pub(crate) once: bool,
-}
 
 /// A map of a run.
 pub(crate) struct SimMap {
@@ -281,81 +272,23 @@ impl SimMap {
     pub(crate) fn judge(&mut self) -> Verdict {
         self.cut_off();
         self.calls.sort_by_key(|c| c.began);
+        // What a walk returned too much says more than that the lookups it is made of have no order.
+        let history = History {
+            spec: &self.spec,
+            keys: self.keys.len() as u8,
+            calls: &self.calls,
+        };
+        if let Some(fault) = self.walks.iter().find_map(|walk| history.too_much(walk)) {
+            return Verdict::Wrong(fault);
+        }
         let verdict = check(&self.spec, &self.calls);
         if let Verdict::Wrong(_) = verdict {
             return verdict;
         }
-        match self.walks.iter().find_map(|walk| self.judge_walk(walk)) {
-            Some(what) => Verdict::Wrong(what),
+        match self.walks.iter().find_map(|walk| history.left_out(walk)) {
+            Some(fault) => Verdict::Wrong(fault),
             None => verdict,
         }
-    }
-
-    /// A walk returns each key that was there all the time, and none that never was.
-    fn judge_walk(&self, walk: &WalkDone) -> Option<String> {
-        let sent_on = self.was_sent_on(walk);
-        for key in 0..self.keys.len() as u8 {
-            let times = walk.keys.iter().filter(|k| **k == key).count();
-            if times > 0 && !self.was_ever(key, walk.ended) {
-                return Some(format!("a walk returned key {key}, which was never there"));
-            }
-            let stays = !sent_on && self.stays(key, walk);
-            if stays && times == 0 {
-                return Some(format!(
-                    "a walk (moments {} to {}) left out key {key}, which was there all the time",
-                    walk.began, walk.ended
-                ));
-            }
-            if stays && times > 1 && walk.once {
-                return Some(format!("a dump returned key {key} {times} times"));
-            }
-        }
-        None
-    }
-
-    /// Whether a walk may have stood on a key that was removed and stored anew: in another place
-    /// then, from where the walk went on.
-    fn was_sent_on(&self, walk: &WalkDone) -> bool {
-        let during =
-            |c: &&Call| c.began < walk.ended && c.ended > walk.began && walk.keys.contains(&c.key);
-        let took = |c: &Call| matches!(c.kind, Kind::Delete | Kind::LookupDelete);
-        let stored = |c: &Call| matches!(c.kind, Kind::Update { .. });
-        let mut calls = self.calls.iter().filter(during);
-        !walk.once && calls.any(took) && self.calls.iter().filter(during).any(stored)
-    }
-
-    fn was_ever(&self, key: u8, ended: u64) -> bool {
-        self.spec.start().value(key) != NONE
-            || self.calls.iter().any(|c| {
-                c.key == key
-                    && c.began < ended
-                    && matches!(c.kind, Kind::Update { .. })
-                    && matches!(c.answer, Answer::Done | Answer::Unknown)
-            })
-    }
-
-    /// Whether the key was surely there from the walk's beginning to its end.
-    fn stays(&self, key: u8, walk: &WalkDone) -> bool {
-        if matches!(self.spec, Spec::Lru { .. }) {
-            return false;
-        }
-        if let Spec::Array { entries } = self.spec {
-            return usize::from(key) < entries;
-        }
-        let of_key = || self.calls.iter().filter(move |c| c.key == key);
-        let removals = || {
-            of_key().filter(|c| {
-                matches!(c.kind, Kind::Delete | Kind::LookupDelete)
-                    && !matches!(c.answer, Answer::NotFound)
-                    && c.began < walk.ended
-            })
-        };
-        of_key().any(|write| {
-            matches!(write.kind, Kind::Update { .. })
-                && write.answer == Answer::Done
-                && write.ended < walk.began
-                && removals().all(|removal| removal.ended < write.began)
-        })
     }
 }
 

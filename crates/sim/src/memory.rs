@@ -14,13 +14,16 @@
 //! there when its ownership word has the phase of its turn. Bytes of the device's view that
 //! change otherwise are stray writes, which [`Memory::stray`] finds.
 
+mod belongs;
 mod flip;
 mod ranges;
 mod release;
 mod spoil;
+mod spoil_walk;
 
 use crate::mutation::Mutation;
 use crate::rng::Rng;
+use belongs::Belonging;
 use offmap_abi::admin::QueueCreateBody;
 use offmap_abi::notify::{
     EventWord, NOTIFY_BYTES, NOTIFY_CQ_EVENT, NOTIFY_CQ_HEAD, NOTIFY_SQ_EVENT, NOTIFY_SQ_TAIL,
@@ -34,6 +37,7 @@ use offmap_emulator::dma::{Dma, ENTRY_BYTES, ENTRY_WORDS};
 use ranges::ranges;
 use release::Answered;
 use spoil::Duplicate;
+use spoil_walk::Deleted;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::Ordering;
 
@@ -169,6 +173,13 @@ pub(crate) struct Memory {
     /// For a mutation: buffers of commands that were aborted.
     freed_early: Vec<u64>,
     pub(crate) mutated: u64,
+    /// Hosts only wait for what they have in flight.
+    pub(crate) draining: bool,
+    /// For a mutation: completions so far, and keys that were deleted.
+    completions: u64,
+    gone: Vec<Deleted>,
+    /// Host memory that belongs to maps (rule R4).
+    belongings: Vec<Belonging>,
     /// What the driver has taken back, or given twice, that is the device's still (rule R2), and of
     /// which queue it is.
     pub(crate) breach: Option<(QueueId, String)>,
@@ -192,6 +203,10 @@ impl Memory {
             swapped: None,
             freed_early: Vec::new(),
             mutated: 0,
+            draining: false,
+            completions: 0,
+            gone: Vec::new(),
+            belongings: Vec::new(),
             breach: None,
             wild: false,
             events_held: false,
@@ -318,6 +333,7 @@ impl Memory {
     /// The device has forgotten its queues.
     pub(crate) fn forget_rings(&mut self) {
         self.wild = false;
+        self.forget_belongings();
         self.close_rings(|_| true);
         self.swapped = None;
     }
@@ -369,6 +385,9 @@ impl Memory {
         // What a bug does to an admin command the driver has done.
         let entry = self.spoil_admin(queue, entry, rng);
         self.check_given(index, &entry);
+        if queue.is_admin() {
+            self.belongs(&entry);
+        }
         let ring = &mut self.rings[index];
         let at = ring.sq + u64::from(ring.depth.position(ring.captured)) * ENTRY_BYTES as u64;
         let phase = ring.depth.phase(ring.captured);
@@ -789,7 +808,8 @@ impl Memory {
     /// Whether the device wrote to the region at `iova` what no command let it; says where.
     pub(crate) fn stray(&mut self, iova: u64) -> Option<String> {
         let len = self.regions.get(&iova)?.image.len() as u64;
-        let open: Vec<(u64, u64)> = self.rings.iter().flat_map(Ring::open).collect();
+        let mut open: Vec<(u64, u64)> = self.rings.iter().flat_map(Ring::open).collect();
+        open.extend(self.belongings.iter().map(|b| (b.iova, b.len)));
         for (at, count) in open {
             if (iova..iova + len).contains(&at) {
                 self.keep(at, count);

@@ -11,7 +11,7 @@ use offmap_firmware_model::StepLimits;
 use std::time::Duration;
 
 /// Actions of a plan.
-const ACTIONS: u64 = 1200;
+const LENGTH: u64 = 1200;
 /// Most hosts.
 pub(crate) const HOSTS: u64 = 4;
 
@@ -54,6 +54,27 @@ pub(crate) enum Act {
     Health,
 }
 
+/// The names of a seed's actions, as traces have them.
+pub const ACTIONS: [&str; 17] = [
+    "Write",
+    "Commit",
+    "Poll",
+    "Call",
+    "Batch",
+    "Walk",
+    "Abort",
+    "Tick",
+    "Idle",
+    "Remap",
+    "Requeue",
+    "Stall",
+    "LongStall",
+    "Reset",
+    "ForeignReset",
+    "Remove",
+    "Health",
+];
+
 /// One action.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Action {
@@ -76,6 +97,8 @@ pub(crate) struct Setup {
     pub(crate) batch: u32,
     /// The device is reset now and then, or worse.
     pub(crate) violent: bool,
+    /// There is a ring buffer now and then, which the device's engines fill.
+    pub(crate) ring: bool,
     /// How little the device does in a step.
     pub(crate) step: StepLimits,
     pub(crate) turns: Turns,
@@ -145,11 +168,12 @@ impl Plan {
             // cannot dump it.
             batch: rng.pick(&[10, 16, 64]),
             violent,
+            ring: Rng::new(mix(seed ^ 0x7269_6e67)).one_in(3),
             step,
             turns,
         };
-        let mut actions = Vec::with_capacity(ACTIONS as usize);
-        for _ in 0..ACTIONS {
+        let mut actions = Vec::with_capacity(LENGTH as usize);
+        for _ in 0..LENGTH {
             actions.push(Action {
                 act: act(&mut rng, violent),
                 host: rng.index(setup.hosts) as u8,
@@ -188,5 +212,24 @@ fn act(rng: &mut Rng, violent: bool) -> Act {
         958..960 if violent => Act::ForeignReset,
         960 if violent => Act::LongStall,
         _ => Act::Poll,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn actions_have_their_names() {
+        let mut seen = std::collections::BTreeSet::new();
+        for seed in 0..200 {
+            let plan = Plan::of(seed, &Faults::None);
+            for action in plan.actions {
+                let name = format!("{:?}", action.act);
+                assert_eq!(ACTIONS.get(action.act as usize), Some(&name.as_str()));
+                seen.insert(name);
+            }
+        }
+        assert_eq!(seen.len(), ACTIONS.len(), "{seen:?}");
     }
 }

@@ -5,11 +5,14 @@ mod batches;
 mod end;
 mod faulty;
 mod meanwhile;
+mod rings;
 
+use crate::check::{Check, Fault};
+use crate::event::Event;
 use crate::excuse::Excuse;
 use crate::function::{Meanwhile, Met, SimFunction};
 use crate::linearize::{Call, Verdict};
-use crate::map::{FIRST_VALUE, SimMap, shape};
+use crate::map::{FIRST_VALUE, SimMap, shape, value_bytes};
 use crate::memory::Pool;
 use crate::mutation::Mutation;
 use crate::plan::{Act, Action, Plan};
@@ -22,7 +25,9 @@ use offmap_driver::{
 };
 use offmap_emulator::DeviceConfig;
 use offmap_firmware_model::Config as FirmwareConfig;
+use std::any::Any;
 use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -47,7 +52,7 @@ pub(crate) struct Outcome {
     pub(crate) operations: u64,
     pub(crate) events: BTreeMap<&'static str, u64>,
     pub(crate) injected: BTreeMap<String, u64>,
-    pub(crate) violation: Option<String>,
+    pub(crate) violation: Option<Fault>,
     pub(crate) digest: u64,
     /// Maps checked, those of them that needed the search, and those left undecided.
     pub(crate) maps: u64,
@@ -110,6 +115,7 @@ struct Run {
     /// The device's faults let no reset through: the run is over.
     given_up: bool,
     violent: bool,
+    rings: rings::Rings,
     /// What happened in the middle of the blocking call that was the last.
     met: Met,
     rng: Rng,
@@ -142,7 +148,10 @@ pub(crate) fn run(
         },
     };
     let failed = |what: String| Outcome {
-        violation: Some(what),
+        violation: Some(Fault {
+            check: Check::Failed,
+            what,
+        }),
         ..Outcome::default()
     };
     let world = match World::new(&config, setup.hosts, mutation, std::mem::take(pool)) {
@@ -183,27 +192,16 @@ pub(crate) fn run(
         next_aside: u16::MAX,
         given_up: false,
         violent: setup.violent,
+        rings: rings::Rings::new(setup.ring),
         met: Met::Nothing,
         rng: Rng::new(plan.seed),
         host: 0,
         tracing,
         outcome: Outcome::default(),
     };
-    run.memory_at_start = run.free_memory();
-    if let Some(faults) = &plan.faults {
-        for rule in &faults.rules {
-            run.trace(|| format!("fault: {}", rule.name()));
-        }
-        sim.world().set_faults(faults);
-    }
-    for (index, action) in plan.actions.iter().enumerate() {
-        if usize::from(action.host) >= run.hosts.len() {
-            continue;
-        }
-        run.act(index, *action);
-        if run.stopped() {
-            break;
-        }
+    // What panics is dropped afterwards, and not while it unwinds: a second panic would end the process.
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| run.carry_out(plan))) {
+        run.panicked(&*panic);
     }
     let outcome = run.end();
     *pool = std::mem::take(&mut sim.world().pool);
@@ -211,13 +209,46 @@ pub(crate) fn run(
 }
 
 impl Run {
+    fn carry_out(&mut self, plan: &Plan) {
+        self.memory_at_start = self.free_memory();
+        if self.memory_at_start.is_none() {
+            self.violate(Check::Failed, "a new device does not tell its memory");
+        }
+        if let Some(faults) = &plan.faults {
+            for rule in &faults.rules {
+                self.trace(|| format!("fault: {}", rule.name()));
+            }
+            self.sim.world().set_faults(faults);
+        }
+        for (index, action) in plan.actions.iter().enumerate() {
+            if usize::from(action.host) >= self.hosts.len() {
+                continue;
+            }
+            self.act(index, *action);
+            if self.stopped() {
+                break;
+            }
+        }
+        if self.sim.world().violation.is_none() {
+            self.settle();
+        }
+    }
+
+    /// The driver or the device has panicked: nobody calls on the device any more.
+    fn panicked(&mut self, panic: &(dyn Any + Send)) {
+        let mut world = self.sim.world();
+        world.removed = true;
+        let Fault { check, what } = Fault::of_panic(panic);
+        world.violate(check, what);
+    }
+
     fn stopped(&self) -> bool {
         let world = self.sim.world();
         world.violation.is_some() || world.removed || self.given_up
     }
 
-    fn violate(&mut self, what: impl Into<String>) {
-        self.sim.world().violate(what.into());
+    fn violate(&mut self, check: Check, what: impl Into<String>) {
+        self.sim.world().violate(check, what.into());
     }
 
     fn driver(&self) -> Arc<Driver<SimFunction>> {
@@ -227,8 +258,8 @@ impl Run {
         }
     }
 
-    fn count(&mut self, event: &'static str) {
-        *self.outcome.events.entry(event).or_default() += 1;
+    fn count(&mut self, event: Event) {
+        *self.outcome.events.entry(event.name()).or_default() += 1;
     }
 
     fn trace(&mut self, line: impl FnOnce() -> String) {
@@ -289,7 +320,7 @@ impl Run {
                 self.ticks(count);
             }
             Act::Idle => {
-                self.count("idle");
+                self.count(Event::Idle);
                 for _ in 0..8 {
                     let ns = self.rng.below(500_000);
                     self.sim.world().pass(ns);
@@ -297,27 +328,28 @@ impl Run {
             }
             Act::Remap => self.remap(),
             Act::Requeue => {
-                self.count("queue deleted");
+                self.count(Event::QueueDeleted);
                 self.lose_queue();
                 self.queue();
             }
             Act::Stall | Act::LongStall => self.stall(action.act == Act::LongStall),
             Act::Reset => {
-                self.count("reset");
+                self.count(Event::Reset);
                 self.recover();
             }
             Act::ForeignReset => {
-                self.count("foreign reset");
+                self.count(Event::ForeignReset);
                 self.disturbed = true;
                 self.sim.world().reset();
             }
             Act::Remove => {
-                self.count("removal");
-                self.disturbed = true;
-                self.sim.world().remove();
+                self.count(Event::Removal);
+                let well = !self.disturbed();
+                self.sim.world().remove(well);
             }
             Act::Health => self.health(),
         }
+        self.after_action(action.seed);
         self.after_faults();
         let (now, ticks) = {
             let world = self.sim.world();
@@ -330,19 +362,20 @@ impl Run {
     fn in_bound(&mut self, what: &str, began_ns: u64) {
         let took = Duration::from_nanos(self.now_ns() - began_ns);
         if took > CALL_BOUND + self.met_bound() {
-            self.violate(format!(
-                "{what} took {took:?} of simulated time, more than its deadlines"
-            ));
+            self.violate(
+                Check::Deadline,
+                format!("{what} took {took:?} of simulated time, more than its deadlines"),
+            );
         }
     }
 
     fn stall(&mut self, long: bool) {
         let ms = if long {
-            self.count("long stall");
+            self.count(Event::LongStall);
             self.disturbed = true;
             30 + self.rng.below(200)
         } else {
-            self.count("stall");
+            self.count(Event::Stall);
             1 + self.rng.below(8)
         };
         let mut world = self.sim.world();
@@ -354,9 +387,10 @@ impl Run {
         if let Err(e) = self.driver().check_health() {
             self.trace(|| format!("not well: {e}"));
             if !self.disturbed() {
-                self.violate(format!(
-                    "the device is not well and nothing happened to it: {e}"
-                ));
+                self.violate(
+                    Check::Failed,
+                    format!("the device is not well and nothing happened to it: {e}"),
+                );
             }
             self.recover();
         }
@@ -401,7 +435,10 @@ impl Run {
         };
         let refused = queue.write(&op);
         if !matches!(refused, Err(SubmitError::Driver(DriverError::DeviceReset))) {
-            self.violate("a map from before a reset was not refused with DeviceReset");
+            self.violate(
+                Check::OldHandle,
+                "a map from before a reset was not refused with DeviceReset",
+            );
         }
     }
 
@@ -409,9 +446,10 @@ impl Run {
     fn admin_failed(&mut self, what: &str, error: &DriverError) {
         self.trace(|| format!("{what}: {error}"));
         if !self.admin_may_fail() {
-            self.violate(format!(
-                "{what} failed and nothing happened to the device: {error}"
-            ));
+            self.violate(
+                Check::of(error),
+                format!("{what} failed and nothing happened to the device: {error}"),
+            );
             return;
         }
         self.recover();
@@ -421,9 +459,10 @@ impl Run {
     fn queue_failed(&mut self, error: &DriverError) {
         self.trace(|| format!("the queue failed: {error}"));
         if !self.may_fail(error) {
-            self.violate(format!(
-                "a call failed and nothing happened to the device: {error}"
-            ));
+            self.violate(
+                Check::of(error),
+                format!("a call failed and nothing happened to the device: {error}"),
+            );
         }
         self.lose_queue();
         if matches!(
@@ -492,20 +531,30 @@ impl Run {
         let mut tries = 0;
         loop {
             let faults = self.sim.world().excuses.total;
-            let Err(e) = self.driver().reset() else {
+            let skipped = self.sim.world().plants(Mutation::ResetNotDone, 1);
+            let done = match skipped {
+                true => Ok(()),
+                false => self.driver().reset(),
+            };
+            let Err(e) = done else {
                 break;
             };
             self.trace(|| format!("reset: {e}"));
             tries += 1;
             if self.sim.world().removed {
+                // From here on calls say that the driver has tried a reset.
+                self.disturbed = true;
                 return;
             }
             if self.sim.world().excuses.total == faults {
-                self.violate(format!("the device does not come back from a reset: {e}"));
+                self.violate(
+                    Check::Reset,
+                    format!("the device does not come back from a reset: {e}"),
+                );
                 return;
             }
             if tries == RESETS {
-                self.count("given up");
+                self.count(Event::GivenUp);
                 self.given_up = true;
                 return;
             }
@@ -517,7 +566,10 @@ impl Run {
             if let Some(queue) = &mut self.hosts[host].queue {
                 let refused = queue.submit(&Op::Nop);
                 if !matches!(refused, Err(SubmitError::Driver(DriverError::DeviceReset))) {
-                    self.violate("a queue from before a reset does not fail with DeviceReset");
+                    self.violate(
+                        Check::OldHandle,
+                        "a queue from before a reset does not fail with DeviceReset",
+                    );
                 }
                 self.lose_queue();
             }
@@ -525,13 +577,17 @@ impl Run {
         self.host = now;
         self.sim.world().run_on(now);
         self.disturbed = false;
+        self.forget_rings();
         for slot in 0..self.maps.len() {
             if let Some(map) = self.close_map(slot) {
                 match self.driver().free_map(&map) {
                     Err(DriverError::DeviceReset) => {}
-                    other => self.violate(format!(
-                        "freeing a map from before a reset gave {other:?}, not DeviceReset"
-                    )),
+                    other => self.violate(
+                        Check::OldHandle,
+                        format!(
+                            "freeing a map from before a reset gave {other:?}, not DeviceReset"
+                        ),
+                    ),
                 }
                 self.stale = Some(map);
             }
@@ -550,9 +606,9 @@ impl Run {
         match map.judge() {
             Verdict::Explained { searched } => self.outcome.searched += u64::from(searched),
             Verdict::Undecided => self.outcome.undecided += 1,
-            Verdict::Wrong(what) => {
+            Verdict::Wrong(Fault { check, what }) => {
                 let name = format!("map {} ({}, {:?})", map.serial, map.map_type, map.spec);
-                self.violate(format!("{name}: {what}"));
+                self.violate(check, format!("{name}: {what}"));
             }
         }
         Some(map.map)
@@ -585,6 +641,10 @@ impl Run {
                     )
                 });
                 let cut = self.know_map(&map, map_type, &keys);
+                let old = value_bytes(self.next_value, map.value_stride());
+                self.sim
+                    .world()
+                    .plant_old_contents(map.handle(), &keys[0], &old);
                 self.maps[slot] = Some(SimMap {
                     cut,
                     spoiled: false,
@@ -651,15 +711,19 @@ impl Run {
         };
         if answer.is_none() {
             let serial = map.serial;
-            let what = if status == Status::Success {
-                format!("bytes that nobody ever wrote: {}", hex(bytes))
+            let (check, what) = if status == Status::Success {
+                let what = format!("bytes that nobody ever wrote: {}", hex(bytes));
+                (Check::Bytes, what)
             } else {
-                format!("{status}, which it cannot end with")
+                (Check::Status, format!("{status}, which it cannot end with"))
             };
-            self.violate(format!(
-                "{:?} of key {} of map {serial} returned {what}",
-                call.kind, call.key
-            ));
+            self.violate(
+                check,
+                format!(
+                    "{:?} of key {} of map {serial} returned {what}",
+                    call.kind, call.key
+                ),
+            );
         }
         answer
     }

@@ -4,6 +4,7 @@
 //! and at some moment. A host that sleeps over a completion, with no interrupt on its way, is what
 //! the rule rules out.
 
+use crate::check::Check;
 use crate::mutation::Mutation;
 use crate::world::World;
 use offmap_device_io::{Interrupt, IoError};
@@ -25,10 +26,15 @@ impl World {
         timeout: Duration,
     ) -> Result<bool, IoError> {
         self.sleeps += 1;
+        let timeout = match self.plants(Mutation::SleepTooLong, 1) {
+            true => timeout + Duration::from_millis(200),
+            false => timeout,
+        };
         if timeout > LONGEST {
-            self.violate(format!(
+            let what = format!(
                 "a host was to sleep for {timeout:?} without a look, more than {LONGEST:?}"
-            ));
+            );
+            self.violate(Check::Sleep, what);
         }
         if self.mutation == Some(Mutation::NoLookBeforeSleep) {
             // As if the look had been before the word was stored.
@@ -82,10 +88,11 @@ impl World {
             || self.excuses.queue(queue).any()
             || !self.device.is_running();
         if !excused {
-            self.violate(format!(
+            let what = format!(
                 "a wake-up was lost: the host of {queue} sleeps, a completion is there for it, \
                  and no interrupt is on its way"
-            ));
+            );
+            self.violate(Check::HostWake, what);
         }
     }
 }

@@ -3,18 +3,18 @@
 //! Everything moves in [`World::tick`], whose choices the present action's seed makes. A tick
 //! applies some of the stores under way and lets the device do a step, or not.
 
+use crate::check::{Check, Fault};
 use crate::excuse::Excuses;
 use crate::faults::FaultSetup;
 use crate::memory::{Arrived, Memory, Pool, Posted};
 use crate::mutation::Mutation;
 use crate::rng::Rng;
 use offmap_abi::regs;
-use offmap_abi::{IoOpcode, QueueId, RequestId, Status, Submission};
+use offmap_abi::{IoOpcode, QueueId, Status, Submission};
 use offmap_device_io::{BarOffset, DmaBuffer, IoError, Iova};
 use offmap_emulator::faults::FaultPlan;
 use offmap_emulator::regs::Width;
 use offmap_emulator::{Device, DeviceConfig, EmulatorError, Step};
-use offmap_firmware_model::{HostFault, HostMemory, Progress};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -56,17 +56,21 @@ pub(crate) struct World {
     polls_before_park: u32,
     pub(crate) stalled_until: u64,
     pub(crate) removed: bool,
+    /// Nothing had befallen the device before that.
+    pub(crate) removed_well: bool,
+    pub(crate) resets: u64,
+    pub(crate) config: DeviceConfig,
     /// The CPU that last wrote an admin register.
     admin_cpu: usize,
     pub(crate) mutation: Option<Mutation>,
     /// When each command was done, by (queue, request).
     pub(crate) done_at: BTreeMap<(u16, u64), u64>,
     posted: Vec<Posted>,
-    again: Option<Submission>,
+    pub(crate) again: Option<Submission>,
     /// For a mutation: a batch whose queue is gone, and its operands.
-    orphan: Option<Submission>,
-    orphan_keys: Vec<(u64, Vec<u8>)>,
-    pub(crate) violation: Option<String>,
+    pub(crate) orphan: Option<Submission>,
+    pub(crate) orphan_keys: Vec<(u64, Vec<u8>)>,
+    pub(crate) violation: Option<Fault>,
     /// What the faults that the device was given have done, and excuse.
     pub(crate) excuses: Excuses,
     /// How often faults were injected, by behaviour and site.
@@ -105,6 +109,9 @@ impl World {
             polls_before_park: config.polls_before_park,
             stalled_until: 0,
             removed: false,
+            removed_well: false,
+            resets: 0,
+            config: config.clone(),
             admin_cpu: 0,
             mutation,
             done_at: BTreeMap::new(),
@@ -160,8 +167,11 @@ impl World {
         self.moment
     }
 
-    pub(crate) fn violate(&mut self, what: String) {
-        self.violation.get_or_insert(what);
+    pub(crate) fn violate(&mut self, check: Check, what: String) {
+        // What a panic leaves half done violates more, which says nothing.
+        if !std::thread::panicking() {
+            self.violation.get_or_insert(Fault { check, what });
+        }
     }
 
     /// Notes what the CPU that runs now has stored.
@@ -172,7 +182,7 @@ impl World {
             && !self.excuses.wild
             && !self.excuses.queue(queue).bad
         {
-            self.violate(what);
+            self.violate(Check::Release, what);
         }
     }
 
@@ -181,6 +191,18 @@ impl World {
         // What the last one has stored is its own.
         self.capture();
         self.cpu = cpu;
+    }
+
+    /// Whether nobody can call on the device: it was removed, or it or the driver panics now, and what
+    /// is dropped meanwhile may not step into what that has left half done.
+    fn is_gone(&self) -> bool {
+        self.removed || std::thread::panicking()
+    }
+
+    /// The same, but for a device that answers all the same.
+    fn is_gone_for_good(&self) -> bool {
+        self.is_gone()
+            && (self.mutation != Some(Mutation::AnswerAfterRemoval) || !self.removed_well)
     }
 
     /// Lets a little happen.
@@ -204,7 +226,7 @@ impl World {
                 self.arrive(cpu);
             }
         }
-        if !self.removed && self.now_ns >= self.stalled_until && !self.rng.one_in(4) {
+        if !self.is_gone_for_good() && self.now_ns >= self.stalled_until && !self.rng.one_in(4) {
             self.front_end();
         }
         let count = if self.rng.one_in(4) {
@@ -241,7 +263,11 @@ impl World {
     }
 
     fn register_arrives(&mut self, write: Arrived) {
-        if self.removed {
+        if self.is_gone_for_good() {
+            return;
+        }
+        let enable = write.offset == regs::CONTROL && write.value != 0;
+        if enable && self.resets > 0 && self.plants(Mutation::NeverReady, 1) {
             return;
         }
         let kick = write.offset == regs::KICK;
@@ -261,7 +287,8 @@ impl World {
         let faults = self.excuses.total;
         self.before_step();
         if let Err(e) = self.device.bar_write(bar, offset, width, write.value) {
-            self.violate(format!("the driver wrote where no register is: {e}"));
+            let what = format!("the driver wrote where no register is: {e}");
+            self.violate(Check::Register, what);
         }
         self.learn();
         let admin = [regs::ADMIN_SQ, regs::ADMIN_CQ, regs::ADMIN_DEPTH];
@@ -283,6 +310,14 @@ impl World {
     }
 
     pub(crate) fn forget(&mut self) {
+        let stats = self.device.firmware_mut().memory_stats();
+        if stats.maps > 0 || stats.free_bytes < stats.total_bytes {
+            let what = format!(
+                "after a reset the device has {} maps, and {} of {} bytes of its memory are free",
+                stats.maps, stats.free_bytes, stats.total_bytes
+            );
+            self.violate(Check::Forgotten, what);
+        }
         self.memory.flush_device();
         self.memory.forget_rings();
         (self.again, self.orphan) = (None, None);
@@ -336,7 +371,7 @@ impl World {
                     && !self.memory.register_under_way(regs::KICK)
                     && self.device.is_running()
                 {
-                    self.violate(format!(
+                    let what = format!(
                         "a wake-up was lost: the device parked, {queue} has commands for it, and \
                          no KICK is under way{}",
                         if full {
@@ -344,7 +379,8 @@ impl World {
                         } else {
                             ""
                         }
-                    ));
+                    );
+                    self.violate(Check::DeviceWake, what);
                 }
                 self.front = match self.step() {
                     Step::Worked => {
@@ -362,100 +398,13 @@ impl World {
     }
 
     fn step(&mut self) -> Step {
-        if let Some(delete) = self.again.take() {
-            if self.rng.one_in(8) {
-                self.memory.mutated += 1;
-                // Of a queue that no host has, so that it is nobody's command under way.
-                let _ = self
-                    .device
-                    .firmware_mut()
-                    .io(u16::MAX, &delete, &mut NoHost);
-            } else {
-                self.again = Some(delete);
-            }
+        if self.mutation.is_some() {
+            self.spoil_step();
         }
-        if self.mutation == Some(Mutation::StrayWrite) && self.rng.one_in(256) {
-            self.memory.stray_write(&mut self.rng);
-        }
-        self.spoil_batches();
         self.before_step();
         let step = self.device.step();
         self.collect();
         step
-    }
-
-    /// A bug that shows while a batch is under way.
-    fn spoil_batches(&mut self) {
-        if self.mutation == Some(Mutation::RestartBatch) && self.rng.one_in(4) {
-            for (queue, command) in self.memory.batches_in_flight() {
-                // Its first piece once more; the pieces that follow come as they do.
-                let begun = self.device.under_way(queue) == Some(command.request());
-                if begun && IoOpcode(command.opcode) == IoOpcode::BatchUpdate {
-                    self.memory.mutated += 1;
-                    let host = &mut KeysOnly(self.memory.operands(&command));
-                    let firmware = self.device.firmware_mut();
-                    let _ = firmware.io(u16::MAX, &command, host);
-                    firmware.abandon_io(u16::MAX);
-                }
-            }
-        }
-        if self.mutation == Some(Mutation::Overtake) {
-            for (queue, batch) in self.memory.batches_in_flight() {
-                if self.device.under_way(queue) == Some(batch.request())
-                    && let Some(next) = self.memory.behind(queue, batch.map())
-                {
-                    let firmware = self.device.firmware_mut();
-                    let done = firmware.io(u16::MAX, &next, &mut NoHost);
-                    if matches!(done, Progress::Done(done) if done.status().is_success()) {
-                        self.memory.erase(queue, next.request());
-                    }
-                }
-            }
-        }
-        if let Some(command) = self.orphan
-            && self.rng.one_in(16)
-        {
-            self.orphan = None;
-            self.memory.mutated += 1;
-            // In no queue's name, and to the end.
-            let host = &mut KeysOnly(self.orphan_keys.clone());
-            let firmware = self.device.firmware_mut();
-            let mut progress = firmware.io(u16::MAX, &command, host);
-            while progress == Progress::More {
-                progress = firmware.resume_io(u16::MAX, host);
-            }
-        }
-    }
-
-    /// The queue of a batch that is under way is about to be deleted.
-    pub(crate) fn orphan(&mut self, queue: QueueId, request: RequestId) {
-        if self.mutation != Some(Mutation::GoOnAfterDelete) {
-            return;
-        }
-        let Some(command) = self.memory.command(queue, request) else {
-            return;
-        };
-        self.orphan_keys = self.memory.operands(&command);
-        self.orphan = Some(command);
-    }
-
-    /// A bug that shows where a fault is.
-    pub(crate) fn plant_beside(&mut self, mutation: Mutation, queue: u16, request: u64) {
-        let (queue, request) = (QueueId(queue), RequestId(request));
-        if self.mutation != Some(mutation) || queue.is_admin() {
-            return;
-        }
-        if mutation == Mutation::ReportTorn {
-            return self.memory.report_as_done(queue, request);
-        }
-        if let Some(command) = self.memory.command(queue, request) {
-            self.memory.mutated += 1;
-            // As in `step`: nobody waits for this one.
-            let _ = self
-                .device
-                .firmware_mut()
-                .io(u16::MAX, &command, &mut NoHost);
-        }
     }
 
     /// Whether a fault lets the device sleep over commands of a queue.
@@ -475,24 +424,29 @@ impl World {
             let at = self.stamp_beside(done.queue, done.request);
             self.done_at.insert((done.queue.0, done.request.0), at);
             if done.status == Status::DmaFault && !self.is_excused(done.queue, done.request) {
-                self.violate(format!(
+                let what = format!(
                     "{} for {}: the device was told of memory that is not mapped, or could not \
                      reach what is",
                     done.status, done.request
-                ));
+                );
+                self.violate(Check::Dma, what);
             }
             let Some(command) = done.command else {
                 if self.is_excused(done.queue, done.request) {
                     continue;
                 }
-                self.violate(format!(
+                let what = format!(
                     "the device completed {} on {}, which is not in flight",
                     done.request, done.queue
-                ));
+                );
+                self.violate(Check::Request, what);
                 continue;
             };
             let deleted =
                 IoOpcode(command.opcode) == IoOpcode::Delete && done.status == Status::Success;
+            if IoOpcode(command.opcode) == IoOpcode::Update && done.status == Status::Success {
+                self.evict_new(done.queue, &command);
+            }
             if self.mutation == Some(Mutation::DeleteTwice) && deleted && !done.queue.is_admin() {
                 self.again = Some(command);
             }
@@ -516,17 +470,17 @@ impl World {
             return Err(IoError::NotMapped { iova, len });
         }
         self.capture();
-        if let Some(what) = self.memory.still_named(iova.0, len as u64)
+        if let Some((what, rule)) = self.memory.still_named(iova.0, len as u64)
             && !self.removed
             && !self.excuses.wild
         {
-            self.violate(format!(
-                "the driver took back {what}, which the device has not let go of (rule R2)"
-            ));
+            let what =
+                format!("the driver took back {what}, which the device has not let go of ({rule})");
+            self.violate(Check::Release, what);
         }
         self.device.dma_unmap(iova, len)?;
         if let Some(stray) = self.memory.unmap(iova, len, &mut self.pool)? {
-            self.violate(stray);
+            self.violate(Check::StrayWrite, stray);
         }
         Ok(())
     }
@@ -537,8 +491,14 @@ impl World {
         offset: BarOffset,
         width: Width,
     ) -> Result<u64, IoError> {
-        if self.removed {
+        if self.removed && self.plants(Mutation::RemovalReadsZero, 1) {
+            return Ok(0);
+        }
+        if self.is_gone() {
             return Ok(u64::MAX);
+        }
+        if self.plants(Mutation::PanicsInCall, 64) {
+            panic!("a planted panic of the driver");
         }
         // A read pushes the writes before it.
         self.capture();
@@ -550,10 +510,16 @@ impl World {
     }
 
     pub(crate) fn write(&mut self, bar: u8, offset: BarOffset, width: Width, value: u64) {
-        if self.removed || bar != regs::BAR_REGISTERS {
+        if self.is_gone_for_good() || bar != regs::BAR_REGISTERS {
             return;
         }
         self.capture();
+        let wrong = offset.0 == regs::KICK && self.plants(Mutation::WrongRegister, 1);
+        let offset = match wrong {
+            // Past the BAR's end.
+            true => BarOffset(regs::BAR0_BYTES),
+            false => offset,
+        };
         let doorbells = regs::DOORBELLS + offmap_abi::notify::DOORBELL_STRIDE;
         let of_a_queue = offset.0 == regs::KICK || offset.0 >= doorbells;
         if !of_a_queue && self.admin_cpu != self.cpu {
@@ -566,7 +532,7 @@ impl World {
     }
 
     pub(crate) fn config_write(&mut self, offset: u16, data: &[u8]) -> Result<(), IoError> {
-        if self.removed {
+        if self.is_gone() {
             return Ok(());
         }
         self.capture();
@@ -582,7 +548,8 @@ impl World {
         for cpu in 0..self.cpus() {
             self.flush_cpu(cpu);
         }
-        self.device.reset();
+        self.resets += 1;
+        self.reset_device();
         self.excuses.reset();
         self.admin_registers = [0; 3];
         self.forget();
@@ -594,8 +561,10 @@ impl World {
     }
 
     /// The function is pulled out.
-    pub(crate) fn remove(&mut self) {
+    /// `well`: nothing had befallen it before.
+    pub(crate) fn remove(&mut self, well: bool) {
         self.removed = true;
+        self.removed_well = well;
         self.memory.flush_device();
     }
 
@@ -603,40 +572,5 @@ impl World {
     pub(crate) fn pass(&mut self, ns: u64) {
         self.now_ns += ns;
         self.tick();
-    }
-}
-
-/// Operands of a command that are kept, and nothing else.
-struct KeysOnly(Vec<(u64, Vec<u8>)>);
-
-impl HostMemory for KeysOnly {
-    fn read(&mut self, iova: u64, into: &mut [u8]) -> Result<(), HostFault> {
-        let found = self.0.iter().find_map(|(first, bytes)| {
-            let at = usize::try_from(iova.checked_sub(*first)?).ok()?;
-            bytes.get(at..)?.get(..into.len())
-        });
-        into.copy_from_slice(found.ok_or(HostFault)?);
-        Ok(())
-    }
-    fn write(&mut self, _: u64, _: &[u8]) -> Result<(), HostFault> {
-        Ok(())
-    }
-}
-
-/// Host memory for a command that names none.
-struct NoHost;
-
-impl HostMemory for NoHost {
-    fn read(&mut self, _: u64, _: &mut [u8]) -> Result<(), HostFault> {
-        Err(HostFault)
-    }
-    fn write(&mut self, _: u64, _: &[u8]) -> Result<(), HostFault> {
-        Err(HostFault)
-    }
-    fn load_word(&mut self, _: u64) -> Result<u64, HostFault> {
-        Err(HostFault)
-    }
-    fn store_word(&mut self, _: u64, _: u64) -> Result<(), HostFault> {
-        Err(HostFault)
     }
 }

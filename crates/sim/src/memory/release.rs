@@ -1,6 +1,6 @@
 //! Rule R2, as the driver has to keep it: a command's slot and memory, and a queue's id and rings, are
 //! the device's until the host has seen the command's completion or that of the queue's
-//! QUEUE_DELETE, or a reset is complete.
+//! QUEUE_DELETE, or a reset is complete. For memory of maps see `belongs` (rule R4).
 
 use super::{Memory, Ring, What, ranges};
 use offmap_abi::admin::{QueueCreateBody, QueueDeleteBody};
@@ -67,8 +67,14 @@ impl Ring {
 
 impl Memory {
     /// What of the device's lies in a range.
-    pub(crate) fn still_named(&self, iova: u64, len: u64) -> Option<String> {
-        self.rings.iter().find_map(|ring| ring.names((iova, len)))
+    pub(crate) fn still_named(&self, iova: u64, len: u64) -> Option<(String, &'static str)> {
+        let names = |ring: &Ring| ring.names((iova, len));
+        if let Some(what) = self.rings.iter().find_map(names) {
+            return Some((what, "rule R2"));
+        }
+        let mut maps = self.belongings.iter();
+        let one = maps.find(|b| overlap((b.iova, b.len), (iova, len)));
+        one.map(|_| ("the host memory of a map".into(), "rule R4"))
     }
 
     /// The driver has submitted a command: whether slot, memory and queue id are its to give.
@@ -104,22 +110,23 @@ impl Memory {
                 named.push((body.notify.get(), NOTIFY_BYTES as u64));
             }
         }
+        named.extend(self.host_memory_of(entry).filter(|_| queue.is_admin()));
         let taken = named
             .into_iter()
             .find_map(|(iova, len)| self.still_named(iova, len));
-        if let Some(taken) = taken {
-            let what = format!("{request} on {queue} was given {taken} (rule R2)");
+        if let Some((taken, rule)) = taken {
+            let what = format!("{request} on {queue} was given {taken} ({rule})");
             self.breach.get_or_insert((queue, what));
         }
     }
 
     /// The host sees a store: with a completion it learns what the device has let go of.
     pub(super) fn learns(&mut self, index: usize, what: &What) {
-        let What::Bytes { iova, .. } = what else {
+        let &What::Bytes { iova, .. } = what else {
             return;
         };
         let ring = &mut self.rings[index];
-        let Some(at) = ring.answered.iter().position(|a| a.entry == *iova) else {
+        let Some(at) = ring.answered.iter().position(|a| a.entry == iova) else {
             return;
         };
         let Answered {
@@ -133,6 +140,8 @@ impl Memory {
                 let body: QueueDeleteBody = command.body();
                 self.release(QueueId(body.queue.get()));
             }
+            AdminOpcode::MapCreate => self.map_created(&command, status, iova + 16),
+            AdminOpcode::MapFree if status == Status::Success => self.map_freed(command.map()),
             // It never was.
             AdminOpcode::QueueCreate if status != Status::Success => {
                 let body: QueueCreateBody = command.body();

@@ -1,12 +1,13 @@
 //! Planted bugs ([`Mutation`]): what goes wrong on the way between driver and device.
 
+use super::release::Answered;
 use super::{Memory, Ring, Store, What, ranges, store_of_words};
 use crate::mutation::Mutation;
 use crate::rng::Rng;
-use offmap_abi::admin::{AbortBody, IdentifyBody, QueueCreateBody};
+use offmap_abi::admin::{AbortBody, IdentifyBody, MapCreateBody, QueueCreateBody};
 use offmap_abi::submission::{BatchBody, ElementBody, phase_of};
 use offmap_abi::{
-    AdminOpcode, Completion, IoOpcode, MapHandle, QueueId, RequestId, Status, Submission,
+    AdminOpcode, Completion, IoOpcode, MapHandle, MapType, QueueId, RequestId, Status, Submission,
     SubmissionFlags,
 };
 use offmap_emulator::dma::ENTRY_BYTES;
@@ -42,7 +43,7 @@ fn nothing(entry: &Submission) -> Submission {
 }
 
 impl Memory {
-    fn plant(&mut self, mutation: Mutation, rng: &mut Rng, one_in: u64) -> bool {
+    pub(super) fn plant(&mut self, mutation: Mutation, rng: &mut Rng, one_in: u64) -> bool {
         let now = self.mutation == Some(mutation) && rng.one_in(one_in);
         self.mutated += u64::from(now);
         now
@@ -59,6 +60,12 @@ impl Memory {
             return entry;
         }
         match AdminOpcode(entry.opcode) {
+            AdminOpcode::MapFree if self.has_memory(entry.map()) => {
+                match self.plant(Mutation::RingFreedEarly, rng, 2) {
+                    true => nothing(&entry),
+                    false => entry,
+                }
+            }
             AdminOpcode::MapFree if self.plant(Mutation::LeakMap, rng, 2) => Submission {
                 opcode: AdminOpcode::MapQuery.0,
                 ..entry
@@ -66,10 +73,42 @@ impl Memory {
             AdminOpcode::QueueDelete if self.plant(Mutation::FreeUndeleted, rng, 4) => {
                 nothing(&entry)
             }
+            AdminOpcode::MapCreate => self.spoil_map(entry, rng),
             AdminOpcode::QueueCreate => self.reuse_queue_id(entry, rng),
             AdminOpcode::Abort => self.spoil_abort(entry, rng),
             _ => entry,
         }
+    }
+
+    /// Another capacity than was asked for, or no map at all.
+    fn spoil_map(&mut self, entry: Submission, rng: &mut Rng) -> Submission {
+        if self.plant(Mutation::RefuseMap, rng, 8) {
+            // No opcode of this device.
+            return Submission {
+                opcode: 0x7f,
+                ..entry
+            };
+        }
+        let mut body: MapCreateBody = entry.body();
+        let entries = body.max_entries.get();
+        let (more, less) = match MapType(body.map_type.get()) {
+            MapType::Hash | MapType::PercpuHash => {
+                (Mutation::HashTakesMore, Mutation::HashFullEarly)
+            }
+            MapType::LruHash | MapType::LruPercpuHash => {
+                (Mutation::LruTakesMore, Mutation::LruEvictsEarly)
+            }
+            _ => return entry,
+        };
+        let entries = if self.plant(more, rng, 2) {
+            entries + 1
+        } else if entries > 1 && self.plant(less, rng, 2) {
+            entries - 1
+        } else {
+            return entry;
+        };
+        body.max_entries = entries.into();
+        Submission::new(entry.opcode, entry.request(), &body)
     }
 
     /// The id of a queue that there is.
@@ -112,6 +151,19 @@ impl Memory {
         let opcode = IoOpcode(entry.opcode);
         if opcode == IoOpcode::Update && self.plant(Mutation::LoseWrite, rng, 16) {
             return Submission::new(IoOpcode::Nop.0, entry.request(), &[0u8; 48]);
+        }
+        self.forget_deleted(&entry);
+        let by_address =
+            !opcode.is_batch() && !entry.flags().contains(SubmissionFlags::VALUE_INLINE);
+        let body: ElementBody = entry.body();
+        if by_address && body.value_len.get() > 0 && self.plant(Mutation::UnmappedAddress, rng, 16)
+        {
+            let mut body = body;
+            // Above all that the IOVA ranges allow.
+            body.value[..8].copy_from_slice(&(1u64 << 62).to_le_bytes());
+            return Submission::new(entry.opcode, entry.request(), &body)
+                .with_map(entry.map())
+                .with_flags(entry.flags());
         }
         if opcode == IoOpcode::Lookup && entry.flags().contains(SubmissionFlags::KEY_INLINE) {
             let mut body: ElementBody = entry.body();
@@ -207,6 +259,11 @@ impl Memory {
             completion.status = Status::Success.0.into();
             completion.count = body.value_len.get().into();
         }
+        let lookup = IoOpcode(command.opcode) == IoOpcode::Lookup;
+        if lookup && success && self.plant(Mutation::WrongStatus, rng, 64) {
+            completion.status = Status::Internal.0.into();
+        }
+        self.spoil_walk(&command, &mut completion, data, rng);
         if self.mutation == Some(Mutation::AbortFreesEarly) {
             self.write_late(&command, completion.status(), data);
         }
@@ -215,10 +272,11 @@ impl Memory {
             let old = RequestId::new(id.slot(), id.generation().wrapping_sub(1));
             completion.request = old.0.into();
         }
-        if self.plant(Mutation::LoseCompletion, rng, 128) {
+        if self.plant(Mutation::LoseCompletion, rng, 128)
+            || (self.draining && self.plant(Mutation::LoseLast, rng, 4))
+        {
             return None;
         }
-        let lookup = IoOpcode(command.opcode) == IoOpcode::Lookup;
         if self.mutation == Some(Mutation::StaleValue) && lookup && success && data.is_empty() {
             let body: ElementBody = command.body();
             let seen = self.earlier.entry((command.map().0, body.key));
@@ -415,18 +473,21 @@ impl Memory {
         if IoOpcode(command.opcode).is_batch() {
             return;
         }
-        self.report_as(queue, request, Status::Success);
+        let entry = self.report_as(queue, request, Status::Success);
+        let ring = &mut self.rings[index];
+        ring.in_flight.retain(|s| s.request() != request);
+        ring.answered.extend(entry.map(|entry| Answered {
+            entry,
+            command,
+            status: Status::Success,
+        }));
     }
 
-    /// A completion of a command in flight that the device has not posted.
-    fn report_as(&mut self, queue: QueueId, request: RequestId, status: Status) {
-        let Some(index) = self.rings.iter().position(|r| r.queue == queue) else {
-            return;
-        };
+    /// A completion of a command in flight that the device has not posted; where it is.
+    fn report_as(&mut self, queue: QueueId, request: RequestId, status: Status) -> Option<u64> {
+        let index = self.rings.iter().position(|r| r.queue == queue)?;
         let ring = &mut self.rings[index];
-        let Some(at) = ring.in_flight.iter().position(|s| s.request() == request) else {
-            return;
-        };
+        let at = ring.in_flight.iter().position(|s| s.request() == request)?;
         let body: ElementBody = ring.in_flight[at].body();
         let mut completion = Completion::new(request, status);
         completion.count = body.value_len.get().into();
@@ -440,6 +501,7 @@ impl Memory {
                 self.rings[index].stores.push_back(store);
             }
         }
+        Some(at)
     }
 
     /// Changes a byte of the device's view, as a device would that computes a wrong address.

@@ -1,10 +1,13 @@
 //! What the hosts do with single elements, queues and maps.
 
 use super::{FLIGHT_NS, Flight, Left, Run};
+use crate::check::Check;
+use crate::event::Event;
 use crate::function::Met;
 use crate::linearize::Call;
-use crate::map::{WalkDone, value_bytes};
+use crate::map::value_bytes;
 use crate::spec::{Answer, Kind};
+use crate::walk::WalkDone;
 use offmap_abi::Status;
 use offmap_driver::{DeviceMap, DriverError, Op, SubmitError};
 
@@ -162,7 +165,10 @@ impl Run {
         if self.disturbed() || self.give_up(now) {
             return;
         }
-        self.violate("a command in flight did not end within its bound");
+        self.violate(
+            Check::Ended,
+            "a command in flight did not end within its bound",
+        );
     }
 
     /// Polls once; whether there is a queue and it is fine.
@@ -202,7 +208,7 @@ impl Run {
                     self.abort_held(status, excused);
                 }
                 if !live {
-                    self.violate("a command outlived its map");
+                    self.violate(Check::Request, "a command outlived its map");
                 } else if let Some(answer) =
                     self.answer(slot, &mut call, request, (status, &bytes), flight.aborted)
                 {
@@ -221,10 +227,13 @@ impl Run {
                     self.left_ended(&batch, id, status);
                     return true;
                 }
-                self.violate(format!(
-                    "the driver returned {}, which this host did not submit",
-                    token.request()
-                ));
+                self.violate(
+                    Check::Request,
+                    format!(
+                        "the driver returned {}, which this host did not submit",
+                        token.request()
+                    ),
+                );
                 false
             }
             Err(e) => {
@@ -324,7 +333,7 @@ impl Run {
             DriverError::TimedOut {
                 quarantined: false, ..
             } if self.was_aborted() || self.may_fail(error) => {
-                self.count("timeout");
+                self.count(Event::Timeout);
                 self.outcome.operations += calls.len() as u64;
             }
             _ => {
@@ -398,7 +407,11 @@ impl Run {
         match asked {
             Ok(will) => {
                 self.hosts[self.host].flights[at].aborted |= will;
-                self.count(if will { "abort" } else { "abort too late" });
+                self.count(if will {
+                    Event::Abort
+                } else {
+                    Event::AbortTooLate
+                });
                 self.trace(|| format!("abort of {}: {will}", token.request()));
             }
             // The admin queue is still usable, or the next admin command says that it is not.
@@ -407,7 +420,7 @@ impl Run {
             }
             Err(e) => {
                 if !self.may_fail(&e) {
-                    self.violate(format!("ABORT failed: {e}"));
+                    self.violate(Check::of(&e), format!("ABORT failed: {e}"));
                 }
                 self.queue_failed(&e);
             }
@@ -420,7 +433,7 @@ impl Run {
         if self.is_named(slot) {
             return;
         }
-        self.count("map freed");
+        self.count(Event::MapFreed);
         self.free_map(slot);
         self.make_map(slot);
     }

@@ -5,9 +5,11 @@
 //! effect in the order of its arrays (abi §7), which is the order of the calls here.
 
 use super::Run;
+use crate::check::Check;
 use crate::linearize::Call;
-use crate::map::{WalkDone, value_bytes};
+use crate::map::value_bytes;
 use crate::spec::{Answer, Kind};
+use crate::walk::WalkDone;
 use offmap_abi::Status;
 
 /// Elements of a batch, at most.
@@ -89,7 +91,7 @@ impl Run {
             Ok(status) => {
                 self.batch_abort_held(status);
                 if !self.batch_may_end(status) && !self.ends_excused(slot, calls[0].began, status) {
-                    self.violate(format!("BATCH_LOOKUP ended with {status}"));
+                    self.violate(Check::Status, format!("BATCH_LOOKUP ended with {status}"));
                 }
                 let posted = self.posted_since(&calls);
                 for (i, mut call) in calls.into_iter().enumerate() {
@@ -257,10 +259,13 @@ impl Run {
             if done.status == Status::NoSpace {
                 // The ABI has it say how much it needs.
                 if done.needed as usize <= room {
-                    self.violate(format!(
-                        "a dump into {room} places needs {} and has no space",
-                        done.needed
-                    ));
+                    self.violate(
+                        Check::Status,
+                        format!(
+                            "a dump into {room} places needs {} and has no space",
+                            done.needed
+                        ),
+                    );
                     return;
                 }
                 room = done.needed as usize;
@@ -293,7 +298,9 @@ impl Run {
                     }
                     return;
                 }
-                other => return self.violate(format!("BATCH_DUMP ended with {other}")),
+                other => {
+                    return self.violate(Check::Status, format!("BATCH_DUMP ended with {other}"));
+                }
             }
         }
     }
@@ -310,7 +317,10 @@ impl Run {
         let of = self.maps[map.0].as_ref();
         let known = of.and_then(|m| Some((m.key_of(key)?, m.value_of(value)?)));
         let Some((key, value)) = known else {
-            self.violate("a dump returned a key or a value that nobody ever wrote");
+            self.violate(
+                Check::Bytes,
+                "a dump returned a key or a value that nobody ever wrote",
+            );
             return;
         };
         walk.keys.push(key);
@@ -380,9 +390,10 @@ impl Run {
         let bound = super::CALL_BOUND * commands as u32 + self.met_bound();
         let took = std::time::Duration::from_nanos(self.now_ns() - began_ns);
         if took > bound {
-            self.violate(format!(
-                "{what} took {took:?} of simulated time, more than its deadlines"
-            ));
+            self.violate(
+                Check::Deadline,
+                format!("{what} took {took:?} of simulated time, more than its deadlines"),
+            );
         }
     }
 }

@@ -1,10 +1,13 @@
 //! The end of a run: everything in flight ends, everything is read once more, and nothing is left.
 
 use super::{Outcome, Run};
+use crate::check::Check;
+use crate::event::Event;
 use crate::rng::Rng;
 use crate::spec::Kind;
 use offmap_abi::{MapType, RequestId};
-use offmap_driver::MapParams;
+use offmap_driver::{DriverError, MapParams};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// Polls of a host until its commands are done, at most.
 const DRAIN_POLLS: usize = 4000;
@@ -28,22 +31,31 @@ impl Run {
         Some((info.free_bytes.get(), info.free_largest.get()))
     }
 
-    /// Ends the run and says what it came to.
-    pub(super) fn end(mut self) -> Outcome {
+    /// After the last action: everything ends, and is looked at.
+    pub(super) fn settle(&mut self) {
         // What follows is not to fail any more.
         self.sim.world().end_faults();
         self.take_news();
-        let removed = self.sim.world().removed;
-        if self.sim.world().violation.is_none() {
-            self.sim.world().rng = Rng::new(self.outcome.digest);
-            if removed {
-                self.end_removed();
-            } else if !self.given_up {
-                self.drain();
-                self.read_all();
-                self.free_all();
-            }
+        self.sim.world().rng = Rng::new(self.outcome.digest);
+        if self.sim.world().removed {
+            self.end_removed();
+        } else if !self.given_up {
+            self.drain();
+            self.read_all();
+            self.free_all();
         }
+    }
+
+    /// Lets go of something of the driver's.
+    pub(super) fn let_go<T>(&mut self, of: T) {
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(of))) {
+            self.panicked(&*panic);
+        }
+    }
+
+    /// Ends the run and says what it came to.
+    pub(super) fn end(mut self) -> Outcome {
+        self.sim.world().end_faults();
         self.maps.clear();
         for host in 0..self.hosts.len() {
             self.host = host;
@@ -51,19 +63,23 @@ impl Run {
             // A violation has ended the run in the middle: deletions are tried all the same.
             self.hosts[host].flights.clear();
             self.hosts[host].left.clear();
-            self.hosts[host].queue = None;
+            let queue = self.hosts[host].queue.take();
+            self.let_go(queue);
         }
         let stray = self.sim.world().memory.any_stray();
         if let Some(stray) = stray {
-            self.violate(stray);
+            self.violate(Check::StrayWrite, stray);
         }
-        self.driver = None;
+        let driver = self.driver.take();
+        self.let_go(driver);
+        self.drop_rings();
         let mut world = self.sim.world();
         let left = world.memory.mapped();
         if left > 0 {
-            world.violate(format!(
-                "{left} DMA mappings are left when the driver is gone"
-            ));
+            world.violate(
+                Check::Mappings,
+                format!("{left} DMA mappings are left when the driver is gone"),
+            );
         }
         let world = &mut *world;
         world.memory.dismantle(&mut world.pool);
@@ -72,12 +88,12 @@ impl Run {
         self.outcome.ticks = world.ticks;
         self.outcome.mutated = world.memory.mutated;
         for (event, count) in [
-            ("park", world.parks),
-            ("kick", world.kicks),
-            ("sleep", world.sleeps),
+            (Event::Park, world.parks),
+            (Event::Kick, world.kicks),
+            (Event::Sleep, world.sleeps),
         ] {
             if count > 0 {
-                self.outcome.events.insert(event, count);
+                self.outcome.events.insert(event.name(), count);
             }
         }
         self.outcome
@@ -85,6 +101,7 @@ impl Run {
 
     /// Everything in flight ends.
     fn drain(&mut self) {
+        self.sim.world().memory.draining = true;
         for host in 0..self.hosts.len() {
             self.host = host;
             self.sim.world().run_on(host);
@@ -111,12 +128,16 @@ impl Run {
                     .filter(|request| !lost.contains(request))
                     .map(|request| RequestId(*request).to_string())
                     .collect();
-                self.violate(format!(
-                    "{left} commands in flight never ended, and no fault took these: {}",
-                    of.join(", ")
-                ));
+                self.violate(
+                    Check::Ended,
+                    format!(
+                        "{left} commands in flight never ended, and no fault took these: {}",
+                        of.join(", ")
+                    ),
+                );
             }
         }
+        self.sim.world().memory.draining = false;
         // Something happened and nobody has noticed yet.
         if self.broken_by_fault() {
             self.recover();
@@ -151,6 +172,8 @@ impl Run {
 
     /// Maps are judged and freed, and the device's memory is as it was.
     fn free_all(&mut self) {
+        self.free_ring();
+        self.rings = Default::default();
         for slot in 0..self.maps.len() {
             self.free_map(slot);
         }
@@ -159,37 +182,59 @@ impl Run {
         }
         let now = self.free_memory();
         if now != self.memory_at_start {
-            self.violate(format!(
-                "device memory is not as it was before the first map: free and largest piece \
+            self.violate(
+                Check::DeviceMemory,
+                format!(
+                    "device memory is not as it was before the first map: free and largest piece \
                  were {:?}, and are {now:?}",
-                self.memory_at_start
-            ));
+                    self.memory_at_start
+                ),
+            );
         }
     }
 
     /// The device is gone: every call says so, within its bound.
     fn end_removed(&mut self) {
+        let well = self.sim.world().removed_well && !self.disturbed;
         for host in 0..self.hosts.len() {
             self.host = host;
             self.sim.world().run_on(host);
-            if self.hosts[host].queue.is_some() {
-                let began = self.now_ns();
-                if let Some(queue) = &mut self.hosts[host].queue
-                    && let Ok(status) = queue.nop()
-                {
-                    // One look at the ring may find what came before.
-                    self.trace(|| format!("nop: {status}"));
-                    self.violate("a call on a device that was removed succeeded");
+            if let Some(queue) = &mut self.hosts[host].queue {
+                let began = self.sim.world().now_ns;
+                let ended = queue.nop();
+                self.trace(|| format!("nop: {ended:?}"));
+                if ended.is_ok() {
+                    self.violate(
+                        Check::Removal,
+                        "a call on a device that was removed succeeded",
+                    );
+                }
+                // A queue that is full has not asked the device, and one that broke before says that.
+                let says_so = matches!(
+                    ended,
+                    Ok(_) | Err(DriverError::DeviceGone { .. } | DriverError::Full { .. })
+                );
+                if !says_so && well && !self.queue_is_excused() {
+                    self.violate(
+                        Check::Removal,
+                        format!("a call on a device that was removed ended with {ended:?}"),
+                    );
                 }
                 self.in_bound("a call on a device that was removed", began);
             }
             self.lose_queue();
         }
         if self.driver().check_health().is_ok() {
-            self.violate("a device that was removed passes for healthy");
+            self.violate(
+                Check::Removal,
+                "a device that was removed passes for healthy",
+            );
         }
         if self.driver().reset().is_ok() {
-            self.violate("a device that was removed came back from a reset");
+            self.violate(
+                Check::Removal,
+                "a device that was removed came back from a reset",
+            );
         }
         for slot in 0..self.maps.len() {
             self.close_map(slot);

@@ -1,6 +1,7 @@
 //! What a run makes of the faults that the device was given ([`crate::excuse`]).
 
 use super::{Flight, Run};
+use crate::event::Event;
 use crate::excuse::{Excuse, KnownMap, News};
 use crate::linearize::Call;
 use crate::spec::{Answer, GARBAGE, Kind};
@@ -217,7 +218,7 @@ impl Run {
         if !of.any() && !all_lost {
             return false;
         }
-        self.count("queue given up");
+        self.count(Event::QueueGivenUp);
         self.lose_queue();
         true
     }
@@ -226,7 +227,7 @@ impl Run {
     pub(super) fn replace_if_cut(&mut self, slot: usize) {
         let cut = self.maps[slot].as_ref().is_some_and(|m| m.cut.is_some());
         if cut && self.rng.one_in(CUT_USES) && !self.is_named(slot) {
-            self.count("map given up");
+            self.count(Event::MapGivenUp);
             self.free_map(slot);
         }
     }
@@ -239,7 +240,7 @@ impl Run {
         }
         let wild = self.sim.world().excuses.wild;
         if wild || self.rng.one_in(PATIENCE) {
-            self.count("reset after a fault");
+            self.count(Event::ResetAfterFault);
             self.recover();
         }
     }

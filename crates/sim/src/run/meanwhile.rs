@@ -2,6 +2,8 @@
 //! or the host's own thread dies.
 
 use super::{Left, Run};
+use crate::check::Check;
+use crate::event::Event;
 use crate::function::{Meanwhile, Met};
 use crate::linearize::Call;
 use crate::spec::{Answer, Kind};
@@ -40,20 +42,23 @@ impl Run {
             Met::Reset(midway) => {
                 // A reset by the driver has cleared what the world knew.
                 self.disturbed = true;
-                self.count("reset in a call");
+                self.count(Event::ResetInCall);
                 if midway {
-                    self.count("reset midway");
+                    self.count(Event::ResetMidway);
                 }
             }
             Met::Died(midway) => {
-                self.count("thread died");
+                self.count(Event::ThreadDied);
                 if midway {
-                    self.count("queue deleted midway");
+                    self.count(Event::QueueDeletedMidway);
                 }
             }
-            Met::Left(_) => self.count("call left"),
+            Met::Left(_) => self.count(Event::CallLeft),
             Met::AbortFailed if !self.admin_may_fail() && !self.queue_is_excused() => {
-                self.violate("ABORT failed and nothing happened to the device");
+                self.violate(
+                    Check::Failed,
+                    "ABORT failed and nothing happened to the device",
+                );
             }
             Met::Nothing | Met::Aborted | Met::AbortedLate | Met::AbortFailed => {}
         }
@@ -80,7 +85,7 @@ impl Run {
             return;
         }
         if status == Status::Interrupted {
-            self.count("abort midway");
+            self.count(Event::AbortMidway);
         }
         self.abort_held(status, false);
     }
@@ -91,9 +96,10 @@ impl Run {
         if ends || excused || self.disturbed() || self.admin_may_fail() || self.queue_is_excused() {
             return;
         }
-        self.violate(format!(
-            "an abort was confirmed, and the command went on to its end: {status}"
-        ));
+        self.violate(
+            Check::Abort,
+            format!("an abort was confirmed, and the command went on to its end: {status}"),
+        );
     }
 
     /// A batch that was left has ended, and the host takes its completion.
