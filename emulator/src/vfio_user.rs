@@ -20,7 +20,9 @@ use crate::regs::Width;
 use crate::{DeviceConfig, EmulatorError, Threaded};
 use offmap_abi::regs;
 use offmap_device_io::{BarOffset, Interrupt, IoError, Iova};
-use offmap_vfio_user::server::{Backend, Description, DmaRange, Ended, Errno, Refusal, Region};
+use offmap_vfio_user::server::{
+    Backend, Description, DmaRange, Ended, Errno, Event, Refusal, Region,
+};
 use offmap_vfio_user::wire::{
     CONFIG_REGION, Command, IrqFlags, MSIX_IRQ, PCI_IRQS, PCI_REGIONS, RegionFlags,
 };
@@ -101,6 +103,7 @@ impl Server {
             device: Arc::clone(&self.device),
             description: describe(vectors.unwrap_or(0)),
             refusals: 0,
+            kick: None,
             tell,
         };
         let done = self.listener.run(&mut served, stop, |served, ended| {
@@ -127,15 +130,19 @@ fn describe(vectors: u32) -> Description {
                 size: info.size_bytes,
                 flags: both,
                 areas: Vec::new(),
+                events: Vec::new(),
             };
         }
     }
     regions[usize::from(regs::BAR_REGISTERS)].areas =
         vec![(regs::DOORBELLS, regs::DOORBELLS_BYTES)];
+    // What is written there is not looked at: all queues are.
+    regions[usize::from(regs::BAR_REGISTERS)].events = vec![(regs::KICK, 4)];
     regions[CONFIG_REGION as usize] = Region {
         size: crate::config_space::CONFIG_BYTES as u64,
         flags: both,
         areas: Vec::new(),
+        events: Vec::new(),
     };
     let mut irqs = vec![(0, IrqFlags::empty()); PCI_IRQS as usize];
     irqs[MSIX_IRQ as usize] = (vectors, IrqFlags::EVENTFD | IrqFlags::MASKABLE);
@@ -152,6 +159,8 @@ struct Served<'t> {
     device: Arc<Threaded>,
     description: Description,
     refusals: u32,
+    /// What this client may signal in place of a KICK.
+    kick: Option<Interrupt>,
     tell: &'t mut dyn FnMut(&str),
 }
 
@@ -162,6 +171,7 @@ impl Served<'_> {
     }
 
     fn end(&mut self, ended: &Ended) {
+        self.kick = None;
         self.leave();
         if let Some(more) = self.refusals.checked_sub(REFUSALS_TOLD).filter(|n| *n > 0) {
             (self.tell)(&format!("{more} more of its commands were refused"));
@@ -239,6 +249,35 @@ impl Backend for Served<'_> {
             let fd = d.doorbells_fd().try_clone_to_owned();
             fd.map_err(|e| IoError::os("cannot duplicate the doorbells' descriptor", e))
         })
+    }
+
+    fn region_event_fd(&mut self, _region: u32) -> Result<OwnedFd, Refusal> {
+        let Some(kick) = &self.kick else {
+            let why = "there is no eventfd for KICK";
+            return Err(Refusal::new(Errno::NOMEM, why));
+        };
+        kick.fd().try_clone_to_owned().map_err(|e| {
+            let what = "cannot duplicate the eventfd of KICK";
+            refusal(&IoError::os(what, e))
+        })
+    }
+
+    /// Each client gets an eventfd of its own, so that one that has left wakes nobody.
+    fn event(&mut self) -> Option<Event> {
+        self.kick = None;
+        // Without one a client writes KICK by message.
+        let kick = Interrupt::new().ok()?;
+        let (fd, waits) = (kick.fd().try_clone_to_owned().ok()?, kick.try_clone().ok()?);
+        self.kick = Some(kick);
+        let device = Arc::clone(&self.device);
+        let signalled = Box::new(move || {
+            // Were it not taken, it would be signalled again and again; it is ours and does not block.
+            let _ = waits.take();
+            // A device that has died is noticed by the next message.
+            let _ = device
+                .poke(|d| d.bar_write(regs::BAR_REGISTERS, BarOffset(regs::KICK), Width::Four, 0));
+        });
+        Some(Event { fd, signalled })
     }
 
     fn region_read(&mut self, region: u32, offset: u64, into: &mut [u8]) -> Result<(), Refusal> {

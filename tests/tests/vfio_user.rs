@@ -10,6 +10,8 @@ mod flr;
 mod fuzz;
 #[path = "vfio_user/interop.rs"]
 mod interop;
+#[path = "vfio_user/kick.rs"]
+mod kick;
 #[path = "vfio_user/leaving.rs"]
 mod leaving;
 #[path = "vfio_user/malformed.rs"]

@@ -35,6 +35,10 @@ pub struct Capabilities {
     /// Whether it knows REGION_WRITE_MULTI.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub write_multiple: Option<bool>,
+    /// Whether it knows DEVICE_GET_REGION_IO_FDS. A name of ours: there are servers that end the
+    /// connection when they are asked what they do not know.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub region_io_fds: Option<bool>,
     /// What it says of migration; read so that what is no object is refused.
     #[serde(skip_serializing)]
     migration: Option<Migration>,
@@ -54,6 +58,7 @@ impl Capabilities {
             max_data_xfer_size: Some(DATA_BYTES),
             max_dma_maps: Some(u64::from(u32::MAX)),
             pgsizes: Some(PAGE_SIZES),
+            region_io_fds: Some(true),
             ..Self::default()
         }
     }
@@ -67,6 +72,7 @@ impl Capabilities {
             max_dma_maps: client.max_dma_maps.map(|theirs| theirs.min(max_dma_maps)),
             pgsizes: client.pgsizes.map(|_| PAGE_SIZES),
             write_multiple: client.write_multiple.filter(|known| *known),
+            region_io_fds: client.region_io_fds.filter(|known| *known),
             migration: None,
         }
     }
@@ -123,6 +129,7 @@ mod tests {
             (server.max_dma_maps, server.write_multiple),
             (Some(7), None)
         );
+        assert_eq!(server.region_io_fds, Some(true));
         assert_eq!(Capabilities::parse(&server.to_bytes()), Ok(server));
     }
 
@@ -138,6 +145,7 @@ mod tests {
             assert_eq!((said.fds(), said.data_bytes()), (1, 1 << 20));
             let answer = Capabilities::of_server(&said, 7);
             assert_eq!((answer.max_dma_maps, answer.pgsizes), (None, None));
+            assert_eq!(answer.region_io_fds, None);
         }
     }
 
@@ -166,6 +174,7 @@ mod tests {
             b"{\"capabilities\": \"23\"}\0",
             b"{\"capabilities\": {\"max_msg_fds\": \"foo\"}}\0",
             b"{\"capabilities\": {\"max_msg_fds\": -1}}\0",
+            b"{\"capabilities\": {\"region_io_fds\": 1}}\0",
             b"{\"capabilities\": {\"max_data_xfer_size\": 1e30}}\0",
             b"{\"capabilities\": {\"migration\": \"23\"}}\0",
             b"{\"capabilities\": {\"migration\": {\"pgsize\": \"foo\"}}}\0",

@@ -4,7 +4,8 @@ use crate::client::{Attach, Client};
 use crate::shared;
 use crate::wire::{
     self, Area, Command, DeviceInfoBody, DmaFlags, DmaMapBody, DmaUnmapBody, IrqFlags, IrqInfoBody,
-    RegionAccessBody, RegionFlags, RegionInfoBody, SetIrqsBody, SparseMmapCap,
+    RegionAccessBody, RegionFlags, RegionInfoBody, RegionIoFdsBody, SetIrqsBody, SparseMmapCap,
+    SubRegionIoFd,
 };
 use offmap_device_io::{
     BarInfo, BarMapping, BarOffset, DmaBuffer, Function, Interrupt, IoError, Iova, IovaRange,
@@ -24,6 +25,8 @@ const CONFIG_BYTES: u64 = 4096;
 const VECTORS_MAX: u32 = 2048;
 /// The most that a region's description may take, capabilities and all, in bytes.
 const REGION_INFO_MAX: u32 = 1 << 16;
+/// Writes of a region for which eventfds are taken: as many as descriptors fit a message.
+const EVENTS_MAX: usize = 16;
 /// Capabilities of a region that are looked at.
 const CAPS_MAX: usize = 16;
 
@@ -46,12 +49,25 @@ struct Bar {
     info: BarInfo,
     file: Option<(OwnedFd, u64)>,
     areas: Vec<(u64, u64)>,
+    /// Writes for which an eventfd can be signalled.
+    events: Vec<WriteEvent>,
+}
+
+/// A write that signals an eventfd of the server in place of a message.
+#[derive(Debug)]
+struct WriteEvent {
+    offset: u64,
+    /// Bytes of the access; 0: of any.
+    size: u64,
+    /// The value that it must have; `None`: any.
+    data: Option<u64>,
+    to: Interrupt,
 }
 
 /// The PCI function that a vfio-user server serves.
 ///
-/// Registers and config space are messages, which wait for their replies. The doorbells are
-/// memory, where the server shares them in a file that it cannot shorten. DMA buffers are
+/// Registers and config space are messages, which wait for their replies, but for writes that only wake
+/// the device, where the server has an eventfd for them. The doorbells are memory, where the server shares them in a file that it cannot shorten. DMA buffers are
 /// passed as the files that they are, interrupts as eventfds.
 #[derive(Debug)]
 pub struct VfioUser {
@@ -104,6 +120,10 @@ impl VfioUser {
                 ));
             }
             let kind = header[0x10 + 4 * index];
+            let events = match client.server().region_io_fds {
+                Some(true) => write_events(&client, index as u32, found.size)?,
+                _ => Vec::new(),
+            };
             *bar = Some(Bar {
                 info: BarInfo {
                     size_bytes: found.size,
@@ -112,6 +132,7 @@ impl VfioUser {
                 },
                 file: found.file,
                 areas: found.areas,
+                events,
             });
         }
         let vectors = match info.irqs.get() > wire::MSIX_IRQ {
@@ -144,6 +165,20 @@ impl VfioUser {
             return Err(IoError::BarAccess { bar, offset, len });
         }
         Ok(())
+    }
+
+    /// Writes a register: by its eventfd, or by a message.
+    fn write(&self, bar: u8, offset: BarOffset, bytes: &[u8], value: u64) -> Result<(), IoError> {
+        self.checked(bar, offset, bytes.len())?;
+        let stands_for = |event: &&WriteEvent| {
+            event.offset == offset.0
+                && (event.size == 0 || event.size == bytes.len() as u64)
+                && event.data.is_none_or(|data| data == value)
+        };
+        match self.find(bar)?.events.iter().find(stands_for) {
+            Some(event) => event.to.signal(),
+            None => write(&self.client, bar.into(), offset.0, bytes),
+        }
     }
 
     fn config(&self, offset: u16, len: usize) -> Result<(), IoError> {
@@ -221,13 +256,11 @@ impl Function for VfioUser {
     }
 
     fn write32(&self, bar: u8, offset: BarOffset, value: u32) -> Result<(), IoError> {
-        self.checked(bar, offset, 4)?;
-        write(&self.client, bar.into(), offset.0, &value.to_le_bytes())
+        self.write(bar, offset, &value.to_le_bytes(), value.into())
     }
 
     fn write64(&self, bar: u8, offset: BarOffset, value: u64) -> Result<(), IoError> {
-        self.checked(bar, offset, 8)?;
-        write(&self.client, bar.into(), offset.0, &value.to_le_bytes())
+        self.write(bar, offset, &value.to_le_bytes(), value)
     }
 
     fn map_bar(
@@ -428,6 +461,55 @@ fn region(client: &Client, index: u32) -> Result<Found, IoError> {
         .areas
         .retain(|&(at, len)| at.is_multiple_of(page) && len > 0 && len <= size && at <= size - len);
     Ok(found)
+}
+
+/// The writes of a region for which the server has eventfds; none where it refuses to say.
+fn write_events(client: &Client, index: u32, size: u64) -> Result<Vec<WriteEvent>, IoError> {
+    const HEAD: usize = size_of::<RegionIoFdsBody>();
+    const ROOM: usize = HEAD + EVENTS_MAX * size_of::<SubRegionIoFd>();
+    let ask = RegionIoFdsBody {
+        argsz: (ROOM as u32).into(),
+        index: index.into(),
+        ..Default::default()
+    };
+    let command = Command::DEVICE_GET_REGION_IO_FDS;
+    let reply = match client.call(command, &[ask.as_bytes()], &[], ROOM) {
+        Ok(reply) => reply,
+        Err(IoError::Os { .. }) => return Ok(Vec::new()),
+        Err(e) => return Err(e),
+    };
+    let told = wire::take::<RegionIoFdsBody>(&reply.body);
+    let Some((info, listed)) = told.filter(|(info, _)| info.index.get() == index) else {
+        return Err(IoError::Gone(
+            "the vfio-user server lists descriptors of another region",
+        ));
+    };
+    let count = info.count.get() as usize;
+    // A list that did not fit, or entries of another size, are none that could be used.
+    if count > EVENTS_MAX || listed.len() != count * size_of::<SubRegionIoFd>() {
+        return Ok(Vec::new());
+    }
+    let entries = listed.chunks_exact(size_of::<SubRegionIoFd>());
+    let usable = entries
+        .filter_map(wire::take::<SubRegionIoFd>)
+        .filter_map(|(entry, _)| {
+            let (offset, bytes) = (entry.offset.get(), entry.size.get());
+            let known = entry.kind.get() == wire::IO_FD_IOEVENTFD
+                && entry.flags.get() & !wire::IO_FD_DATAMATCH == 0
+                && bytes <= size
+                && offset <= size - bytes;
+            let fd = reply.fds.get(entry.fd_index.get() as usize)?;
+            // What is no eventfd could hold a write for ever.
+            let to = Interrupt::from_eventfd(fd.try_clone().ok()?).ok()?;
+            let matched = entry.flags.get() & wire::IO_FD_DATAMATCH != 0;
+            known.then(|| WriteEvent {
+                offset,
+                size: bytes,
+                data: matched.then(|| entry.data.get()),
+                to,
+            })
+        });
+    Ok(usable.collect())
 }
 
 /// The areas that the capabilities of a region list, if one of them does.

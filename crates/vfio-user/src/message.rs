@@ -70,6 +70,9 @@ pub struct Wait<'w> {
     /// Is called when the descriptor is readable and the socket is not: connections that are
     /// to be turned away.
     pub aside: Option<(BorrowedFd<'w>, &'w dyn Fn())>,
+    /// Is called whenever the descriptor is readable, whatever else is: what a client signals in
+    /// place of a message. It makes the descriptor unreadable.
+    pub event: Option<(BorrowedFd<'w>, &'w dyn Fn())>,
 }
 
 impl Wait<'_> {
@@ -80,6 +83,7 @@ impl Wait<'_> {
             whole: deadline.saturating_duration_since(Instant::now()),
             stop: None,
             aside: None,
+            event: None,
         }
     }
 
@@ -98,7 +102,7 @@ impl Wait<'_> {
                     tv_nsec: left.subsec_nanos().into(),
                 }
             });
-            let mut fds = Vec::with_capacity(3);
+            let mut fds = Vec::with_capacity(4);
             fds.push(PollFd::from_borrowed_fd(socket, events));
             let stop = self
                 .stop
@@ -106,6 +110,8 @@ impl Wait<'_> {
             fds.extend(stop);
             let aside = self.aside.as_ref();
             fds.extend(aside.map(|(fd, _)| PollFd::from_borrowed_fd(*fd, PollFlags::IN)));
+            let event = self.event.as_ref();
+            fds.extend(event.map(|(fd, _)| PollFd::from_borrowed_fd(*fd, PollFlags::IN)));
             match poll(&mut fds, timeout.as_ref()) {
                 Ok(0) => return Err(ReceiveError::TimedOut),
                 Ok(_) => {}
@@ -115,6 +121,11 @@ impl Wait<'_> {
             let hit = |index: usize| fds.get(index).is_some_and(|fd| !fd.revents().is_empty());
             if self.stop.is_some() && hit(1) {
                 return Err(ReceiveError::Stopped);
+            }
+            if let Some((_, signalled)) = event
+                && hit(fds.len() - 1)
+            {
+                signalled();
             }
             // First who is here: it may just have left, and the one who comes is the next.
             if hit(0) {

@@ -53,6 +53,9 @@ pub struct Region {
     /// Areas that the client may map, in bytes from the region's start; [`Backend::region_fd`]
     /// gives the file, in which the region starts at 0.
     pub areas: Vec<(u64, u64)>,
+    /// Writes that say no more than that they were made, by offset and size in bytes: a client may
+    /// signal the eventfd of [`Backend::region_event_fd`] in their place, with any value.
+    pub events: Vec<(u64, u64)>,
 }
 
 impl Region {
@@ -61,6 +64,7 @@ impl Region {
         size: 0,
         flags: RegionFlags::empty(),
         areas: Vec::new(),
+        events: Vec::new(),
     };
 }
 
@@ -96,6 +100,12 @@ pub trait Backend {
     /// A [`Refusal`], here and below: what the client is told.
     fn region_fd(&mut self, region: u32) -> Result<OwnedFd, Refusal>;
 
+    /// The eventfd of a region that has events: the one that this client's [`Event`] waits for.
+    fn region_event_fd(&mut self, region: u32) -> Result<OwnedFd, Refusal>;
+
+    /// What a new client may signal in place of messages.
+    fn event(&mut self) -> Option<Event>;
+
     /// Reads bytes that lie inside the region.
     fn region_read(&mut self, region: u32, offset: u64, into: &mut [u8]) -> Result<(), Refusal>;
 
@@ -129,6 +139,14 @@ pub trait Backend {
 
     /// Hears of every command that was refused.
     fn refused(&mut self, _command: Command, _refusal: &Refusal) {}
+}
+
+/// An eventfd that a client signals in place of a write.
+pub struct Event {
+    /// The eventfd.
+    pub fd: OwnedFd,
+    /// Takes the signal and does what the write would have done.
+    pub signalled: Box<dyn Fn()>,
 }
 
 /// The answer to a message.
@@ -244,13 +262,10 @@ impl<'b, B: Backend> Session<'b, B> {
             Command::DMA_READ | Command::DMA_WRITE => {
                 Err(Refusal::invalid("a command of servers, from a client"))
             }
-            Command::DEVICE_GET_REGION_IO_FDS
-            | Command::DEVICE_FEATURE
-            | Command::MIG_DATA_READ
-            | Command::MIG_DATA_WRITE => Err(Refusal::new(
-                Errno::OPNOTSUPP,
-                "the device has no such feature",
-            )),
+            Command::DEVICE_GET_REGION_IO_FDS => self.region_io_fds(body),
+            Command::DEVICE_FEATURE | Command::MIG_DATA_READ | Command::MIG_DATA_WRITE => Err(
+                Refusal::new(Errno::OPNOTSUPP, "the device has no such feature"),
+            ),
             _ => Err(Refusal::invalid("no such command")),
         }
     }
@@ -379,6 +394,49 @@ impl<'b, B: Backend> Session<'b, B> {
             reply.extend_from_slice(area.as_bytes());
         }
         Ok((reply, Some(self.backend.region_fd(index)?)))
+    }
+
+    fn region_io_fds(&mut self, body: &[u8]) -> Answer {
+        const HEAD: usize = size_of::<wire::RegionIoFdsBody>();
+        let (ask, _) = take::<wire::RegionIoFdsBody>(body)?;
+        argsz(ask.argsz.get(), HEAD)?;
+        let (index, flags) = (ask.index.get(), ask.flags.get());
+        if flags != 0 {
+            return Err(Refusal::invalid(format!("unknown flags {flags:#x}")));
+        }
+        let events = self.region(index)?.events.clone();
+        if events.is_empty() {
+            let why = format!("region {index} has no accesses for which there is a descriptor");
+            return Err(Refusal::new(Errno::OPNOTSUPP, why));
+        }
+        if self.client.as_ref().is_none_or(|client| client.fds() == 0) {
+            return Err(Refusal::invalid(
+                "descriptors, for a client that takes none",
+            ));
+        }
+        let needs = HEAD + events.len() * size_of::<wire::SubRegionIoFd>();
+        let told = ask.argsz.get() as usize >= needs;
+        let reply = wire::RegionIoFdsBody {
+            argsz: (needs as u32).into(),
+            flags: 0.into(),
+            index: index.into(),
+            count: (events.len() as u32).into(),
+        };
+        let mut reply = reply.as_bytes().to_vec();
+        // Who has no room for all of it is told how much there is, and asks again.
+        if !told {
+            return Ok((reply, None));
+        }
+        for (offset, size) in events {
+            let event = wire::SubRegionIoFd {
+                offset: offset.into(),
+                size: size.into(),
+                kind: wire::IO_FD_IOEVENTFD.into(),
+                ..Default::default()
+            };
+            reply.extend_from_slice(event.as_bytes());
+        }
+        Ok((reply, Some(self.backend.region_event_fd(index)?)))
     }
 
     fn irq_info(&mut self, body: &[u8]) -> Answer {
@@ -637,11 +695,16 @@ pub fn serve<B: Backend>(
     aside: Option<(BorrowedFd<'_>, &dyn Fn())>,
 ) -> Ended {
     let socket = socket.as_fd();
+    let event = backend.event();
+    let event = event
+        .as_ref()
+        .map(|event| (event.fd.as_fd(), &*event.signalled));
     let wait = Wait {
         first: None,
         whole: MESSAGE_TIMEOUT,
         stop: Some(stop),
         aside,
+        event,
     };
     let mut session = Session::new(backend);
     loop {

@@ -557,7 +557,72 @@ pub struct WriteMultiEntry {
     pub data: [u8; 8],
 }
 
+/// DEVICE_GET_REGION_IO_FDS, both ways; in the reply, sub-regions follow.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+    Unaligned,
+)]
+#[repr(C)]
+pub struct RegionIoFdsBody {
+    /// Room for the reply in bytes; in it, the room that all of it needs.
+    pub argsz: U32,
+    /// Zero.
+    pub flags: U32,
+    /// The region.
+    pub index: U32,
+    /// How many sub-regions follow.
+    pub count: U32,
+}
+
+/// Sub-region kind: a write signals an eventfd, and is then done.
+pub const IO_FD_IOEVENTFD: u32 = 0;
+/// Sub-region flag: only writes of [`SubRegionIoFd::data`] signal the eventfd.
+pub const IO_FD_DATAMATCH: u32 = 1 << 0;
+
+/// A part of a region for whose accesses there is a file descriptor.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+    Unaligned,
+)]
+#[repr(C)]
+pub struct SubRegionIoFd {
+    /// Its start, from the start of the region, in bytes.
+    pub offset: U64,
+    /// Bytes of an access; 0: of any.
+    pub size: U64,
+    /// Which of the descriptors that come with the reply.
+    pub fd_index: U32,
+    /// [`IO_FD_IOEVENTFD`], or a kind that is not used here.
+    pub kind: U32,
+    /// [`IO_FD_DATAMATCH`], or flags that are not used here.
+    pub flags: U32,
+    /// Zero.
+    pub padding: U32,
+    /// The value that a write must have, where the flags say so.
+    pub data: U64,
+}
+
 const _: () = {
+    assert!(size_of::<RegionIoFdsBody>() == 16);
+    assert!(size_of::<SubRegionIoFd>() == 40);
     assert!(HEADER_BYTES == 16);
     assert!(size_of::<VersionBody>() == 4);
     assert!(size_of::<DmaMapBody>() == 32);

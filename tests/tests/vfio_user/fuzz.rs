@@ -49,6 +49,10 @@ fn body(rng: &mut Xoshiro256PlusPlus, command: Command) -> Vec<u8> {
                 0,
             ]
         }
+        Command::DEVICE_GET_REGION_IO_FDS => {
+            let ask = [rng.random_range(10..80u32), 0, rng.random_range(0..10), 0];
+            ask.as_bytes().to_vec()
+        }
         Command::DEVICE_GET_REGION_INFO => {
             let info = RegionInfoBody {
                 argsz: rng.random_range(32..100u32).into(),
@@ -223,7 +227,15 @@ fn answer(
     right: bool,
 ) -> Result<(), ReceiveError> {
     let mut answer = match asked.about() {
-        Command::VERSION => vec![0, 0, 1, 0, b'{', b'}', 0],
+        Command::VERSION => {
+            let says = b"{\"capabilities\":{\"region_io_fds\":true}}\0";
+            [&[0, 0, 1, 0], &says[..]].concat()
+        }
+        Command::DEVICE_GET_REGION_IO_FDS => {
+            let index = u32::from(body.get(8).copied().unwrap_or(0));
+            let listed = [56, 0, index, 1, 8, 0, 4, 0, 0, 0, 0, 0, 0, 0u32];
+            listed.as_bytes().to_vec()
+        }
         Command::DEVICE_GET_INFO => DeviceInfoBody {
             argsz: 16.into(),
             flags: 3.into(),

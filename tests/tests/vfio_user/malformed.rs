@@ -88,7 +88,6 @@ fn commands_that_are_none() {
         raw.bad(Command(command), &[], &[], INVAL);
     }
     for command in [
-        Command::DEVICE_GET_REGION_IO_FDS,
         Command::DEVICE_FEATURE,
         Command::MIG_DATA_READ,
         Command::MIG_DATA_WRITE,
@@ -116,6 +115,7 @@ fn bodies_too_short_or_too_long() {
         (Command::DMA_UNMAP, 24),
         (Command::DEVICE_GET_INFO, 16),
         (Command::DEVICE_GET_REGION_INFO, 32),
+        (Command::DEVICE_GET_REGION_IO_FDS, 16),
         (Command::DEVICE_GET_IRQ_INFO, 16),
         (Command::DEVICE_SET_IRQS, 20),
         (Command::REGION_READ, 16),

@@ -130,10 +130,13 @@ fn the_first_lookup_after_a_pause() {
     let mut config = DeviceConfig::default();
     config.firmware.memory_bytes = 64 << 20;
     let server = ServerProcess::spawn(&config);
-    let mut far = lookups(Arc::new(attach(&server.path())));
+    let function = Arc::new(attach(&server.path()));
+    let mut far = lookups(Arc::clone(&function));
     let mut near = lookups(Threaded::spawn(config).expect("a device"));
     let mut times = [Vec::new(), Vec::new()];
+    let mut messages = Vec::new();
     for n in 0..50 {
+        let before = function.client().commands_sent();
         for (side, times) in [&mut far as &mut dyn FnMut(u64), &mut near]
             .into_iter()
             .zip(&mut times)
@@ -143,7 +146,11 @@ fn the_first_lookup_after_a_pause() {
             side(n % KEYS);
             times.push(began.elapsed().as_nanos() as u64);
         }
+        messages.push(function.client().commands_sent() - before);
     }
+    // A driver that waits for long looks whether the device lives; most of them do not.
+    messages.sort_unstable();
+    assert_eq!(messages[5], 0, "messages of first lookups: {messages:?}");
     let [far, near] = times.map(|mut times| {
         times.sort_unstable();
         [times.len() / 10, times.len() / 2, times.len() * 9 / 10].map(|at| times[at] / 1000)
