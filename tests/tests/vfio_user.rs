@@ -26,3 +26,5 @@ mod raw;
 mod speed;
 #[path = "vfio_user/state.rs"]
 mod state;
+#[path = "vfio_user/syscalls.rs"]
+mod syscalls;

@@ -27,7 +27,8 @@ fn block(lookup: &mut dyn FnMut(u64)) -> u64 {
     times[times.len() / 2]
 }
 
-fn lookups<F: Function>(function: Arc<F>) -> impl FnMut(u64) {
+/// A lookup on a device with a map of [`KEYS`] entries, as a thing to call.
+pub(crate) fn lookups<F: Function>(function: Arc<F>) -> impl FnMut(u64) {
     let driver = Driver::bring_up(function, DriverConfig::default()).expect("bring-up");
     let map = driver.create_map(&params(KEYS as usize)).expect("a map");
     let mut queue: QueuePair<F> = driver.create_queue().expect("a queue");
