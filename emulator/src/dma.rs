@@ -5,7 +5,7 @@
 //! side. Every access is checked against what the host has mapped, and may span mappings that
 //! are adjacent in IOVA space, because behind an IOMMU their border cannot be seen.
 //!
-//! There is one way to that memory. Bulk data passes `Dma::bulk`, and words that the host may
+//! There is one way to that memory, other than to ranges that came without a file ([`FarMemory`]). Bulk data passes `Dma::bulk`, and words that the host may
 //! access at the same moment pass `Words::word`; whatever wants to see, delay or spoil the
 //! device's accesses stands in these two.
 //!
@@ -25,14 +25,19 @@
 //! system allows a process some 65,000 mappings. IOVAs are entries of a table, at most
 //! [`MAPPINGS_MAX`].
 
-use crate::entry;
+mod far;
+mod span;
+
+pub use far::{FarMemory, Unreachable};
 use offmap_abi::submission::SUBMISSION_WORDS;
 use offmap_device_io::{IoError, Iova, IovaRange, PAGE_BYTES, SharedWords};
 use offmap_firmware_model::{HostFault, HostMemory};
+pub use span::Span;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::BorrowedFd;
 use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 use vm_memory::{FileOffset, MmapRegion, VolatileMemory, VolatileSlice};
 
@@ -123,8 +128,7 @@ type FileKey = (u64, u64, bool);
 struct Mapping {
     len: u64,
     permission: Permission,
-    /// The backing, and where in it the memory starts; `None`: the host gave no file with it,
-    /// so that every access is a fault.
+    /// The backing, and where in it the memory starts; `None`: the host gave no file with it.
     target: Option<(BackingId, u64)>,
 }
 
@@ -193,6 +197,8 @@ pub struct Dma {
     next_id: BackingId,
     generation: u64,
     enabled: bool,
+    /// How ranges without a file are reached; `None`: not at all, every access is a fault.
+    far: Option<Arc<dyn FarMemory>>,
     recent: [Recent; RECENT],
     /// Which of `recent` is replaced next.
     victim: usize,
@@ -215,6 +221,7 @@ impl Dma {
             next_id: 0,
             generation: 1,
             enabled: false,
+            far: None,
             recent: [Recent::NONE; RECENT],
             victim: 0,
         }
@@ -246,8 +253,8 @@ impl Dma {
         self.map_as(Some((fd, offset)), iova, len, Permission::READ_WRITE)
     }
 
-    /// As [`Dma::map`], with what the device may do there. Without a file the range is taken,
-    /// and every access to it is a fault.
+    /// As [`Dma::map`], with what the device may do there. Without a file the range is reached
+    /// by the [`FarMemory`] of [`Dma::set_far`], and without that every access is a fault.
     ///
     /// # Errors
     ///
@@ -462,7 +469,11 @@ impl Dma {
         let mut at = iova;
         let mut left = len;
         while left > 0 {
-            let here = self.find(at)?.len.min(left);
+            let (first, mapping) = self.mapping(at)?;
+            if mapping.target.is_none() && self.far.is_none() {
+                return Err(DmaFault(Iova(at)));
+            }
+            let here = (mapping.len - (at - first)).min(left);
             left -= here;
             if left > 0 {
                 at = at.checked_add(here).ok_or(DmaFault(Iova(at)))?;
@@ -486,10 +497,19 @@ impl Dma {
         let mut at = iova;
         let mut rest = into;
         while !rest.is_empty() {
-            let piece = self.miss(at, rest.len(), Direction::Read)?;
-            let (here, after) = rest.split_at_mut(piece.len);
-            self.bulk(piece, Bulk::Read(here))?;
-            at = at.wrapping_add(piece.len as u64);
+            let (here, after);
+            match self.miss(at, rest.len(), Direction::Read) {
+                Ok(piece) => {
+                    (here, after) = rest.split_at_mut(piece.len);
+                    self.bulk(piece, Bulk::Read(here))?;
+                }
+                Err(fault) => {
+                    let (far, len) = self.far(at, rest.len(), Direction::Read, fault)?;
+                    (here, after) = rest.split_at_mut(len);
+                    far.read(0, here)?;
+                }
+            }
+            at = at.wrapping_add(here.len() as u64);
             rest = after;
         }
         Ok(())
@@ -504,10 +524,19 @@ impl Dma {
         let mut at = iova;
         let mut rest = from;
         while !rest.is_empty() {
-            let piece = self.miss(at, rest.len(), Direction::Write)?;
-            let (here, after) = rest.split_at(piece.len);
-            self.bulk(piece, Bulk::Write(here))?;
-            at = at.wrapping_add(piece.len as u64);
+            let (here, after);
+            match self.miss(at, rest.len(), Direction::Write) {
+                Ok(piece) => {
+                    (here, after) = rest.split_at(piece.len);
+                    self.bulk(piece, Bulk::Write(here))?;
+                }
+                Err(fault) => {
+                    let (far, len) = self.far(at, rest.len(), Direction::Write, fault)?;
+                    (here, after) = rest.split_at(len);
+                    far.write(0, here)?;
+                }
+            }
+            at = at.wrapping_add(here.len() as u64);
             rest = after;
         }
         Ok(())
@@ -592,28 +621,11 @@ impl Dma {
         })
     }
 
-    /// The rest of the mapping that holds `iova`, from there on.
-    fn find(&self, iova: u64) -> Result<Found, DmaFault> {
-        let (first, whole) = self.find_mapping(iova)?;
-        let within = iova - first;
-        Ok(Found {
-            offset: whole.offset + within,
-            len: whole.len - within,
-            ..whole
-        })
-    }
-
     /// The mapping that holds `iova`: its first IOVA, and all of it.
     fn find_mapping(&self, iova: u64) -> Result<(u64, Found), DmaFault> {
         let fault = DmaFault(Iova(iova));
-        if !self.enabled {
-            return Err(fault);
-        }
-        let (&first, m) = self.mappings.range(..=iova).next_back().ok_or(fault)?;
+        let (first, m) = self.mapping(iova)?;
         let (id, offset) = m.target.ok_or(fault)?;
-        if iova - first >= m.len {
-            return Err(fault);
-        }
         let index = *self.places.get(&id).ok_or(fault)?;
         let found = Found {
             index,
@@ -624,165 +636,22 @@ impl Dma {
         Ok((first, found))
     }
 
+    /// What is in the table for `iova`, which may be no file.
+    fn mapping(&self, iova: u64) -> Result<(u64, Mapping), DmaFault> {
+        let fault = DmaFault(Iova(iova));
+        if !self.enabled {
+            return Err(fault);
+        }
+        let (&first, m) = self.mappings.range(..=iova).next_back().ok_or(fault)?;
+        match iova - first < m.len {
+            true => Ok((first, *m)),
+            false => Err(fault),
+        }
+    }
+
     fn invalidate(&mut self) {
         self.generation += 1;
         self.recent = [Recent::NONE; RECENT];
-    }
-}
-
-/// A range of host memory that the device keeps returning to, a ring or a notify block, with
-/// its translation.
-///
-/// The range may lie across several mappings; the span remembers the one used last.
-#[derive(Debug)]
-pub struct Span {
-    iova: u64,
-    len: u64,
-    /// [`Dma::generation`] for which the fields below hold; 0: none.
-    generation: u64,
-    /// The part of the span that lies in one mapping, of backing `index`: from `first`,
-    /// `count` bytes.
-    first: u64,
-    count: u64,
-    index: usize,
-    /// Where that part starts in the backing.
-    base: u64,
-}
-
-impl Span {
-    /// The range of `len` bytes at `iova`; whether it is mapped shows at each access.
-    pub const fn new(iova: u64, len: u64) -> Self {
-        Self {
-            iova,
-            len,
-            generation: 0,
-            first: 0,
-            count: 0,
-            index: 0,
-            base: 0,
-        }
-    }
-
-    /// Where the `len` bytes at `offset` of the span are.
-    ///
-    /// # Errors
-    ///
-    /// [`DmaFault`], here and below, when they are not mapped, lie across two mappings, or
-    /// outside the span.
-    #[inline(always)]
-    fn piece(
-        &mut self,
-        dma: &Dma,
-        offset: u64,
-        len: usize,
-        direction: Direction,
-    ) -> Result<Piece, DmaFault> {
-        if self.generation != dma.generation || !self.covers(offset, len) {
-            self.translate(dma, offset, len, direction)?;
-        }
-        Ok(Piece {
-            iova: self.iova.wrapping_add(offset),
-            index: self.index,
-            offset: self.base + (offset - self.first),
-            len,
-        })
-    }
-
-    /// Whether the translation is one of all the bytes.
-    #[inline(always)]
-    fn covers(&self, offset: u64, len: usize) -> bool {
-        let (end, wrapped) = offset.wrapping_sub(self.first).overflowing_add(len as u64);
-        !wrapped && end <= self.count
-    }
-
-    /// Loads the aligned 8-byte word at `offset` of the span, with acquire.
-    #[inline]
-    pub fn load(&mut self, dma: &Dma, offset: u64) -> Result<u64, DmaFault> {
-        let piece = self.piece(dma, offset, 8, Direction::Read)?;
-        dma.words(piece)?.load(0, Ordering::Acquire)
-    }
-
-    /// Stores the aligned 8-byte word at `offset` of the span, with release.
-    #[inline]
-    pub fn store(&mut self, dma: &Dma, offset: u64, value: u64) -> Result<(), DmaFault> {
-        let piece = self.piece(dma, offset, 8, Direction::Write)?;
-        dma.words(piece)?.store(0, value, Ordering::Release)
-    }
-
-    /// Loads the ring entry at `offset` of the span if its phase is `phase`: word 0 once, with
-    /// acquire, and the others only after it showed that phase (rules S1, S3).
-    #[inline(always)]
-    pub fn load_entry(
-        &mut self,
-        dma: &Dma,
-        offset: u64,
-        phase: bool,
-    ) -> Result<Option<[u64; ENTRY_WORDS]>, DmaFault> {
-        let piece = self.piece(dma, offset, ENTRY_BYTES, Direction::Read)?;
-        entry::load(&dma.words(piece)?, phase)
-    }
-
-    /// Stores a ring entry at `offset` of the span, word 0 last and with release (rule C1).
-    #[inline(always)]
-    pub fn store_entry(
-        &mut self,
-        dma: &Dma,
-        offset: u64,
-        entry: &[u64; ENTRY_WORDS],
-    ) -> Result<(), DmaFault> {
-        let piece = self.piece(dma, offset, ENTRY_BYTES, Direction::Write)?;
-        entry::store(&dma.words(piece)?, entry)
-    }
-
-    /// Stores the first `count` words of a ring entry in the order in which
-    /// [`Span::store_entry`] stores them: words 1 to 7, then word 0. What is left out keeps what
-    /// it was: an entry that did not arrive whole.
-    #[cold]
-    pub(crate) fn store_part(
-        &mut self,
-        dma: &Dma,
-        offset: u64,
-        entry: &[u64; ENTRY_WORDS],
-        count: usize,
-    ) -> Result<(), DmaFault> {
-        let piece = self.piece(dma, offset, ENTRY_BYTES, Direction::Write)?;
-        entry::store_part(&dma.words(piece)?, entry, count)
-    }
-
-    #[cold]
-    fn translate(
-        &mut self,
-        dma: &Dma,
-        offset: u64,
-        len: usize,
-        direction: Direction,
-    ) -> Result<(), DmaFault> {
-        self.generation = 0;
-        self.count = 0;
-        let fault = DmaFault(Iova(self.iova.wrapping_add(offset)));
-        if offset >= self.len {
-            return Err(fault);
-        }
-        let iova = self.iova.checked_add(offset).ok_or(fault)?;
-        let (first, m) = dma.find_mapping(iova)?;
-        if !m.permission.allows(direction) {
-            return Err(fault);
-        }
-        // The part of the span inside the mapping, as offsets from the span's start.
-        let before = self.iova.saturating_sub(first);
-        self.first = first.saturating_sub(self.iova);
-        self.base = m.offset + before;
-        self.count = (self.len - self.first).min(m.len - before);
-        self.index = m.index;
-        if !self.covers(offset, len) {
-            return Err(fault);
-        }
-        // Who looks at the generation next asks for no direction: what is not for both is
-        // looked up each time.
-        if m.permission == Permission::READ_WRITE {
-            self.generation = dma.generation;
-        }
-        Ok(())
     }
 }
 

@@ -8,25 +8,22 @@
 //!
 //! A client that leaves or dies leaves nothing behind, other than maps where the device is to keep them: the
 //! function is reset, its memory is unmapped, and the next client gets doorbells that the last one cannot reach. What a client
-//! shares must be memory that it cannot take away again
-//! ([`shared`]); a mapping without a file is accepted, as hypervisors have
-//! some, and an access to it is a DMA fault.
+//! shares is mapped if it cannot take it away again ([`shared`]). Other memory, and ranges
+//! that come without a file, are reached by messages to the client, which is slow.
 
 use crate::device::{Device, bar_info};
-use crate::dma::{MAPPINGS_MAX, OVERLAP, Permission, TOO_MANY};
+use crate::dma::{FarMemory, MAPPINGS_MAX, OVERLAP, Permission, TOO_MANY, Unreachable};
 use crate::function::FrontEnd;
 use crate::msix;
 use crate::regs::Width;
 use crate::{DeviceConfig, EmulatorError, Threaded};
 use offmap_abi::regs;
 use offmap_device_io::{BarOffset, Interrupt, IoError, Iova};
-use offmap_vfio_user::server::{
-    Backend, Description, DmaRange, Ended, Errno, Event, Refusal, Region,
-};
+use offmap_vfio_user::server::{Backend, Description, DmaRange, Ended, Errno, Refusal, Region};
 use offmap_vfio_user::wire::{
     CONFIG_REGION, Command, IrqFlags, MSIX_IRQ, PCI_IRQS, PCI_REGIONS, RegionFlags,
 };
-use offmap_vfio_user::{BindError, Listener, shared};
+use offmap_vfio_user::{BindError, Duplex, Listener, shared};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
@@ -103,6 +100,7 @@ impl Server {
             device: Arc::clone(&self.device),
             description: describe(vectors.unwrap_or(0)),
             refusals: 0,
+            told_of_messages: false,
             kick: None,
             tell,
         };
@@ -154,11 +152,26 @@ fn describe(vectors: u32) -> Description {
     }
 }
 
+/// Memory of a client that is reached by messages.
+#[derive(Debug)]
+struct Messages(Arc<Duplex>);
+
+impl FarMemory for Messages {
+    fn read(&self, iova: u64, into: &mut [u8]) -> Result<(), Unreachable> {
+        self.0.read(iova, into).map_err(|_| Unreachable)
+    }
+
+    fn write(&self, iova: u64, from: &[u8]) -> Result<(), Unreachable> {
+        self.0.write(iova, from).map_err(|_| Unreachable)
+    }
+}
+
 /// The device while a client is served.
 struct Served<'t> {
     device: Arc<Threaded>,
     description: Description,
     refusals: u32,
+    told_of_messages: bool,
     /// What this client may signal in place of a KICK.
     kick: Option<Interrupt>,
     tell: &'t mut dyn FnMut(&str),
@@ -167,6 +180,7 @@ struct Served<'t> {
 impl Served<'_> {
     fn begin(&mut self) {
         self.refusals = 0;
+        self.told_of_messages = false;
         (self.tell)("a client has come");
     }
 
@@ -190,7 +204,10 @@ impl Served<'_> {
 
     /// Frees the device of a client.
     fn leave(&mut self) {
-        let left = self.device.poke(Device::leave_host);
+        let left = self.device.poke(|d| {
+            d.dma.set_far(None);
+            d.leave_host()
+        });
         if let Err(e) = left {
             (self.tell)(&format!("the device keeps its doorbells: {e}"));
         }
@@ -204,6 +221,16 @@ impl Served<'_> {
     /// As [`Served::with`], where it may be work for the device.
     fn poke<R>(&self, f: impl FnOnce(&mut Device) -> Result<R, IoError>) -> Result<R, Refusal> {
         self.device.poke(f).map_err(|e| refusal(&e))
+    }
+
+    /// Memory is not mapped although it could be: says so, once for each client.
+    fn by_messages(&mut self, range: DmaRange, why: &str) {
+        if !std::mem::replace(&mut self.told_of_messages, true) {
+            let address = range.address;
+            (self.tell)(&format!(
+                "the client's memory at {address:#x} is reached by messages, which is slow: {why}"
+            ));
+        }
     }
 
     /// Checks an access of a BAR: words of 4 bytes, aligned.
@@ -262,22 +289,27 @@ impl Backend for Served<'_> {
         })
     }
 
-    /// Each client gets an eventfd of its own, so that one that has left wakes nobody.
-    fn event(&mut self) -> Option<Event> {
-        self.kick = None;
-        // Without one a client writes KICK by message.
-        let kick = Interrupt::new().ok()?;
-        let (fd, waits) = (kick.fd().try_clone_to_owned().ok()?, kick.try_clone().ok()?);
-        self.kick = Some(kick);
-        let device = Arc::clone(&self.device);
-        let signalled = Box::new(move || {
+    fn connected(&mut self, client: &Arc<Duplex>) -> Option<OwnedFd> {
+        let far = Arc::new(Messages(Arc::clone(client)));
+        // A device that has died is noticed when the client has begun.
+        let _ = self
+            .device
+            .front_end
+            .with_device(|d| d.dma.set_far(Some(far)));
+        // Each client gets an eventfd of its own, so that one that has left wakes nobody. Without one
+        // a client writes KICK by message.
+        self.kick = Interrupt::new().ok();
+        self.kick.as_ref()?.fd().try_clone_to_owned().ok()
+    }
+
+    fn signalled(&mut self) {
+        if let Some(kick) = &self.kick {
             // Were it not taken, it would be signalled again and again; it is ours and does not block.
-            let _ = waits.take();
-            // A device that has died is noticed by the next message.
-            let _ = device
-                .poke(|d| d.bar_write(regs::BAR_REGISTERS, BarOffset(regs::KICK), Width::Four, 0));
-        });
-        Some(Event { fd, signalled })
+            let _ = kick.take();
+        }
+        let kick = BarOffset(regs::KICK);
+        // A device that has died is noticed by the next message.
+        let _ = self.poke(|d| d.bar_write(regs::BAR_REGISTERS, kick, Width::Four, 0));
     }
 
     fn region_read(&mut self, region: u32, offset: u64, into: &mut [u8]) -> Result<(), Refusal> {
@@ -343,10 +375,16 @@ impl Backend for Served<'_> {
     ) -> Result<(), Refusal> {
         let len = usize::try_from(range.size)
             .map_err(|_| Refusal::invalid("the range is longer than an address space"))?;
-        if let Some((fd, _)) = &file {
-            shared::check(fd).map_err(Refusal::invalid)?;
+        let mut file = file.as_ref().map(|(fd, offset)| (fd.as_fd(), *offset));
+        if let Some((fd, _)) = file
+            && let Err(why) = shared::check(fd)
+        {
+            if !shared::is_file(fd) {
+                return Err(Refusal::invalid("the descriptor is of no file"));
+            }
+            file = None;
+            self.by_messages(range, why);
         }
-        let file = file.as_ref().map(|(fd, offset)| (fd.as_fd(), *offset));
         let permission = Permission { read, write };
         self.with(|d| d.dma_map_as(file, Iova(range.address), len, permission))
     }

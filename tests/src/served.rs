@@ -9,7 +9,7 @@ use offmap_device_io::{
 };
 use offmap_emulator::vfio_user::Server;
 use offmap_emulator::{DeviceConfig, Threaded};
-use offmap_vfio_user::{Attach, VfioUser};
+use offmap_vfio_user::{Attach, DmaAccess, VfioUser};
 use std::fs;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
@@ -251,8 +251,19 @@ impl Drop for ServerProcess {
 /// When the server cannot be attached to.
 #[track_caller]
 pub fn attach(path: &Path) -> VfioUser {
-    let attach = Attach { timeout: PATIENCE };
-    VfioUser::attach(path, attach).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+    attach_by(path, DmaAccess::Files)
+}
+
+/// Attaches, so that the server reaches DMA buffers in this way.
+///
+/// # Panics
+///
+/// As [`attach`].
+#[track_caller]
+pub fn attach_by(path: &Path, dma: DmaAccess) -> VfioUser {
+    let timeout = PATIENCE;
+    VfioUser::attach(path, Attach { timeout, dma })
+        .unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
 /// A client with the server that it is attached to.
@@ -276,8 +287,17 @@ impl OverSocket<ServerThread> {
     ///
     /// As [`ServerThread::spawn`] and [`attach`].
     pub fn thread(config: DeviceConfig) -> Arc<Self> {
+        Self::thread_by(config, DmaAccess::Files)
+    }
+
+    /// As [`OverSocket::thread`], so that the server reaches DMA buffers in this way.
+    ///
+    /// # Panics
+    ///
+    /// As [`ServerThread::spawn`] and [`attach`].
+    pub fn thread_by(config: DeviceConfig, dma: DmaAccess) -> Arc<Self> {
         let server = ServerThread::spawn(config);
-        let inner = attach(&server.path());
+        let inner = attach_by(&server.path(), dma);
         Arc::new(Self { inner, server })
     }
 }

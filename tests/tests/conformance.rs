@@ -2,11 +2,13 @@
 //! in `vm.rs`.
 
 use offmap_conformance::host::Notify::{self, Doorbells, Shadow};
+use offmap_conformance::run;
 use offmap_conformance::{Bench, Wanted, conformance_suite};
 use offmap_device_io::Function;
 use offmap_emulator::{Inline, Threaded};
 use offmap_tests::served::{OverSocket, ServerProcess, ServerThread, device};
 use offmap_tests::transports::UnderWay;
+use offmap_vfio_user::DmaAccess;
 use std::sync::Arc;
 
 /// A bench whose case is recorded when it has passed.
@@ -67,3 +69,40 @@ conformance_suite!(
     OverSocket<ServerProcess>,
     process(Shadow)
 );
+/// Cases of tens of thousands of operations, which say nothing of messages that the others do not.
+const LONG: [&str; 3] = [
+    "depth_two_wraps_many_times",
+    "out_of_memory_keeps_what_is_stored",
+    "a_full_lru_map_evicts_one",
+];
+
+/// The suite with memory that the server cannot map, and reaches by messages to the driver's process. That
+/// is no transport of its own. Each look at a ring is a message, so the device is one that soon parks.
+fn by_messages(notify: Notify) {
+    let make = |w: &Wanted| {
+        let mut config = device(w);
+        config.polls_before_park = w.polls_before_park.unwrap_or(16);
+        OverSocket::<ServerThread>::thread_by(config, DmaAccess::Messages)
+    };
+    let bench = Bench::made(make, notify);
+    let cases = run::cases();
+    let short = cases.iter().filter(|case| !LONG.contains(&case.name));
+    let mut ran = 0;
+    for case in short {
+        // Shown when it fails.
+        println!("{}", case.name);
+        run::whole(|| (case.run)(&bench));
+        ran += 1;
+    }
+    assert_eq!(ran, cases.len() - LONG.len());
+}
+
+#[test]
+fn memory_is_reached_by_messages_with_doorbells() {
+    by_messages(Doorbells);
+}
+
+#[test]
+fn memory_is_reached_by_messages_with_notify_blocks() {
+    by_messages(Shadow);
+}

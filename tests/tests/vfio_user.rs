@@ -2,6 +2,8 @@
 //! be, how it gets on with another implementation of the protocol, and what follows when one
 //! of the two sides dies.
 
+#[path = "vfio_user/by_messages.rs"]
+mod by_messages;
 #[path = "vfio_user/deaths.rs"]
 mod deaths;
 #[path = "vfio_user/flr.rs"]

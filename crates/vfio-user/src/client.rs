@@ -2,14 +2,15 @@
 
 use crate::capabilities::{Capabilities, MAX_FDS};
 use crate::memory::Reachable;
-use crate::message::{Message, ReceiveError, Wait, receive, send};
+use crate::message::{Message, ReceiveError, Wait, arrived, receive, send};
 use crate::wire::{self, Command, Header, VersionBody};
-use offmap_device_io::{DmaBuffer, IoError, Iova};
+use offmap_device_io::{DmaBuffer, Interrupt, IoError, Iova};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 use zerocopy::IntoBytes;
 
@@ -19,14 +20,29 @@ pub struct Attach {
     /// How long the server may take to answer a command, to accept the connection, and to take
     /// a message. When it does not, it counts as dead. Default: 5 s.
     pub timeout: Duration,
+    /// How the server reaches DMA buffers. Default: by their files.
+    pub dma: DmaAccess,
 }
 
 impl Default for Attach {
     fn default() -> Self {
         Self {
             timeout: Duration::from_secs(5),
+            dma: DmaAccess::Files,
         }
     }
+}
+
+/// How a server reaches the DMA buffers of its client.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum DmaAccess {
+    /// It gets their files, and maps them. What it asks for by message all the same is answered
+    /// while a call waits for its reply, and not between calls.
+    Files,
+    /// It gets no files and asks by message, which a thread of the client answers at any time. Each
+    /// word that the device looks at is a message and its reply: for servers that cannot map memory
+    /// of this process, and for tests of such.
+    Messages,
 }
 
 /// How long to wait before asking again for a connection that a server has no room for.
@@ -39,14 +55,93 @@ const RETRY: Duration = Duration::from_millis(5);
 /// with [`IoError::Gone`].
 ///
 /// A server may send commands of its own, to read and write the client's memory. They are
-/// answered while a call waits for its reply; between calls nobody reads the socket.
+/// answered while a call waits for its reply; between calls nobody reads the socket, other than
+/// with [`DmaAccess::Messages`].
 #[derive(Debug)]
 pub struct Client {
+    shared: Arc<Shared>,
+    server: Capabilities,
+    /// Answers the server between calls.
+    answering: Option<Answering>,
+}
+
+#[derive(Debug)]
+struct Shared {
     /// Memory that the server may ask for.
     memory: Reachable,
     connection: Mutex<Connection>,
     timeout: Duration,
-    server: Capabilities,
+}
+
+/// A thread that answers the server. Dropping it ends the thread.
+#[derive(Debug)]
+struct Answering {
+    stop: Interrupt,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Answering {
+    fn start(shared: &Arc<Shared>) -> Result<Self, IoError> {
+        let stop = Interrupt::new()?;
+        let told = stop.try_clone()?;
+        let socket = shared.connection().socket.try_clone();
+        let socket = socket.map_err(|e| IoError::os("cannot duplicate the socket", e))?;
+        let shared = Arc::clone(shared);
+        let thread = thread::Builder::new()
+            .name("offmap-answers".into())
+            .spawn(move || shared.answer_always(&socket, told.fd()));
+        Ok(Self {
+            stop,
+            thread: Some(
+                thread.map_err(|e| IoError::os("cannot start a thread for the server", e))?,
+            ),
+        })
+    }
+}
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        // An eventfd of ours takes a signal.
+        let _ = self.stop.signal();
+        if let Some(thread) = self.thread.take() {
+            // A panic has been reported where it happened.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Shared {
+    fn connection(&self) -> MutexGuard<'_, Connection> {
+        // Who panicked while it held the connection may have left half a message in it.
+        self.connection.lock().unwrap_or_else(|poisoned| {
+            let mut connection = PoisonError::into_inner(poisoned);
+            connection
+                .gone
+                .get_or_insert("a call to its server was cut off");
+            connection
+        })
+    }
+
+    /// Answers what the server asks until `stop` is readable or the server has gone. While a call
+    /// waits for its reply it is that one's to answer.
+    fn answer_always(&self, socket: &OwnedFd, stop: BorrowedFd<'_>) {
+        let wait = Wait {
+            first: None,
+            stop: Some(stop),
+            ..Wait::until(Instant::now())
+        };
+        while arrived(socket, &wait).is_ok() {
+            let mut connection = self.connection();
+            // Whoever waited for a reply may have taken what was there.
+            let now = Wait::until(Instant::now());
+            if connection.gone.is_none() && arrived(socket, &now).is_ok() {
+                connection.answer_one(&self.memory, Instant::now() + self.timeout);
+            }
+            if connection.gone.is_some() {
+                return;
+            }
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -77,7 +172,7 @@ impl Client {
                 Ok(()) => break,
                 // The server's backlog is full.
                 Err(Errno::AGAIN | Errno::INTR) if Instant::now() < deadline => {
-                    std::thread::sleep(RETRY);
+                    thread::sleep(RETRY);
                 }
                 Err(e) => return Err(IoError::os("cannot connect to the vfio-user server", e)),
             }
@@ -89,12 +184,28 @@ impl Client {
         };
         let memory = Reachable::default();
         let server = connection.negotiate(attach.timeout, &memory)?;
-        Ok(Self {
+        let shared = Arc::new(Shared {
             memory,
             connection: Mutex::new(connection),
             timeout: attach.timeout,
+        });
+        let answering = match attach.dma {
+            DmaAccess::Files => None,
+            DmaAccess::Messages => Some(Answering::start(&shared)?),
+        };
+        Ok(Self {
+            shared,
             server,
+            answering,
         })
+    }
+
+    /// How the server reaches DMA buffers.
+    pub fn dma_access(&self) -> DmaAccess {
+        match self.answering {
+            Some(_) => DmaAccess::Messages,
+            None => DmaAccess::Files,
+        }
     }
 
     /// What the server said of itself.
@@ -121,7 +232,8 @@ impl Client {
         most: usize,
     ) -> Result<Message, IoError> {
         let mut connection = self.connection();
-        let reply = connection.call(command, body, fds, self.timeout, &self.memory)?;
+        let shared = &self.shared;
+        let reply = connection.call(command, body, fds, shared.timeout, &shared.memory)?;
         if reply.body.len() > most || reply.too_many_fds || reply.fds.len() > MAX_FDS {
             return Err(connection.lost("the vfio-user server answers more than was asked"));
         }
@@ -134,27 +246,33 @@ impl Client {
     ///
     /// [`IoError::DmaMap`] where there is another one; [`IoError::Os`].
     pub(crate) fn share(&self, buffer: &DmaBuffer, iova: Iova) -> Result<(), IoError> {
-        self.memory.share(buffer, iova)
+        self.shared.memory.share(buffer, iova)
     }
 
     /// Ends that.
     pub(crate) fn unshare(&self, iova: Iova) {
-        self.memory.unshare(iova);
+        self.shared.memory.unshare(iova);
     }
 
     fn connection(&self) -> MutexGuard<'_, Connection> {
-        // Who panicked while it held the connection may have left half a message in it.
-        self.connection.lock().unwrap_or_else(|poisoned| {
-            let mut connection = PoisonError::into_inner(poisoned);
-            connection
-                .gone
-                .get_or_insert("a call to its server was cut off");
-            connection
-        })
+        self.shared.connection()
     }
 }
 
 impl Connection {
+    /// Answers the command that is there. What is there and no command is nothing that was asked for.
+    fn answer_one(&mut self, memory: &Reachable, deadline: Instant) {
+        let done = match receive(&self.socket, &Wait::until(deadline)) {
+            Ok(message) if message.header.kind() == wire::TYPE_COMMAND => {
+                self.answer(&message, memory, deadline)
+            }
+            Ok(_) => Err(self.lost("the vfio-user server answers what was not asked")),
+            Err(e) => Err(self.failed(&e)),
+        };
+        // The next call says why.
+        drop(done);
+    }
+
     fn lost(&mut self, why: &'static str) -> IoError {
         IoError::Gone(self.gone.get_or_insert(why))
     }
@@ -311,7 +429,6 @@ mod tests {
     use crate::wire::DmaAccessBody;
     use offmap_device_io::DmaPlacement;
     use std::os::unix::net::UnixStream;
-    use std::thread;
 
     const AT: u64 = 0x10_0000;
 
@@ -320,14 +437,17 @@ mod tests {
         let (socket, server) = UnixStream::pair().unwrap();
         socket.set_nonblocking(true).unwrap();
         let client = Client {
-            memory: Reachable::default(),
-            connection: Mutex::new(Connection {
-                socket: socket.into(),
-                sent: 0,
-                gone: None,
+            shared: Arc::new(Shared {
+                memory: Reachable::default(),
+                connection: Mutex::new(Connection {
+                    socket: socket.into(),
+                    sent: 0,
+                    gone: None,
+                }),
+                timeout,
             }),
-            timeout,
             server: Capabilities::default(),
+            answering: None,
         };
         (client, server)
     }

@@ -1,6 +1,6 @@
 //! A device behind a vfio-user socket as a [`Function`].
 
-use crate::client::{Attach, Client};
+use crate::client::{Attach, Client, DmaAccess};
 use crate::shared;
 use crate::wire::{
     self, Area, Command, DeviceInfoBody, DmaFlags, DmaMapBody, DmaUnmapBody, IrqFlags, IrqInfoBody,
@@ -306,9 +306,12 @@ impl Function for VfioUser {
         };
         // A server that does not map the file may ask for the memory before it has answered.
         self.client.share(buffer, iova)?;
-        let answered = self
-            .client
-            .call(Command::DMA_MAP, &[body.as_bytes()], &[buffer.fd()], 0);
+        let file = match self.client.dma_access() {
+            DmaAccess::Files => &[buffer.fd()][..],
+            DmaAccess::Messages => &[],
+        };
+        let bytes = [body.as_bytes()];
+        let answered = self.client.call(Command::DMA_MAP, &bytes, file, 0);
         if let Err(e) = answered {
             self.client.unshare(iova);
             return Err(e);

@@ -13,6 +13,7 @@
 
 pub mod capabilities;
 mod client;
+mod duplex;
 mod function;
 mod listener;
 mod memory;
@@ -21,6 +22,7 @@ pub mod server;
 pub mod shared;
 pub mod wire;
 
-pub use client::{Attach, Client};
+pub use client::{Attach, Client, DmaAccess};
+pub use duplex::{DMA_TIMEOUT, Duplex, Unreached};
 pub use function::VfioUser;
 pub use listener::{BindError, Listener};

@@ -1,6 +1,7 @@
 //! The server's socket: made private, taken over from a server that died, and removed at the
 //! end.
 
+use crate::duplex::Duplex;
 use crate::message::{Wait, send};
 use crate::server::{Backend, Ended, serve};
 use crate::wire::{Command, Header};
@@ -15,6 +16,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Connections that may wait to be accepted or turned away.
@@ -149,6 +151,7 @@ impl Listener {
             around(backend, None)?;
             let turn_away = || self.turn_away();
             let aside = (self.socket.as_fd(), &turn_away as &dyn Fn());
+            let client = Arc::new(Duplex::new(client));
             let ended = serve(&client, backend, stop, Some(aside));
             drop(client);
             around(backend, Some(&ended))?;

@@ -44,6 +44,9 @@ pub enum ReceiveError {
     /// [`Wait::stop`] became readable.
     #[error("told to stop")]
     Stopped,
+    /// [`Wait::event`] is readable, and no message is there.
+    #[error("signalled")]
+    Signalled,
     /// Nothing came, or the rest of a message did not, in time.
     #[error("the other side did not send in time")]
     TimedOut,
@@ -70,9 +73,9 @@ pub struct Wait<'w> {
     /// Is called when the descriptor is readable and the socket is not: connections that are
     /// to be turned away.
     pub aside: Option<(BorrowedFd<'w>, &'w dyn Fn())>,
-    /// Is called whenever the descriptor is readable, whatever else is: what a client signals in
-    /// place of a message. It makes the descriptor unreadable.
-    pub event: Option<(BorrowedFd<'w>, &'w dyn Fn())>,
+    /// Ends the wait for a first byte when it becomes readable: what a client signals in place of a
+    /// message.
+    pub event: Option<BorrowedFd<'w>>,
 }
 
 impl Wait<'_> {
@@ -94,6 +97,17 @@ impl Wait<'_> {
         events: PollFlags,
         deadline: Option<Instant>,
     ) -> Result<(), ReceiveError> {
+        self.ready_or(socket, events, deadline, false)
+    }
+
+    /// As [`Wait::ready`]; `first` is whether it is a first byte that is waited for.
+    fn ready_or(
+        &self,
+        socket: BorrowedFd<'_>,
+        events: PollFlags,
+        deadline: Option<Instant>,
+        first: bool,
+    ) -> Result<(), ReceiveError> {
         loop {
             let timeout = deadline.map(|at| {
                 let left = at.saturating_duration_since(Instant::now());
@@ -110,8 +124,8 @@ impl Wait<'_> {
             fds.extend(stop);
             let aside = self.aside.as_ref();
             fds.extend(aside.map(|(fd, _)| PollFd::from_borrowed_fd(*fd, PollFlags::IN)));
-            let event = self.event.as_ref();
-            fds.extend(event.map(|(fd, _)| PollFd::from_borrowed_fd(*fd, PollFlags::IN)));
+            let event = self.event.filter(|_| first);
+            fds.extend(event.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
             match poll(&mut fds, timeout.as_ref()) {
                 Ok(0) => return Err(ReceiveError::TimedOut),
                 Ok(_) => {}
@@ -122,14 +136,12 @@ impl Wait<'_> {
             if self.stop.is_some() && hit(1) {
                 return Err(ReceiveError::Stopped);
             }
-            if let Some((_, signalled)) = event
-                && hit(fds.len() - 1)
-            {
-                signalled();
-            }
             // First who is here: it may just have left, and the one who comes is the next.
             if hit(0) {
                 return Ok(());
+            }
+            if event.is_some() && hit(fds.len() - 1) {
+                return Err(ReceiveError::Signalled);
             }
             if let Some((_, turn_away)) = aside
                 && hit(1 + usize::from(self.stop.is_some()))
@@ -146,6 +158,15 @@ impl Wait<'_> {
     }
 }
 
+/// Waits for the first byte of a message.
+///
+/// # Errors
+///
+/// As [`receive`]; nothing was received.
+pub fn arrived(socket: impl AsFd, wait: &Wait<'_>) -> Result<(), ReceiveError> {
+    wait.ready_or(socket.as_fd(), PollFlags::IN, wait.first, true)
+}
+
 /// Receives a message.
 ///
 /// # Errors
@@ -155,7 +176,7 @@ pub fn receive(socket: impl AsFd, wait: &Wait<'_>) -> Result<Message, ReceiveErr
     let socket = socket.as_fd();
     let mut fds = Fds::default();
     let mut head = [0; HEADER_BYTES];
-    wait.ready(socket, PollFlags::IN, wait.first)?;
+    arrived(socket, wait)?;
     let deadline = Instant::now().checked_add(wait.whole);
     fill(socket, &mut head, &mut fds, wait, deadline)?;
     let header = Header::read_from_bytes(&head).unwrap_or_default();

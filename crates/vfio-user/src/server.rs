@@ -8,10 +8,12 @@
 //! message that is no acceptable VERSION.
 
 use crate::capabilities::{Capabilities, DATA_BYTES};
-use crate::message::{Message, ReceiveError, Wait, receive, send};
+use crate::duplex::Duplex;
+use crate::message::{Message, ReceiveError, Wait};
 use crate::wire::{self, Area, Command, Header, IrqFlags, RegionFlags};
 pub use rustix::io::Errno;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::time::Duration;
 use zerocopy::IntoBytes;
 
@@ -54,7 +56,7 @@ pub struct Region {
     /// gives the file, in which the region starts at 0.
     pub areas: Vec<(u64, u64)>,
     /// Writes that say no more than that they were made, by offset and size in bytes: a client may
-    /// signal the eventfd of [`Backend::region_event_fd`] in their place, with any value.
+    /// signal the eventfd of [`Backend::connected`] in their place, with any value.
     pub events: Vec<(u64, u64)>,
 }
 
@@ -100,11 +102,15 @@ pub trait Backend {
     /// A [`Refusal`], here and below: what the client is told.
     fn region_fd(&mut self, region: u32) -> Result<OwnedFd, Refusal>;
 
-    /// The eventfd of a region that has events: the one that this client's [`Event`] waits for.
+    /// A new client has come, by this connection: its memory may be asked for there. The eventfd, if
+    /// there is one, is what the client may signal in place of messages.
+    fn connected(&mut self, client: &Arc<Duplex>) -> Option<OwnedFd>;
+
+    /// That eventfd again, of a region that has events.
     fn region_event_fd(&mut self, region: u32) -> Result<OwnedFd, Refusal>;
 
-    /// What a new client may signal in place of messages.
-    fn event(&mut self) -> Option<Event>;
+    /// The eventfd is readable: takes the signal, and does what the write would have done.
+    fn signalled(&mut self);
 
     /// Reads bytes that lie inside the region.
     fn region_read(&mut self, region: u32, offset: u64, into: &mut [u8]) -> Result<(), Refusal>;
@@ -139,14 +145,6 @@ pub trait Backend {
 
     /// Hears of every command that was refused.
     fn refused(&mut self, _command: Command, _refusal: &Refusal) {}
-}
-
-/// An eventfd that a client signals in place of a write.
-pub struct Event {
-    /// The eventfd.
-    pub fd: OwnedFd,
-    /// Takes the signal and does what the write would have done.
-    pub signalled: Box<dyn Fn()>,
 }
 
 /// The answer to a message.
@@ -689,16 +687,30 @@ pub enum Ended {
 /// Serves one client until one side ends it. `stop` ends it when it becomes readable; `aside`
 /// is called whenever its descriptor is readable meanwhile.
 pub fn serve<B: Backend>(
-    socket: impl AsFd,
+    client: &Arc<Duplex>,
     backend: &mut B,
     stop: BorrowedFd<'_>,
     aside: Option<(BorrowedFd<'_>, &dyn Fn())>,
 ) -> Ended {
-    let socket = socket.as_fd();
-    let event = backend.event();
-    let event = event
-        .as_ref()
-        .map(|event| (event.fd.as_fd(), &*event.signalled));
+    let event = backend.connected(client);
+    let ended = serve_connected(
+        client,
+        backend,
+        stop,
+        aside,
+        event.as_ref().map(AsFd::as_fd),
+    );
+    client.end();
+    ended
+}
+
+fn serve_connected<B: Backend>(
+    client: &Duplex,
+    backend: &mut B,
+    stop: BorrowedFd<'_>,
+    aside: Option<(BorrowedFd<'_>, &dyn Fn())>,
+    event: Option<BorrowedFd<'_>>,
+) -> Ended {
     let wait = Wait {
         first: None,
         whole: MESSAGE_TIMEOUT,
@@ -708,8 +720,12 @@ pub fn serve<B: Backend>(
     };
     let mut session = Session::new(backend);
     loop {
-        let outcome = match receive(socket, &wait) {
+        let outcome = match client.next(&wait) {
             Ok(message) => session.handle(message),
+            Err(ReceiveError::Signalled) => {
+                session.backend.signalled();
+                continue;
+            }
             Err(e @ (ReceiveError::TooShort(_) | ReceiveError::TooLong(_))) => {
                 let (ReceiveError::TooShort(header) | ReceiveError::TooLong(header)) = &e else {
                     return Ended::Broken(e);
@@ -724,9 +740,12 @@ pub fn serve<B: Backend>(
             Err(ReceiveError::Stopped) => return Ended::Stopped,
             Err(e) => return Ended::Broken(e),
         };
+        if let Some(said) = &session.client {
+            client.set_most(said.data_bytes());
+        }
         if let Some(reply) = &outcome.reply {
             let fds: Vec<BorrowedFd<'_>> = reply.fd.iter().map(AsFd::as_fd).collect();
-            match send(socket, &reply.header, &[&reply.body], &fds, &wait) {
+            match client.send(&reply.header, &[&reply.body], &fds, &wait) {
                 Ok(()) => {}
                 Err(ReceiveError::Closed) => return Ended::Closed,
                 Err(ReceiveError::Stopped) => return Ended::Stopped,

@@ -4,7 +4,7 @@
 //! only if nobody can shorten it any more: a memfd that is sealed against that. QEMU's
 //! `memory-backend-memfd` seals its memory by default.
 
-use rustix::fs::{SealFlags, fcntl_get_seals, fstat, fstatfs};
+use rustix::fs::{FileType, SealFlags, fcntl_get_seals, fstat, fstatfs};
 use std::os::fd::AsFd;
 
 /// File system type of huge pages. They may be missing at the first access, which kills, too.
@@ -34,6 +34,11 @@ pub fn check(fd: impl AsFd) -> Result<(), &'static str> {
     }
 }
 
+/// Whether the descriptor is one of a file, which has memory.
+pub fn is_file(fd: impl AsFd) -> bool {
+    fstat(fd).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile)
+}
+
 /// Whether the file has `len` bytes at `start`.
 pub fn holds(fd: impl AsFd, start: u64, len: u64) -> bool {
     fstat(fd)
@@ -58,8 +63,8 @@ mod tests {
         assert!(holds(&memfd, 0, 8192) && holds(&memfd, 8192, 0));
         assert!(!holds(&memfd, 1, 8192) && !holds(&memfd, u64::MAX, 2));
         let file = std::fs::File::open("/proc/self/exe").unwrap();
-        assert!(check(&file).is_err());
+        assert!(check(&file).is_err() && is_file(&file) && is_file(&memfd));
         let (a, _b) = std::os::unix::net::UnixStream::pair().unwrap();
-        assert!(check(&a).is_err());
+        assert!(check(&a).is_err() && !is_file(&a));
     }
 }

@@ -100,6 +100,7 @@ fn a_server_that_says_nothing_is_given_up() {
     let listener = UnixListener::bind(folder.socket()).unwrap();
     let attach = Attach {
         timeout: Duration::from_millis(100),
+        ..Attach::default()
     };
     let began = Instant::now();
     let silent = VfioUser::attach(&folder.socket(), attach);

@@ -194,7 +194,13 @@ fn the_client_outlives_any_server() {
         {
             rounds += 1;
             let began = Instant::now();
-            if let Ok(function) = VfioUser::attach(&folder.socket(), Attach { timeout }) {
+            if let Ok(function) = VfioUser::attach(
+                &folder.socket(),
+                Attach {
+                    timeout,
+                    ..Attach::default()
+                },
+            ) {
                 attached += 1;
                 let memory = DmaBuffer::new(4096, DmaPlacement::default()).unwrap();
                 for _ in 0..8 {

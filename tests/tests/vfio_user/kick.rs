@@ -315,7 +315,10 @@ fn a_list_of_another_region_ends_the_attachment() {
                 send(&stream, &header, &[&body], &[], &wait()).unwrap();
             }
         });
-        let attach = offmap_vfio_user::Attach { timeout: PATIENCE };
+        let attach = offmap_vfio_user::Attach {
+            timeout: PATIENCE,
+            ..Default::default()
+        };
         let refused = offmap_vfio_user::VfioUser::attach(&folder.socket(), attach);
         assert!(matches!(refused, Err(IoError::Gone(_))), "{refused:?}");
     });
