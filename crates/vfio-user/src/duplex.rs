@@ -236,7 +236,7 @@ impl Duplex {
     /// Bytes of a message for an access of so many: a word is never two.
     fn most(&self, len: usize) -> Result<usize, Unreached> {
         let most = self.state().most;
-        match most >= len.min(8).max(1) {
+        match most >= len.clamp(1, 8) {
             true => Ok(most),
             false => Err(Unreached),
         }
@@ -413,13 +413,16 @@ mod tests {
         }
     }
 
+    /// How a client answers a question.
+    type Answers<'a> = &'a dyn Fn(&UnixStream, &Message);
+
     /// With somebody who waits for commands as well as without: who reads differs.
     #[test]
     fn answers_that_cannot_be_are_no_memory_and_harm_nothing() {
         for served in [false, true] {
             let (duplex, client) = pair(1 << 20);
             let server = served.then(|| serves(&duplex));
-            let wrong: [&dyn Fn(&UnixStream, &Message); 9] = [
+            let wrong: [Answers<'_>; 9] = [
                 &|c, m| reply(c, m, &[]),
                 &|c, m| reply(c, m, &[echo(m).as_bytes()]),
                 &|c, m| reply(c, m, &[echo(m).as_bytes(), &[0; 63]]),

@@ -2,11 +2,12 @@
 
 use crate::host::buffer;
 use offmap_device_io::{DmaBuffer, IoError, Iova};
-use offmap_emulator::dma::{Dma, DmaFault, IOVA_RANGES, Permission, Span};
+use offmap_emulator::dma::{Dma, DmaFault, FarMemory, IOVA_RANGES, Permission, Span, Unreachable};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 
 const PAGE: u64 = 4096;
 /// The model's address space, in pages.
@@ -14,24 +15,49 @@ const PAGES: u64 = 12;
 
 #[derive(Clone, Debug)]
 enum Op {
-    Map { page: u64, pages: usize },
-    Unmap { page: u64, pages: usize },
-    Write { iova: u64, len: usize, seed: u8 },
-    Read { iova: u64, len: usize },
-    Word { offset: u64, value: u64 },
+    /// With its file, or for the host to be asked.
+    Map {
+        page: u64,
+        pages: usize,
+        far: bool,
+    },
+    Unmap {
+        page: u64,
+        pages: usize,
+    },
+    Write {
+        iova: u64,
+        len: usize,
+        seed: u8,
+    },
+    Read {
+        iova: u64,
+        len: usize,
+    },
+    Word {
+        offset: u64,
+        value: u64,
+    },
+    Entry {
+        offset: u64,
+        value: u64,
+    },
     BusMaster(bool),
 }
 
 fn op() -> impl Strategy<Value = Op> {
     let iova = 0..PAGES * PAGE;
     prop_oneof![
-        3 => (0..PAGES, 1..4usize).prop_map(|(page, pages)| Op::Map { page, pages }),
+        3 => (0..PAGES, 1..4usize, any::<bool>())
+            .prop_map(|(page, pages, far)| Op::Map { page, pages, far }),
         2 => (0..PAGES, 1..4usize).prop_map(|(page, pages)| Op::Unmap { page, pages }),
         6 => (iova.clone(), 0..9000usize, any::<u8>())
             .prop_map(|(iova, len, seed)| Op::Write { iova, len, seed }),
         6 => (iova, 0..9000usize).prop_map(|(iova, len)| Op::Read { iova, len }),
         4 => (0..PAGES * PAGE / 8, any::<u64>())
             .prop_map(|(w, value)| Op::Word { offset: w * 8, value }),
+        2 => (0..PAGES * PAGE / 64, any::<u64>())
+            .prop_map(|(e, value)| Op::Entry { offset: e * 64, value }),
         1 => any::<bool>().prop_map(Op::BusMaster),
     ]
 }
@@ -55,6 +81,113 @@ impl Model {
     }
 }
 
+/// The host's side of memory that it gave no file for, by first IOVA. It has seen these accesses.
+#[derive(Debug, Default)]
+struct Asked {
+    memory: Mutex<BTreeMap<u64, DmaBuffer>>,
+    seen: Mutex<Vec<(u64, usize)>>,
+}
+
+impl Asked {
+    fn at<R>(&self, iova: u64, len: usize, f: impl FnOnce(&DmaBuffer, usize) -> R) -> R {
+        self.seen.lock().unwrap().push((iova, len));
+        let memory = self.memory.lock().unwrap();
+        let (first, buffer) = memory.range(..=iova).next_back().expect("what is mapped");
+        f(buffer, (iova - first) as usize)
+    }
+}
+
+impl FarMemory for Asked {
+    fn read(&self, iova: u64, into: &mut [u8]) -> Result<(), Unreachable> {
+        self.at(iova, into.len(), |buffer, at| buffer.read(at, into));
+        Ok(())
+    }
+
+    fn write(&self, iova: u64, from: &[u8]) -> Result<(), Unreachable> {
+        self.at(iova, from.len(), |buffer, at| buffer.write(at, from));
+        Ok(())
+    }
+}
+
+/// What is not reached is a fault; without anybody to ask it is, too, and was none before.
+#[test]
+fn memory_that_the_host_does_not_reach_is_a_fault() {
+    #[derive(Debug)]
+    struct Nothing;
+    impl FarMemory for Nothing {
+        fn read(&self, _iova: u64, _into: &mut [u8]) -> Result<(), Unreachable> {
+            Err(Unreachable)
+        }
+        fn write(&self, _iova: u64, _from: &[u8]) -> Result<(), Unreachable> {
+            Err(Unreachable)
+        }
+    }
+    let mut dma = Dma::new();
+    dma.set_enabled(true);
+    dma.map_as(None, Iova(PAGE), PAGE as usize, Permission::READ_WRITE)
+        .unwrap();
+    assert_eq!(dma.check(PAGE, 8), Err(DmaFault(Iova(PAGE))));
+    dma.set_far(Some(Arc::new(Nothing)));
+    assert_eq!(dma.check(PAGE, PAGE), Ok(()));
+    let fault = DmaFault(Iova(PAGE + 64));
+    let mut span = Span::new(PAGE, PAGE);
+    assert_eq!(dma.read(PAGE + 64, &mut [0; 8]), Err(fault));
+    assert_eq!(dma.write(PAGE + 64, &[0; 8]), Err(fault));
+    assert_eq!(span.load(&dma, 64), Err(fault));
+    assert_eq!(span.store(&dma, 64, 0), Err(fault));
+    assert_eq!(span.load_entry(&dma, 64, true), Err(fault));
+    assert_eq!(span.store_entry(&dma, 64, &[0; 8]), Err(fault));
+    dma.set_far(None);
+    assert_eq!(dma.check(PAGE, 8), Err(DmaFault(Iova(PAGE))));
+}
+
+/// The device may do no more there than elsewhere, and asks for words as words.
+#[test]
+fn memory_that_is_asked_for_keeps_permissions_and_words() {
+    let asked = Arc::new(Asked::default());
+    let mut dma = Dma::new();
+    dma.set_enabled(true);
+    dma.set_far(Some(Arc::clone(&asked) as Arc<dyn FarMemory>));
+    let modes = [(true, true), (true, false), (false, true), (false, false)];
+    for (i, (read, write)) in (1..).zip(modes) {
+        let (iova, permission) = (i * PAGE, Permission { read, write });
+        dma.map_as(None, Iova(iova), PAGE as usize, permission)
+            .unwrap();
+        asked
+            .memory
+            .lock()
+            .unwrap()
+            .insert(iova, buffer(PAGE as usize));
+        let mut span = Span::new(iova, PAGE);
+        assert_eq!(dma.write(iova, &[7; 20]).is_ok(), write);
+        assert_eq!(dma.read(iova, &mut [0; 20]).is_ok(), read);
+        assert_eq!(span.store(&dma, 64, 1 << 16).is_ok(), write);
+        assert_eq!(span.load(&dma, 64).is_ok(), read);
+        assert_eq!(span.store_entry(&dma, 128, &[1 << 16; 8]).is_ok(), write);
+        assert_eq!(span.load_entry(&dma, 128, true).is_ok(), read);
+        // Words are aligned, in the span and in one mapping.
+        assert!(span.load(&dma, 4).is_err() && span.store(&dma, 4, 0).is_err());
+        assert!(span.load(&dma, PAGE - 4).is_err() && span.load(&dma, PAGE).is_err());
+        assert!(span.load_entry(&dma, PAGE - 32, true).is_err());
+        let at = |offset: u64, len| (iova + offset, len);
+        let stored = [at(0, 20), at(64, 8), at(136, 56), at(128, 8)];
+        let loaded = [at(0, 20), at(64, 8), at(128, 8), at(136, 56)];
+        let mut expected = Vec::new();
+        for (writes, reads) in [(0..1, 0..1), (1..2, 1..2), (2..4, 2..4)] {
+            expected.extend_from_slice(if write { &stored[writes] } else { &[] });
+            // An entry of another phase is not looked at beyond its first word.
+            let seen = if write { reads.end } else { reads.end.min(3) };
+            expected.extend_from_slice(if read {
+                &loaded[reads.start..seen]
+            } else {
+                &[]
+            });
+        }
+        let seen = std::mem::take(&mut *asked.seen.lock().unwrap());
+        assert_eq!(seen, expected, "{permission:?}");
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
 
@@ -63,16 +196,26 @@ proptest! {
         let mut dma = Dma::new();
         let mut model = Model { master: true, ..Model::default() };
         dma.set_enabled(true);
+        let asked = Arc::new(Asked::default());
+        dma.set_far(Some(Arc::clone(&asked) as Arc<dyn FarMemory>));
         // The span covers all of the model's space, so that it crosses every mapping.
         let mut span = Span::new(0, PAGES * PAGE);
         for op in ops {
             match op {
-                Op::Map { page, pages } => {
+                Op::Map { page, pages, far } => {
                     let memory = buffer(pages * PAGE as usize);
                     let free = (page..page + pages as u64).all(|p| model.at(p * PAGE).is_none());
-                    let done = dma.map(memory.fd(), 0, Iova(page * PAGE), memory.len());
+                    let (iova, len) = (Iova(page * PAGE), memory.len());
+                    let done = match far {
+                        true => dma.map_as(None, iova, len, Permission::READ_WRITE),
+                        false => dma.map(memory.fd(), 0, iova, len),
+                    };
                     prop_assert_eq!(done.is_ok(), free);
                     if free {
+                        if far {
+                            let again = memory.map_again().unwrap();
+                            asked.memory.lock().unwrap().insert(iova.0, again);
+                        }
                         model.mapped.insert(page, memory);
                     }
                 }
@@ -81,6 +224,7 @@ proptest! {
                     let exact = model.mapped.get(&page).is_some_and(|b| b.len() == len);
                     prop_assert_eq!(dma.unmap(Iova(page * PAGE), len).is_ok(), exact);
                     if exact {
+                        asked.memory.lock().unwrap().remove(&(page * PAGE));
                         model.mapped.remove(&page);
                     }
                 }
@@ -122,6 +266,22 @@ proptest! {
                         prop_assert_eq!(b.load_u64(at, Ordering::Relaxed), value);
                     } else {
                         prop_assert_eq!(loaded, Err(DmaFault(Iova(offset))));
+                    }
+                }
+                Op::Entry { offset, value } => {
+                    let ok = model.reachable(offset, 64);
+                    let words = std::array::from_fn(|i| value.wrapping_mul(i as u64 + 1));
+                    prop_assert_eq!(span.store_entry(&dma, offset, &words).is_ok(), ok);
+                    let phase = value & 1 << 16 != 0;
+                    let expected = |same: bool| match (ok, same) {
+                        (false, _) => Err(DmaFault(Iova(offset))),
+                        (true, same) => Ok(same.then_some(words)),
+                    };
+                    prop_assert_eq!(span.load_entry(&dma, offset, phase), expected(true));
+                    prop_assert_eq!(span.load_entry(&dma, offset, !phase), expected(false));
+                    if ok {
+                        let (b, at) = model.at(offset).unwrap();
+                        prop_assert_eq!(b.load_u64(at + 24, Ordering::Relaxed), words[3]);
                     }
                 }
                 Op::BusMaster(on) => {

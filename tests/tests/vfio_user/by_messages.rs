@@ -192,10 +192,13 @@ fn rings_and_buffers_are_asked_for_in_messages_that_the_client_takes() {
     }
 }
 
+/// How a client answers a question.
+type Answers<'a> = &'a dyn Fn(&mut Far, &Message);
+
 /// Each answer that cannot be is a DMA fault, here of the admin ring; the connection goes on.
 #[test]
 fn answers_that_cannot_be_are_dma_faults() {
-    let wrong: [&dyn Fn(&mut Far, &Message); 5] = [
+    let wrong: [Answers<'_>; 5] = [
         &|far, m| far.reply(m, &[]),
         &|far, m| far.reply(m, &[&m.body, &[0; 7]]),
         &|far, m| far.reply(m, &[&[0; 16], &[0; 8]]),
@@ -308,9 +311,12 @@ fn what_our_client_has_not_lent_is_a_dma_fault_at_once() {
     assert_eq!(function.server.device().dma_mapped().unwrap().1, 0);
 }
 
+/// A command, the descriptors that came with it, and the page, if there was one.
+type Got = (Command, usize, Option<Vec<u8>>);
+
 /// A server that asks for a page of its client's memory with each command of DMA, and what it got: before the
 /// reply, and with a command after it.
-fn asks(stream: &UnixStream, refuses: bool) -> Vec<(Command, usize, Option<Vec<u8>>)> {
+fn asks(stream: &UnixStream, refuses: bool) -> Vec<Got> {
     let mut got = Vec::new();
     while let Ok(command) = receive(stream, &wait()) {
         let header = command.header;
