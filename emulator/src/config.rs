@@ -46,6 +46,11 @@ pub struct DeviceConfig {
     /// How many times in a row the device of the threaded front end finds no work before it
     /// parks. Default: 8,192, a few hundred microseconds.
     pub polls_before_park: u32,
+    /// How long the parked device of the threaded front end sleeps before it looks at its queues by
+    /// itself (rule N3, abi §10), in microseconds: 1 to 60,000,000. Default: 1,000, the most that the
+    /// rule allows. A longer time is for tests of what else wakes the device: it hears of doorbells
+    /// that the host has mapped only when it looks by itself.
+    pub look_again_us: u32,
     /// Whether maps outlive the host that made them, if it leaves without a reset (`KEEPS_MAPS`, abi
     /// §6.6). Default: false.
     pub keep_maps: bool,
@@ -114,6 +119,7 @@ impl Default for DeviceConfig {
             queue_depth_max: 4096,
             vectors: 17,
             polls_before_park: 8192,
+            look_again_us: 1000,
             keep_maps: false,
             turns: Turns::default(),
             firmware: firmware::Config::with_memory(4 << 30),
@@ -152,6 +158,12 @@ impl DeviceConfig {
             "vectors",
             self.vectors.into(),
             "from 1 to 2,048",
+        )?;
+        check(
+            (1..=60_000_000).contains(&self.look_again_us),
+            "look_again_us",
+            self.look_again_us.into(),
+            "from 1 to 60,000,000",
         )?;
         for (field, value, range, expected) in self.turns.bounds() {
             check(range.contains(&value), field, value.into(), expected)?;

@@ -67,6 +67,16 @@ pub struct Diagnostics {
     pub last_cut_short: u64,
     /// Commands that are in the middle now.
     pub under_way: u64,
+    /// How often it was ready to park ([`Device::arm`]), and how often the last look before that
+    /// found something (rule N2).
+    pub parks: u64,
+    /// See [`Diagnostics::parks`].
+    pub parks_called_off: u64,
+    /// KICK registers written by the host, whether the device slept or not.
+    pub kicks: u64,
+    /// Those whose first piece of work was done by the thread that carried the write out, instead
+    /// of the device's own.
+    pub kicks_answered: u64,
 }
 
 /// The function.
@@ -97,15 +107,17 @@ pub struct Device {
     keep_maps: bool,
     pub(crate) turns: Turns,
     /// Some queue holds an interrupt back for more completions.
-    holding: bool,
+    pub(crate) holding: bool,
     /// A KICK was written since the front end last looked, and one was answered since the device's
     /// thread did.
-    kicked: bool,
-    answered: bool,
+    pub(crate) kicked: bool,
+    pub(crate) answered: bool,
+    /// How long a device that is parked waits before it looks by itself.
+    pub(crate) look_again: Duration,
     pub(crate) clock: Clock,
     /// What the device does wrong on purpose, since it was first given a plan.
     pub(crate) faults: Option<Box<Engine>>,
-    diagnostics: Diagnostics,
+    pub(crate) diagnostics: Diagnostics,
 }
 
 impl Device {
@@ -142,6 +154,7 @@ impl Device {
             holding: false,
             kicked: false,
             answered: false,
+            look_again: Duration::from_micros(config.look_again_us.into()),
             clock: Arc::new(move || start.elapsed()),
             config: ConfigSpace::new(config.vectors),
             registers,
@@ -386,52 +399,6 @@ impl Device {
             self.firmware.abandon_io(queue.id().0);
         }
         queue.stop();
-    }
-
-    /// Prepares to wait for a wake-up: asks for a KICK on every queue that has a notify block,
-    /// then looks once more (rule N2). Returns whether the caller may wait.
-    pub fn arm(&mut self) -> bool {
-        if !self.running {
-            return true;
-        }
-        self.answered = false;
-        self.for_each_served(|queue, dma, _| queue.arm(dma));
-        self.dma.full_fence();
-        if self.faults.as_ref().is_some_and(|engine| engine.stopped) {
-            // Firmware that hangs asks for nothing and waits for a reset.
-            return true;
-        }
-        let held = self.faults.as_ref().is_some_and(|engine| engine.holds());
-        let mut work = self.admin_work.is_some() || held || self.holding;
-        self.for_each_served(|queue, dma, doorbells| {
-            work |= queue.has_work(dma, doorbells)?;
-            Ok(())
-        });
-        !work
-    }
-
-    /// Takes back what [`Device::arm`] asked for.
-    pub fn disarm(&mut self) {
-        self.for_each_served(|queue, dma, _| queue.disarm(dma));
-    }
-
-    /// Does something with every queue that has not stopped; those with which it fails stop.
-    fn for_each_served(
-        &mut self,
-        mut f: impl FnMut(&mut Queue, &Dma, &DmaBuffer) -> Result<(), Stop>,
-    ) {
-        for index in 0..self.queues.len() {
-            let queue = &mut self.queues[index];
-            if !self.running {
-                return;
-            }
-            if queue.is_stopped() {
-                continue;
-            }
-            if let Err(stop) = f(queue, &self.dma, &self.doorbells) {
-                self.halt(index, stop);
-            }
-        }
     }
 
     /// Whether there are queues to look at: if not, only an access of the host brings work.
@@ -852,23 +819,10 @@ impl Device {
         }
         // A KICK needs no more than that the front end wakes the device, which it does for
         // every write.
-        self.kicked |= offset == regs::KICK;
-    }
-
-    /// Does the first bounded piece of the work that a KICK was written for, if one was since the last
-    /// call. Whoever carried out the write of a device that sleeps has it in hands and is awake; the
-    /// device's own thread is so only some wake-ups later. That is once for each time that the device is
-    /// armed: what follows is the thread's, or it would be no thread's own device.
-    pub(crate) fn answer_kick(&mut self) {
-        if std::mem::take(&mut self.kicked) && !self.answered && self.faults.is_none() {
-            self.answered = self.step() == Step::Worked;
+        if offset == regs::KICK {
+            self.kicked = true;
+            self.diagnostics.kicks += 1;
         }
-    }
-
-    /// Whether [`Device::answer_kick`] has done work since the last call: more may follow, and the
-    /// event words are those of before it.
-    pub(crate) fn take_answered(&mut self) -> bool {
-        std::mem::take(&mut self.answered)
     }
 
     /// Whether the host has enabled the device; some registers are read-only meanwhile.

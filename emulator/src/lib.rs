@@ -30,12 +30,14 @@ pub mod faults;
 mod function;
 mod inline;
 pub mod msix;
+mod park;
 mod queue;
 pub mod regs;
 mod state;
 mod threaded;
 #[cfg(feature = "vfio-user")]
 pub mod vfio_user;
+mod wake;
 
 pub use config::{DeviceConfig, DeviceMemory, Turns};
 pub use device::{Clock, Device, Diagnostics, Step, bar_info};

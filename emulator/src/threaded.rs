@@ -11,11 +11,7 @@ use offmap_device_io::IoError;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
 
-/// How long a parked device sleeps before it looks by itself: doorbells that are mapped wake
-/// nobody (rule N3).
-const LOOK_AGAIN: Duration = Duration::from_millis(1);
 /// How often the device's thread lets itself be overtaken by waiting host threads before it
 /// queues for the lock like they do.
 const YIELDS: u32 = 64;
@@ -119,11 +115,12 @@ fn sleep<'s>(
     mut device: MutexGuard<'s, Device>,
 ) -> Option<MutexGuard<'s, Device>> {
     loop {
-        let running = device.is_running();
+        let (running, look_again) = (device.is_running(), device.look_again());
         drop(device);
         // A wake-up that came before this leaves a token, and the thread does not sleep.
         if running {
-            thread::park_timeout(LOOK_AGAIN);
+            // Doorbells that are mapped wake nobody (rule N3).
+            thread::park_timeout(look_again);
         } else {
             thread::park();
         }

@@ -1,9 +1,21 @@
 //! What a function around another one does not change.
 
 /// The methods of [`offmap_device_io::Function`] that hand a call on to `self.inner` as it is:
-/// all but those on DMA mappings and on time, which are what such functions are there for.
+/// all but those on DMA mappings and on time, which are what such functions are there for; with
+/// `but map_bar` that one neither.
 macro_rules! forward {
     () => {
+        forward!(but map_bar);
+        fn map_bar(
+            &self,
+            bar: u8,
+            offset: BarOffset,
+            len: usize,
+        ) -> Result<Option<BarMapping>, IoError> {
+            self.inner.map_bar(bar, offset, len)
+        }
+    };
+    (but map_bar) => {
         fn describe(&self) -> String {
             self.inner.describe()
         }
@@ -27,14 +39,6 @@ macro_rules! forward {
         }
         fn write64(&self, bar: u8, offset: BarOffset, value: u64) -> Result<(), IoError> {
             self.inner.write64(bar, offset, value)
-        }
-        fn map_bar(
-            &self,
-            bar: u8,
-            offset: BarOffset,
-            len: usize,
-        ) -> Result<Option<BarMapping>, IoError> {
-            self.inner.map_bar(bar, offset, len)
         }
         fn iova_ranges(&self) -> Vec<IovaRange> {
             self.inner.iova_ranges()

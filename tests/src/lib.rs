@@ -27,6 +27,7 @@ pub mod subject;
 pub mod tap;
 pub mod tidy;
 pub mod transports;
+pub mod trapped;
 pub mod vm;
 
 pub use offmap_conformance as conformance;

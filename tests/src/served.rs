@@ -29,6 +29,7 @@ pub fn device(wanted: &Wanted) -> DeviceConfig {
     firmware.entries_per_map = wanted.entries_per_map.unwrap_or(firmware.entries_per_map);
     firmware.entries_total = wanted.entries_total.unwrap_or(firmware.entries_total);
     config.polls_before_park = wanted.polls_before_park.unwrap_or(config.polls_before_park);
+    config.look_again_us = wanted.look_again_us.unwrap_or(config.look_again_us);
     config
 }
 
@@ -163,7 +164,7 @@ impl ServerProcess {
     pub fn spawn(config: &DeviceConfig) -> Self {
         let folder = SocketFolder::new();
         let firmware = &config.firmware;
-        let options: [(&str, u64); 9] = [
+        let options: [(&str, u64); 10] = [
             ("--memory", firmware.memory_bytes),
             ("--queue-pairs", config.queue_pairs.into()),
             ("--queue-depth", config.queue_depth_max.into()),
@@ -173,6 +174,7 @@ impl ServerProcess {
             ("--map-entries", firmware.entries_per_map.into()),
             ("--total-entries", firmware.entries_total),
             ("--polls", config.polls_before_park.into()),
+            ("--look-again-us", config.look_again_us.into()),
         ];
         let child = Command::new(offmap())
             .arg("nic")

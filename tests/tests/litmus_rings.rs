@@ -1,6 +1,6 @@
 //! The ordering rules of `docs/abi.md` §10 on the code itself, under loom: the driver's rings
-//! (`crates/driver/src/rings.rs`) against the device's queue (`emulator/src/queue.rs` and
-//! `emulator/src/entry.rs`). The files are compiled a second time, over loom's atomics; nothing of
+//! (`crates/driver/src/rings.rs`) against the device's queue (`emulator/src/queue.rs`,
+//! `emulator/src/entry.rs`, and `emulator/src/park.rs` for the way to sleep). The files are compiled a second time, over loom's atomics; nothing of
 //! theirs is copied or changed.
 //!
 //! Each rule holds in every interleaving and with every value that a load may see; and each is
@@ -19,6 +19,9 @@ mod device {
 #[allow(dead_code, reason = "the tests use their part of it")]
 mod entry;
 
+#[path = "../../emulator/src/park.rs"]
+mod park;
+
 #[path = "../../emulator/src/queue.rs"]
 #[allow(dead_code, reason = "the tests use their part of it")]
 mod queue;
@@ -35,7 +38,8 @@ use offmap_abi::ring::RingDepth;
 use offmap_abi::submission::SUBMISSION_BYTES;
 use offmap_abi::{Completion, IoOpcode, QueueId, RequestId, Status, Submission};
 use offmap_device_io::{DmaBuffer, DmaPlacement, SharedWords};
-use queue::{Announce, Coalescing, Queue, QueueSpec};
+use park::Served;
+use queue::{Announce, Coalescing, Queue, QueueSpec, Stop};
 use rings::Rings;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
@@ -135,12 +139,9 @@ impl Device {
         posted.expect("the ring can be reached");
     }
 
-    /// As `Device::arm` does with each of its queues (rule N2); whether it parks.
+    /// What the emulator does before it parks (rule N2); whether it parks.
     fn park(&mut self) -> bool {
-        self.queue.arm(&self.dma).expect("the block can be reached");
-        self.dma.full_fence();
-        let work = self.queue.has_work(&self.dma, doorbells());
-        !work.expect("the host keeps the protocol")
+        park::arm(self)
     }
 
     fn store(&self, at: usize, value: u64) {
@@ -150,6 +151,16 @@ impl Device {
     fn load(&self, at: usize) -> u64 {
         let Ok(word) = self.dma.0.load(at, Ordering::Relaxed);
         word
+    }
+}
+
+impl Served for Device {
+    fn for_each(&mut self, mut f: impl FnMut(&mut Queue, &Dma, &DmaBuffer) -> Result<(), Stop>) {
+        f(&mut self.queue, &self.dma, doorbells()).expect("the host keeps the protocol");
+    }
+
+    fn full_fence(&self) {
+        self.dma.full_fence();
     }
 }
 
@@ -340,6 +351,31 @@ fn n1_n2_no_wake_up_is_lost() {
 fn n1_n2_need_both_fences() {
     assert!(breaks(|| wake_up(&no_fence(), &Weak::default())));
     assert!(breaks(|| wake_up(&Weak::default(), &no_fence())));
+}
+
+/// The same for a device that was awake in between, and asked for no KICK then.
+fn nap(host: &Weak, device: &Weak) {
+    let (mut host, mut device) = pair(host, device);
+    let device = thread::spawn(move || {
+        device.park();
+        park::disarm(&mut device);
+        device.park()
+    });
+    host.push(5);
+    let kicked = host.commit();
+    let parked = device.join().unwrap();
+    assert!(!parked || kicked, "parked with a command and no KICK");
+}
+
+#[test]
+fn n1_n2_no_wake_up_is_lost_after_a_nap() {
+    loom::model(|| nap(&Weak::default(), &Weak::default()));
+}
+
+#[test]
+fn n1_n2_need_both_fences_after_a_nap() {
+    assert!(breaks(|| nap(&no_fence(), &Weak::default())));
+    assert!(breaks(|| nap(&Weak::default(), &no_fence())));
 }
 
 #[test]

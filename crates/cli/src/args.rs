@@ -321,6 +321,10 @@ pub struct NicArgs {
     #[arg(long, value_name = "N", default_value_t = 8192)]
     pub polls: u32,
 
+    /// How long it sleeps then before it looks by itself, in microseconds, 1 to 60,000,000; more than the ABI's 1,000 is for tests
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    pub look_again_us: u32,
+
     /// Keep maps when a client leaves, save them to FILE at the end, and begin with what is there
     #[arg(long, value_name = "FILE")]
     pub state: Option<PathBuf>,

@@ -47,6 +47,7 @@ pub fn config(args: &NicArgs) -> DeviceConfig {
         queue_depth_max: args.queue_depth,
         vectors: args.vectors,
         polls_before_park: args.polls,
+        look_again_us: args.look_again_us,
         keep_maps: args.state.is_some(),
         ..DeviceConfig::default()
     };

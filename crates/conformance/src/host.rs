@@ -47,6 +47,15 @@ pub enum Notify {
     Shadow,
 }
 
+/// How a host writes doorbells.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Doorbells {
+    /// To the mapped page, where the transport has one, and as registers where it has none.
+    Mapped,
+    /// As registers, so that the transport sees each of them.
+    Registers,
+}
+
 /// What a queue is created with, beside its id and depth.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct QueueOptions {
@@ -60,6 +69,7 @@ pub struct QueueOptions {
 pub struct Host<F: Function> {
     function: Arc<F>,
     iovas: Arc<Mutex<IovaAllocator>>,
+    doorbells_by: Doorbells,
     doorbells: Arc<Option<BarMapping>>,
     admin: Mutex<Queue<F>>,
 }
@@ -121,11 +131,20 @@ pub fn enable_pci(function: &impl Function) {
 impl<F: Function> Host<F> {
     /// Brings `function` up with an admin queue of 32 entries and no interrupts.
     pub fn bring_up(function: Arc<F>) -> Self {
-        let iovas = Arc::new(Mutex::new(IovaAllocator::new(&function.iova_ranges())));
-        Self::with_iovas(function, iovas)
+        Self::bring_up_with(function, Doorbells::Mapped)
     }
 
-    fn with_iovas(function: Arc<F>, iovas: Arc<Mutex<IovaAllocator>>) -> Self {
+    /// As [`Host::bring_up`], with doorbells written as it says.
+    pub fn bring_up_with(function: Arc<F>, doorbells: Doorbells) -> Self {
+        let iovas = Arc::new(Mutex::new(IovaAllocator::new(&function.iova_ranges())));
+        Self::with_iovas(function, iovas, doorbells)
+    }
+
+    fn with_iovas(
+        function: Arc<F>,
+        iovas: Arc<Mutex<IovaAllocator>>,
+        doorbells_by: Doorbells,
+    ) -> Self {
         const DEPTH: u32 = 32;
         enable_pci(&*function);
         let magic = function.read64(regs::BAR_REGISTERS, BarOffset(regs::MAGIC));
@@ -135,11 +154,14 @@ impl<F: Function> Host<F> {
             let status = DeviceStatus::from_bits_retain(read32(&*function, regs::STATUS));
             (!status.contains(DeviceStatus::READY)).then_some(())
         });
-        let doorbells = function.map_bar(
-            regs::BAR_REGISTERS,
-            BarOffset(regs::DOORBELLS),
-            regs::DOORBELLS_BYTES as usize,
-        );
+        let doorbells = match doorbells_by {
+            Doorbells::Registers => Ok(None),
+            Doorbells::Mapped => function.map_bar(
+                regs::BAR_REGISTERS,
+                BarOffset(regs::DOORBELLS),
+                regs::DOORBELLS_BYTES as usize,
+            ),
+        };
         let doorbells = Arc::new(doorbells.expect("the doorbell page is mapped or trapped"));
         let admin = Queue::memory(&function, &iovas, &doorbells, QueueId::ADMIN, DEPTH, None);
         write64(&*function, regs::ADMIN_SQ, admin.sq.iova(0).0);
@@ -150,6 +172,7 @@ impl<F: Function> Host<F> {
         let this = Self {
             function,
             iovas,
+            doorbells_by,
             doorbells,
             admin: Mutex::new(admin),
         };
@@ -167,9 +190,12 @@ impl<F: Function> Host<F> {
         enable_pci(&*self.function);
         assert_eq!(self.status(), DeviceStatus::empty());
         let Self {
-            function, iovas, ..
+            function,
+            iovas,
+            doorbells_by,
+            ..
         } = self;
-        Self::with_iovas(function, iovas)
+        Self::with_iovas(function, iovas, doorbells_by)
     }
 
     /// The function.
@@ -586,12 +612,17 @@ impl<F: Function> Queue<F> {
             Some(block) => {
                 let block = block.buffer();
                 block.store_u64(NOTIFY_SQ_TAIL, tail, Ordering::Release);
-                fence(Ordering::SeqCst);
-                let event = block.load_u64(NOTIFY_SQ_EVENT, Ordering::Acquire);
-                if EventWord::from_word(event).wants(tail as u32) {
-                    write32(&*self.function, regs::KICK, self.id.0.into());
-                }
+                self.kick_if_asked(block, tail as u32);
             }
+        }
+    }
+
+    /// Rule N1, after a tail or a head was stored.
+    fn kick_if_asked(&self, block: &DmaBuffer, tail: u32) {
+        fence(Ordering::SeqCst);
+        let event = block.load_u64(NOTIFY_SQ_EVENT, Ordering::Acquire);
+        if EventWord::from_word(event).wants(tail) {
+            write32(&*self.function, regs::KICK, self.id.0.into());
         }
     }
 
@@ -599,9 +630,11 @@ impl<F: Function> Queue<F> {
     pub fn publish_head(&self, head: u64) {
         match &self.notify {
             None => self.doorbell(cq_doorbell(self.id), head),
-            Some(block) => block
-                .buffer()
-                .store_u64(NOTIFY_CQ_HEAD, head, Ordering::Release),
+            Some(block) => {
+                let block = block.buffer();
+                block.store_u64(NOTIFY_CQ_HEAD, head, Ordering::Release);
+                self.kick_if_asked(block, self.tail);
+            }
         }
     }
 

@@ -25,7 +25,7 @@ pub mod rings;
 pub mod run;
 pub mod tries;
 
-use host::{Host, Notify, Queue, QueueOptions};
+use host::{Doorbells, Host, Notify, Queue, QueueOptions};
 use offmap_abi::regs::NO_VECTOR;
 use offmap_device_io::Function;
 use std::sync::Arc;
@@ -44,6 +44,10 @@ pub struct Wanted {
     pub entries_total: Option<u64>,
     /// How often in a row the device finds no work before it parks.
     pub polls_before_park: Option<u32>,
+    /// How long it sleeps when it has parked, before it looks by itself, in microseconds. Where a case
+    /// asks for that, its host writes doorbells as registers, mapped or not: a device that sleeps
+    /// hears of mapped ones only when it looks.
+    pub look_again_us: Option<u32>,
 }
 
 impl Default for Wanted {
@@ -54,6 +58,7 @@ impl Default for Wanted {
             entries_per_map: None,
             entries_total: None,
             polls_before_park: None,
+            look_again_us: None,
         }
     }
 }
@@ -135,7 +140,11 @@ impl<F: Function> Bench<F> {
     pub fn host_with(&self, change: impl FnOnce(&mut Wanted)) -> Host<F> {
         let mut wanted = Wanted::default();
         change(&mut wanted);
-        let host = Host::bring_up(self.function_with(&wanted));
+        let doorbells = match wanted.look_again_us {
+            Some(_) => Doorbells::Registers,
+            None => Doorbells::Mapped,
+        };
+        let host = Host::bring_up_with(self.function_with(&wanted), doorbells);
         if let (Source::Given(_), Some(maps)) = (&self.source, wanted.maps) {
             host.leave_maps(maps);
         }

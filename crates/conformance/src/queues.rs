@@ -8,7 +8,7 @@ use offmap_abi::regs::{self, DeviceStatus, FatalCause};
 use offmap_abi::{IoOpcode, QueueId, RequestId, Status};
 use offmap_device_io::Function;
 use std::collections::HashSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use zerocopy::little_endian::{U16, U32, U64};
 
 const HASH: u32 = 1;
@@ -277,17 +277,60 @@ pub fn several_queues_from_several_threads<F: Function>(bench: &Bench<F>) {
     );
 }
 
-/// Entries after a pause long enough for the device to park are seen, each time.
+/// Rules N1 and N2: entries are seen after a pause long enough for the device to park, and at
+/// any moment around its parking; and so is room for completions that it has parked without. Where
+/// that can be chosen the device looks by itself so seldom that a wake-up that is lost shows.
 pub fn a_parked_device_wakes<F: Function>(bench: &Bench<F>) {
-    let host = bench.host_with(|wanted| wanted.polls_before_park = Some(16));
-    let mut queue: Queue<F> = bench.queue(&host, 1, 4);
+    const DEPTH: u32 = 4;
+    const LOOK_AGAIN: Duration = Duration::from_secs(10);
+    let host = bench.host_with(|wanted| {
+        wanted.polls_before_park = Some(16);
+        wanted.look_again_us = Some(LOOK_AGAIN.as_micros() as u32);
+    });
+    let mut queue: Queue<F> = bench.queue(&host, 1, DEPTH);
+    let answer = |queue: &mut Queue<F>| {
+        let started = Instant::now();
+        let done = wait_for(&**host.function(), "a completion", || queue.take());
+        let lost = bench.is_made() && started.elapsed() > LOOK_AGAIN / 2;
+        assert!(!lost, "the device slept for {:?}", started.elapsed());
+        done.status()
+    };
     for i in 0..60 {
         std::thread::sleep(Duration::from_micros(100 * (i % 30)));
-        assert_eq!(queue.run(nop()).status(), Status::Success);
+        queue.submit(nop());
+        assert_eq!(answer(&mut queue), Status::Success);
+        queue.publish_head(queue.tail().into());
     }
-    // An unknown opcode in between wakes it as well.
+    for i in 0..2000 {
+        for _ in 0..i * 37 % 2003 {
+            std::hint::spin_loop();
+        }
+        queue.submit(nop());
+        assert_eq!(answer(&mut queue), Status::Success);
+        queue.publish_head(queue.tail().into());
+    }
+    for i in 0..200 {
+        for _ in 0..DEPTH {
+            queue.submit(nop());
+        }
+        for _ in 0..DEPTH {
+            assert_eq!(answer(&mut queue), Status::Success);
+        }
+        // There is no room for the answer of this one until the head is published.
+        let taken = queue.tail();
+        queue.submit(nop());
+        for _ in 0..i * 371 % 20_003 {
+            std::hint::spin_loop();
+        }
+        queue.publish_head(taken.into());
+        assert_eq!(answer(&mut queue), Status::Success);
+        queue.publish_head(queue.tail().into());
+    }
+    // An unknown opcode wakes it as well.
+    std::thread::sleep(Duration::from_millis(3));
     let mut entry = nop();
     entry.opcode = IoOpcode::BatchDumpDelete.0 + 1;
     entry.request = U64::new(next_request().0);
-    assert_eq!(queue.run(entry).status(), Status::InvalidOpcode);
+    queue.submit(entry);
+    assert_eq!(answer(&mut queue), Status::InvalidOpcode);
 }

@@ -146,6 +146,7 @@ pub(crate) fn run(
             engines: 2,
             ..FirmwareConfig::with_memory(MEMORY_BYTES)
         },
+        ..DeviceConfig::default()
     };
     let failed = |what: String| Outcome {
         violation: Some(Fault {

@@ -285,14 +285,7 @@ impl Queue {
         if let Some(n) = &self.notify {
             n.memory
                 .store_u64(NOTIFY_SQ_TAIL, self.sent.into(), Ordering::Release);
-            fence(Ordering::SeqCst);
-            let event = n.memory.load_u64(NOTIFY_SQ_EVENT, Ordering::Acquire);
-            let kick = EventWord::from_word(event).wants(self.sent);
-            if kick {
-                f.write32(BAR, BarOffset(regs::KICK), self.id.0.into())
-                    .unwrap();
-            }
-            kick
+            self.kick_if_asked(f)
         } else if let Some(page) = &self.doorbells {
             page.store_u64(self.doorbell(DOORBELL_SQ_TAIL), self.sent.into());
             false
@@ -303,16 +296,33 @@ impl Queue {
         }
     }
 
-    pub(crate) fn publish_head<F: Function>(&self, f: &F) {
+    /// Publishes the head by the queue's way; whether a KICK was needed.
+    pub(crate) fn publish_head<F: Function>(&self, f: &F) -> bool {
         if let Some(n) = &self.notify {
             n.memory
                 .store_u64(NOTIFY_CQ_HEAD, self.taken.into(), Ordering::Release);
-        } else if let Some(page) = &self.doorbells {
+            return self.kick_if_asked(f);
+        }
+        if let Some(page) = &self.doorbells {
             page.store_u64(self.doorbell(DOORBELL_CQ_HEAD), self.taken.into());
         } else {
             f.write64(BAR, BarOffset(cq_doorbell(self.id)), self.taken.into())
                 .unwrap();
         }
+        false
+    }
+
+    /// Rule N1, after a tail or a head was stored; whether a KICK was written.
+    fn kick_if_asked<F: Function>(&self, f: &F) -> bool {
+        let n = self.notify.as_ref().unwrap();
+        fence(Ordering::SeqCst);
+        let event = n.memory.load_u64(NOTIFY_SQ_EVENT, Ordering::Acquire);
+        let kick = EventWord::from_word(event).wants(self.sent);
+        if kick {
+            let written = f.write32(BAR, BarOffset(regs::KICK), self.id.0.into());
+            written.unwrap();
+        }
+        kick
     }
 
     /// Asks for an interrupt once more than `index` completions are posted.

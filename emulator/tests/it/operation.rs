@@ -178,7 +178,7 @@ fn a_map_that_takes_many_steps_leaves_the_io_queues_running() {
 #[test]
 fn configurations_out_of_range_are_refused_by_field() {
     type Change = fn(&mut DeviceConfig);
-    let cases: [(Change, &str); 13] = [
+    let cases: [(Change, &str); 15] = [
         (|c| c.queue_pairs = 0, "queue_pairs"),
         (|c| c.queue_pairs = 1024, "queue_pairs"),
         (|c| c.queue_depth_max = 0, "queue_depth_max"),
@@ -187,6 +187,8 @@ fn configurations_out_of_range_are_refused_by_field() {
         (|c| c.queue_depth_max = 65536, "queue_depth_max"),
         (|c| c.vectors = 0, "vectors"),
         (|c| c.vectors = 2049, "vectors"),
+        (|c| c.look_again_us = 0, "look_again_us"),
+        (|c| c.look_again_us = 60_000_001, "look_again_us"),
         (|c| c.turns.step = 0, "turns.step"),
         (|c| c.turns.step = 65_537, "turns.step"),
         (|c| c.turns.favours = 1025, "turns.favours"),

@@ -221,6 +221,7 @@ fn config(wanted: &Wanted) -> DeviceConfig {
     firmware.entries_per_map = wanted.entries_per_map.unwrap_or(firmware.entries_per_map);
     firmware.entries_total = wanted.entries_total.unwrap_or(firmware.entries_total);
     config.polls_before_park = wanted.polls_before_park.unwrap_or(config.polls_before_park);
+    config.look_again_us = wanted.look_again_us.unwrap_or(config.look_again_us);
     config
 }
 
