@@ -1,9 +1,10 @@
 //! Counters: what queues count of their commands, what is left of it when they are replaced, and
 //! the same as OpenMetrics text, which a reader of its own checks by the rules of OpenMetrics 1.0.
 
-use offmap_bpf::{MapCreateAttr, MapType};
+use offmap_bpf::{MapCreateAttr, MapFile, MapType};
 use offmap_driver::{
-    Driver, DriverConfig, DriverStats, IoOpcode, MapParams, Op, OpStats, QueueStats, Status, Timing,
+    Driver, DriverConfig, DriverStats, Function, IoOpcode, MapParams, Op, OpStats, QueueStats,
+    Status, Timing,
 };
 use offmap_emulator::faults::{Behaviour, FaultPlan, Rule, Site};
 use offmap_emulator::{DeviceConfig, Inline, Threaded};
@@ -267,6 +268,14 @@ fn nothing_is_lost_by_failures_and_resets() {
     let after = sum(&stats);
     assert_eq!(after, (before.0 + 2, before.1 + 1, before.2 + 1));
     assert_eq!(stats.total().unwrap().events.failures, 1);
+    let resets = |stats: &DriverStats| {
+        let events = stats.total().unwrap().events;
+        (events.resets, events.function_resets)
+    };
+    // The device let go of the broken pair, which is the reset of its queue.
+    assert_eq!(resets(&stats), (1, 0));
+    let first = stats.queues.first().unwrap();
+    assert_eq!((first.events.resets, first.live), (1, false));
     rig.queue.submit(&Op::Nop).unwrap();
     rig.driver.reset().unwrap();
     assert!(rig.queue.poll().is_err());
@@ -274,10 +283,14 @@ fn nothing_is_lost_by_failures_and_resets() {
     let stats = rig.driver.stats();
     assert_eq!(sum(&stats), (after.0 + 1, after.1, after.2 + 1));
     assert_eq!((stats.resets, stats.failed_resets), (1, 0));
+    assert_eq!(resets(&stats), (1, 1));
+    // A pair that did nothing wrong is deleted without a reset of anything.
+    rig.queue = rig.driver.create_queue().unwrap();
+    assert_eq!(resets(&rig.driver.stats()), (1, 1));
 }
 
-/// A NIC with a recoverable map that was written, read, reset and read again.
-fn recovered() -> (Stack<Inline>, NicStats) {
+/// A NIC with a recoverable map of ten elements.
+fn with_ten_elements() -> (Stack<Inline>, MapFile) {
     let config = DriverConfig {
         timing: Timing::Every,
         ..DriverConfig::default()
@@ -303,6 +316,12 @@ fn recovered() -> (Stack<Inline>, NicStats) {
     for n in 0..10u32 {
         map.update(&n.to_ne_bytes(), &[7; 8], 0).unwrap();
     }
+    (stack, map)
+}
+
+/// The same, reset and read again.
+fn recovered() -> (Stack<Inline>, NicStats) {
+    let (stack, map) = with_ten_elements();
     stack.driver.reset().unwrap();
     let mut value = [0; 8];
     map.lookup(&3u32.to_ne_bytes(), &mut value, 0).unwrap();
@@ -326,6 +345,63 @@ fn a_nic_tells_of_its_recoveries() {
         "the refill"
     );
     assert_eq!(total.pairs, 2);
+}
+
+/// Reads under which the device was reset behind its driver's back.
+#[test]
+fn retries_are_counted_by_queue_and_operation() {
+    let (stack, map) = with_ten_elements();
+    let kill = || stack.driver.function().reset().unwrap();
+    let (mut key, mut value) = ([0; 4], [0; 8]);
+    for _ in 0..3 {
+        kill();
+        map.lookup(&3u32.to_ne_bytes(), &mut value, 0).unwrap();
+        assert_eq!(value, [7; 8]);
+    }
+    kill();
+    map.get_next_key(None, &mut key).unwrap();
+    kill();
+    map.get_next_key(Some(&key), &mut [0; 4]).unwrap();
+    kill();
+    let (mut keys, mut values, mut next) = ([0; 40], [0; 80], [0; 4]);
+    let dumped = map.lookup_batch(None, &mut next, &mut keys, &mut values, 10, 0, 0);
+    assert_eq!(dumped.count, 10, "{dumped:?}");
+    // One that was not cut off is not tried again.
+    map.lookup(&4u32.to_ne_bytes(), &mut value, 0).unwrap();
+    let stats = stack.nic.stats();
+    let [queue] = &stats.driver.queues[..] else {
+        panic!("{stats:?}");
+    };
+    let retried: Vec<_> = queue
+        .operations
+        .iter()
+        .filter(|op| op.retries > 0)
+        .map(|op| (op.opcode, op.retries))
+        .collect();
+    assert_eq!(
+        retried,
+        [
+            (IoOpcode::Lookup, 3),
+            (IoOpcode::GetFirst, 1),
+            (IoOpcode::GetNext, 1),
+            (IoOpcode::BatchDump, 1)
+        ]
+    );
+    assert_eq!(stats.recovery.retries, 6);
+    assert_eq!(stats.recovery.recoveries, 6);
+    assert_eq!(queue.events.function_resets, 6);
+    assert_eq!(queue.pairs, 7);
+    let text = openmetrics([("nic0", &stats)]);
+    let read = Exposition::read(&text).unwrap_or_else(|e| panic!("{e}\n{text}"));
+    let sample = |name: &str, labels: &[(&str, &str)]| read.sample(name, labels);
+    let lookups = [("nic", "nic0"), ("queue", "1"), ("op", "lookup")];
+    assert_eq!(sample("offmap_queue_retries_total", &lookups), Some(3.0));
+    let resets = [
+        ("nic", "nic0"),
+        ("queue", "1"),
+        ("event", "function_resets"),
+    ];
+    assert_eq!(sample("offmap_queue_events_total", &resets), Some(6.0));
 }
 
 #[test]

@@ -229,14 +229,18 @@ and status, DMA both ways, interrupts, the ordering rules, resets.
 Each case runs with doorbells and with notify blocks, and says which part of docs/abi.md it tests when it \
 fails. Emulated devices are built for each case as it wants them. Another device is taken as it is, and reset \
 for each case: nothing that it holds is kept. A case that needs what that device lacks is skipped, and says why; \
-a NIC of `offmap nic --memory 2M` has what most cases want.",
+a NIC of `offmap nic --memory 2M` has what most cases want.
+
+With --faults each device of this process gets the plan before its case begins: what the suite says of a device \
+that does wrong. A case then waits two seconds for any one thing, and not five.",
         after_long_help = "Exit status:
   0  every case passed or was skipped
   1  a case failed
-  2  the command line is bad, or there is no such device
+  2  the command line or the fault plan is bad, or there is no such device
 
 Examples:
   offmap device test
+  offmap device test --faults plan.toml --seed 7
   offmap device test --device vfio-user:/tmp/nic.sock --json
   offmap device test --device threaded --only ordering
   offmap device test --list"
@@ -271,6 +275,18 @@ pub struct DeviceTestArgs {
     #[arg(long, value_name = "SECONDS", default_value_t = 60,
           value_parser = clap::value_parser!(u64).range(1..=86_400))]
     pub deadline: u64,
+
+    /// Have the device do wrong what this fault plan says (see docs/faults.md)
+    #[arg(long, value_name = "FILE", conflicts_with = "list")]
+    pub faults: Option<PathBuf>,
+
+    /// Seed of the fault plan
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub seed: u64,
+
+    /// Print to stderr how often each command was sent and each status got
+    #[arg(long)]
+    pub stats: bool,
 
     /// Print one JSON document
     #[arg(long)]
@@ -336,6 +352,10 @@ pub struct NicArgs {
     /// Seed of the fault plan
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub seed: u64,
+
+    /// Say at the end what the device has counted: KICKs, times that it slept, commands cut short
+    #[arg(long)]
+    pub stats: bool,
 }
 
 /// A number of bytes, or of their multiples by 1,024.

@@ -183,6 +183,9 @@ fn test_device(args: &DeviceTestArgs) -> ExitCode {
         Ok(report) => report,
         Err(error) => return fail(&error.to_string(), BAD_INPUT),
     };
+    if args.stats {
+        let _ = write!(std::io::stderr(), "{}", report.stats());
+    }
     let text = match json {
         false => report.text(),
         true => match serde_json::to_string_pretty(&report) {

@@ -4,7 +4,7 @@
 use crate::args::NicArgs;
 use offmap_emulator::faults::{FaultFileError, FaultPlan};
 use offmap_emulator::vfio_user::{ServeError, Server};
-use offmap_emulator::{Device, DeviceConfig, StateError};
+use offmap_emulator::{Device, DeviceConfig, Diagnostics, StateError};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::low_level::pipe;
@@ -88,12 +88,34 @@ pub fn run(args: &NicArgs, tell: &mut dyn FnMut(&str)) -> Result<(), NicError> {
     }
     tell(&format!("the NIC is at {}", args.socket.display()));
     server.run(stop.as_fd(), tell).map_err(NicError::Accept)?;
+    if args.stats {
+        tell(&counted(&server.device().diagnostics()?));
+        if plan.is_some() {
+            let injected = server.device().faults_injected()?;
+            tell(&format!("faults injected: {injected}"));
+        }
+    }
     if let Some(path) = &args.state {
         server.device().save(path)?.map_err(NicError::Save)?;
         tell(&format!("the maps are saved to {}", path.display()));
     }
     tell("told to stop");
     Ok(())
+}
+
+/// What `--stats` says.
+fn counted(device: &Diagnostics) -> String {
+    format!(
+        "the device was kicked {} times, {} of them answered by the thread that carried the write out; \
+         it parked {} times, and {} times found something at its last look before that; {} commands \
+         were cut short at {} resets and failures",
+        device.kicks,
+        device.kicks_answered,
+        device.parks,
+        device.parks_called_off,
+        device.cut_short,
+        device.cuts,
+    )
 }
 
 /// Every file of client memory is held open while it is mapped: as many as the system lets this

@@ -57,7 +57,7 @@ fn others(op: &OpStats) -> String {
     ends.collect::<Vec<_>>().join(", ")
 }
 
-/// A table of operations, and a line for everything else that happened.
+/// A table of operations, a line for each queue, and one for the NIC.
 pub fn text(stats: &NicStats) -> String {
     let mut text = String::new();
     let Some(total) = stats.driver.total() else {
@@ -68,19 +68,28 @@ pub fn text(stats: &NicStats) -> String {
         .load_style(NOTHING)
         .set_content_arrangement(ContentArrangement::Dynamic)
         .set_width(WIDTH)
-        .set_header(["command", "sent", "done", "p50", "p99", "ended otherwise"]);
+        .set_header([
+            "command",
+            "sent",
+            "done",
+            "retried",
+            "p50",
+            "p99",
+            "ended otherwise",
+        ]);
     for op in &total.operations {
         let done = op.statuses.iter().find(|(status, _)| status.is_success());
         table.add_row([
             snake_case(op.opcode.name().unwrap_or("Other")),
             op.submitted.to_string(),
             done.map_or(0, |(_, count)| *count).to_string(),
+            op.retries.to_string(),
             time(op.times.quantile(0.5)),
             time(op.times.quantile(0.99)),
             others(op),
         ]);
     }
-    for column in 1..=4 {
+    for column in 1..=5 {
         if let Some(column) = table.column_mut(column) {
             column.set_cell_alignment(CellAlignment::Right);
         }
@@ -90,19 +99,43 @@ pub fn text(stats: &NicStats) -> String {
     let _ = write!(text, "queue pairs: {} in use", live.count());
     let _ = write!(text, ", {} made", total.pairs);
     let recovery = &stats.recovery;
-    let events = total.events.named().chain([
+    let events = [
         ("function resets", stats.driver.resets),
         ("resets that failed", stats.driver.failed_resets),
         ("maps restored", recovery.maps_restored),
         ("retries", recovery.retries),
         ("writes of unknown outcome", recovery.unknown),
         ("map frees that failed", stats.failed_frees),
-    ]);
+    ];
+    happened(&mut text, events.into_iter());
+    for queue in &stats.driver.queues {
+        let sum = |of: fn(&OpStats) -> u64| queue.operations.iter().map(of).sum::<u64>();
+        let _ = write!(
+            text,
+            "queue {}: queue pairs {}; sent {}; ended {}",
+            queue.queue.0,
+            queue.pairs,
+            sum(|op| op.submitted),
+            sum(OpStats::completed),
+        );
+        let of_commands = [
+            ("unanswered", sum(|op| op.unanswered)),
+            ("retries", sum(|op| op.retries)),
+        ];
+        happened(
+            &mut text,
+            of_commands.into_iter().chain(queue.events.named()),
+        );
+    }
+    text
+}
+
+/// Ends a line with those events that happened at all.
+fn happened(text: &mut String, events: impl Iterator<Item = (&'static str, u64)>) {
     for (event, count) in events.filter(|(_, count)| *count > 0) {
-        let _ = write!(text, "; {event} {count}");
+        let _ = write!(text, "; {} {count}", event.replace('_', " "));
     }
     text.push('\n');
-    text
 }
 
 /// Writes the counts to `path` as OpenMetrics text; an error is one sentence.

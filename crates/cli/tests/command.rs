@@ -292,7 +292,9 @@ fn statistics_go_to_stderr_and_metrics_to_their_file() {
         "lookup",
         "batch_update",
         "not_found",
+        "retried",
         "queue pairs: 1 in use",
+        "queue 1: queue pairs 1; sent ",
     ] {
         assert!(table.contains(word), "no {word:?} in {table}");
     }

@@ -165,6 +165,114 @@ fn planted_defects_fail_the_cases_that_are_about_them() {
     }
 }
 
+/// The same with a device of the command's own process, and what it counts.
+#[test]
+fn a_plan_is_for_the_devices_of_each_case() {
+    let folder = std::env::temp_dir().join(format!("offmap-test-plan-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).expect("a folder");
+    let path = folder.join("plan.toml");
+    let rule = "site = \"complete\"\nopcode = \"Nop\"\nbehaviour = \"duplicate\"\nnth = 7";
+    std::fs::write(&path, format!("format = 1\n\n[[rule]]\n{rule}\n")).expect("a plan");
+    let plan = path.to_str().expect("UTF-8");
+    let case = "the_deepest_queue_is_used_whole";
+    for device in ["inline", "threaded"] {
+        let only = ["--device", device, "--only", case, "--json"];
+        let good = test(&only);
+        let report = json(&good);
+        assert_eq!(good.status.code(), Some(0), "{report:#}");
+        assert_eq!(report["faults_injected"], Value::Null);
+        assert!(good.stderr.is_empty(), "{}", text(&good.stderr));
+        let out = test(&[&only[..], &["--faults", plan, "--seed", "3", "--stats"]].concat());
+        let report = json(&out);
+        assert_eq!(out.status.code(), Some(1), "{report:#}");
+        assert_eq!(named(&report, "failed"), [case]);
+        // One for each way of notifying, in a device each.
+        assert_eq!(report["faults_injected"], 2, "{report:#}");
+        let nops = report["commands"]["Nop"].as_u64().expect("a count");
+        assert!(nops > 7, "{report:#}");
+        let said = text(&out.stderr);
+        for (what, name, count) in [
+            ("sent", "Nop", nops),
+            (
+                "sent",
+                "QueueCreate",
+                report["commands"]["QueueCreate"].as_u64().unwrap_or(0),
+            ),
+            (
+                "got",
+                "Success",
+                report["statuses"]["Success"].as_u64().unwrap_or(0),
+            ),
+        ] {
+            let line = [what, name, &count.to_string()].map(str::to_owned);
+            let words = |l: &str| l.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+            assert!(said.lines().any(|l| words(l) == line), "{line:?} in {said}");
+        }
+    }
+    for (args, expected) in [
+        (
+            ["--device", "vfio-user:/no/such.sock", "--faults", plan],
+            "offmap nic --faults FILE",
+        ),
+        (
+            ["--device", "inline", "--faults", "/no/such/plan.toml"],
+            "/no/such/plan.toml",
+        ),
+    ] {
+        let out = test(&args);
+        assert_eq!(out.status.code(), Some(2));
+        assert!(
+            text(&out.stderr).contains(expected),
+            "{}",
+            text(&out.stderr)
+        );
+    }
+    std::fs::remove_dir_all(&folder).expect("the folder goes");
+}
+
+/// What a NIC in a process of its own has counted is said when it is told to stop.
+#[test]
+fn a_nic_says_at_the_end_what_it_counted() {
+    let plan = "format = 1\n\n[[rule]]\nsite = \"complete\"\nopcode = \"Nop\"\nbehaviour = \"duplicate\"\nnth = 7\n";
+    let folder = std::env::temp_dir().join(format!("offmap-test-stats-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).expect("a folder");
+    let (path, socket) = (folder.join("plan.toml"), folder.join("nic.sock"));
+    std::fs::write(&path, plan).expect("a plan");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_offmap"));
+    command.args(["nic", "--memory", "2M", "--stats", "--socket"]);
+    command.arg(&socket).arg("--faults").arg(&path);
+    let nic = command.stderr(Stdio::piped()).spawn().expect("it starts");
+    let started = Instant::now();
+    while UnixStream::connect(&socket).is_err() {
+        assert!(started.elapsed() < PATIENCE, "no socket");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let device = format!("vfio-user:{}", socket.display());
+    let out = test(&["--device", &device, "--only", "a_parked_device_wakes"]);
+    assert_eq!(out.status.code(), Some(1), "{}", text(&out.stdout));
+    let pid = nic.id().to_string();
+    let killed = Command::new("kill").args(["-TERM", &pid]).status();
+    assert!(killed.expect("kill").success());
+    let out = nic.wait_with_output().expect("it ends");
+    std::fs::remove_dir_all(&folder).expect("the folder goes");
+    assert_eq!(out.status.code(), Some(0));
+    let said = text(&out.stderr);
+    let line = said
+        .lines()
+        .find(|line| line.contains("the device was kicked "));
+    let line = line.unwrap_or_else(|| panic!("{said}"));
+    let numbers: Vec<u64> = line
+        .split(|c: char| !c.is_ascii_digit())
+        .filter_map(|word| word.parse().ok())
+        .collect();
+    let [kicks, answered, parks, ..] = numbers[..] else {
+        panic!("{line}");
+    };
+    // With a plan no KICK is answered by who wrote it.
+    assert!(kicks > 0 && answered == 0 && parks > 0, "{line}");
+    assert!(said.contains("offmap: faults injected: "), "{said}");
+}
+
 /// The device vanishes: the case fails, and the others are not tried one after the other.
 #[test]
 fn a_device_that_vanishes_ends_the_run() {

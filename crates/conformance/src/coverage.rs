@@ -1,42 +1,38 @@
-//! Which commands the hosts of this process have sent, and which statuses they have got: so that
-//! a run of the suite can say what it has covered.
+//! How often the hosts of this process have sent each command, and got each status: so that a run
+//! of the suite can say what it has covered.
 
 use offmap_abi::{AdminOpcode, IoOpcode, QueueId, Status};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// A set of bytes.
-struct Set([AtomicU64; 4]);
+/// A count for each byte.
+struct Counts([AtomicU64; 256]);
 
-impl Set {
+impl Counts {
     const fn new() -> Self {
-        Self([const { AtomicU64::new(0) }; 4])
+        Self([const { AtomicU64::new(0) }; 256])
     }
 
-    fn insert(&self, n: u8) {
-        let (word, bit) = (&self.0[usize::from(n / 64)], 1 << (n % 64));
-        // Most are there already, and a line that nobody writes is shared by all threads.
-        if word.load(Ordering::Relaxed) & bit == 0 {
-            word.fetch_or(bit, Ordering::Relaxed);
-        }
+    fn bump(&self, n: u8) {
+        self.0[usize::from(n)].fetch_add(1, Ordering::Relaxed);
     }
 
-    fn contains(&self, n: u8) -> bool {
-        self.0[usize::from(n / 64)].load(Ordering::Relaxed) >> (n % 64) & 1 != 0
+    fn get(&self, n: u8) -> u64 {
+        self.0[usize::from(n)].load(Ordering::Relaxed)
     }
 }
 
-static ADMIN: Set = Set::new();
-static IO: Set = Set::new();
-static STATUSES: Set = Set::new();
+static ADMIN: Counts = Counts::new();
+static IO: Counts = Counts::new();
+static STATUSES: Counts = Counts::new();
 
 pub(crate) fn sent(queue: QueueId, opcode: u8) {
-    let set = if queue == QueueId::ADMIN { &ADMIN } else { &IO };
-    set.insert(opcode);
+    let counts = if queue == QueueId::ADMIN { &ADMIN } else { &IO };
+    counts.bump(opcode);
 }
 
 pub(crate) fn got(status: Status) {
     if let Ok(status) = u8::try_from(status.0) {
-        STATUSES.insert(status);
+        STATUSES.bump(status);
     }
 }
 
@@ -56,6 +52,10 @@ pub struct Covered {
     pub statuses_missing: Vec<&'static str>,
     /// How many commands and statuses there are.
     pub of: (usize, usize),
+    /// How often each command was sent that was, admin commands first.
+    pub sent: Vec<(&'static str, u64)>,
+    /// How often each status came that did; those of the elements of a batch count as well.
+    pub got: Vec<(&'static str, u64)>,
 }
 
 /// What has been seen so far.
@@ -67,14 +67,26 @@ pub fn covered() -> Covered {
     let io = names(&|n| IoOpcode(n).name());
     let statuses = names(&|n| Status(n.into()).name());
     let of = (admin.len() + io.len(), statuses.len());
-    let missing = |all: Vec<(u8, &'static str)>, seen: &Set| {
-        let missing = all.into_iter().filter(|(n, _)| !seen.contains(*n));
-        missing.map(|(_, name)| name).collect()
+    let counted = |all: Vec<(u8, &'static str)>, counts: &Counts| {
+        let (mut missing, mut seen) = (Vec::new(), Vec::new());
+        for (n, name) in all {
+            match counts.get(n) {
+                0 => missing.push(name),
+                count => seen.push((name, count)),
+            }
+        }
+        (missing, seen)
     };
+    let (admin_missing, mut sent) = counted(admin, &ADMIN);
+    let (io_missing, io_sent) = counted(io, &IO);
+    let (statuses_missing, got) = counted(statuses, &STATUSES);
+    sent.extend(io_sent);
     Covered {
-        admin_missing: missing(admin, &ADMIN),
-        io_missing: missing(io, &IO),
-        statuses_missing: missing(statuses, &STATUSES),
+        admin_missing,
+        io_missing,
+        statuses_missing,
         of,
+        sent,
+        got,
     }
 }

@@ -520,13 +520,19 @@ impl<F: Function> Driver<F> {
         DmaRegion::new(&self.function, &self.iovas, len, placement)
     }
 
-    /// Deletes a queue whose owner is gone, and takes care of its memory.
-    pub(crate) fn retire(&self, queue: QueueId, epoch: u64, regions: Vec<Arc<DmaRegion<F>>>) {
+    /// Deletes a queue whose owner is gone, and takes care of its memory. Whether the device has
+    /// confirmed the deletion.
+    pub(crate) fn retire(
+        &self,
+        queue: QueueId,
+        epoch: u64,
+        regions: Vec<Arc<DmaRegion<F>>>,
+    ) -> bool {
         let mut admin = self.lock();
         if self.epoch() != epoch && admin.queue.is_some() {
             // A reset that succeeded lies between: the device knows the queue no more.
             admin.set_id(queue, IdState::Free);
-            return;
+            return false;
         }
         let body = QueueDeleteBody {
             queue: queue.0.into(),
@@ -535,11 +541,15 @@ impl<F: Function> Driver<F> {
         match admin.command(self, AdminOpcode::QueueDelete, None, &body) {
             // Rule R2: the device has let go of the rings and of every buffer, whatever became
             // of the commands.
-            Ok(_) => admin.set_id(queue, IdState::Free),
+            Ok(_) => {
+                admin.set_id(queue, IdState::Free);
+                true
+            }
             // The id stays taken and the memory set aside until a reset.
             Err(_) => {
                 admin.set_id(queue, IdState::Orphan);
                 admin.quarantine.extend(regions);
+                false
             }
         }
     }

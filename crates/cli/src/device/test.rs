@@ -7,10 +7,11 @@ use offmap_conformance::host::Notify;
 use offmap_conformance::run::{self, Case, Limits, Outcome, Ran};
 use offmap_conformance::{Bench, Wanted};
 use offmap_device_io::Function;
-use offmap_emulator::{DeviceConfig, Inline, Threaded};
+use offmap_emulator::faults::{FaultFileError, FaultPlan};
+use offmap_emulator::{DeviceConfig, Emulated, EmulatorError, FrontEnd, Inline, Threaded};
 use serde::Serialize;
 use std::fmt::Write;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use thiserror::Error;
 
@@ -21,9 +22,20 @@ const NOT_WANTED: [(&str, &str); 2] = [
     ("Interrupted", "a command must be caught after it has begun"),
 ];
 
+/// How long a case waits for any one thing on a device with a fault plan, which may never come.
+const PATIENCE_WITH_FAULTS: Duration = Duration::from_secs(2);
+
 /// Why there is no result.
 #[derive(Debug, Error)]
 pub enum TestError {
+    /// The fault plan cannot be used.
+    #[error(transparent)]
+    Faults(#[from] FaultFileError),
+    /// A fault plan, and a device that is elsewhere.
+    #[error(
+        "--faults is for a device in this process; start `offmap nic --faults FILE` to have the one behind the socket do wrong"
+    )]
+    FaultsElsewhere,
     /// The device cannot be opened.
     #[error(transparent)]
     Open(#[from] OpenError),
@@ -71,12 +83,26 @@ pub struct TestReport {
     pub commands_missing: Vec<&'static str>,
     /// Statuses that never came.
     pub statuses_missing: Vec<&'static str>,
+    /// How often each command was sent that was.
+    #[serde(serialize_with = "as_map")]
+    pub commands: Vec<(&'static str, u64)>,
+    /// How often each status came that did, those of the elements of batches included.
+    #[serde(serialize_with = "as_map")]
+    pub statuses: Vec<(&'static str, u64)>,
+    /// With a fault plan: faults that it has injected into the devices of all cases together.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub faults_injected: Option<u64>,
     /// How many commands and statuses there are.
     #[serde(skip)]
     of: (usize, usize),
     /// Whether all cases were asked for. What a part of them leaves out is no news.
     #[serde(skip)]
     whole: bool,
+}
+
+/// Counts by name, in their order.
+fn as_map<S: serde::Serializer>(counts: &[(&str, u64)], to: S) -> Result<S::Ok, S::Error> {
+    to.collect_map(counts.iter().copied())
 }
 
 impl CaseReport {
@@ -118,7 +144,13 @@ impl CaseReport {
 }
 
 impl TestReport {
-    fn new(device: String, ran: &[Ran], covered: Covered, whole: bool) -> Self {
+    fn new(
+        device: String,
+        ran: &[Ran],
+        covered: Covered,
+        faults_injected: Option<u64>,
+        whole: bool,
+    ) -> Self {
         let count = |f: fn(&Outcome) -> bool| ran.iter().filter(|ran| f(&ran.outcome)).count();
         Self {
             device,
@@ -128,6 +160,9 @@ impl TestReport {
             cases: ran.iter().map(CaseReport::new).collect(),
             commands_missing: [covered.admin_missing, covered.io_missing].concat(),
             statuses_missing: covered.statuses_missing,
+            commands: covered.sent,
+            statuses: covered.got,
+            faults_injected,
             of: covered.of,
             whole,
         }
@@ -139,6 +174,9 @@ impl TestReport {
             "\n{}: {} passed, {} failed, {} skipped\n",
             self.device, self.passed, self.failed, self.skipped
         );
+        if let Some(injected) = self.faults_injected {
+            let _ = writeln!(text, "faults injected: {injected}");
+        }
         if !self.whole {
             return text;
         }
@@ -158,6 +196,17 @@ impl TestReport {
                 Some((_, why)) => writeln!(text, "not seen: {status} ({why})"),
                 None => writeln!(text, "not seen: {status}"),
             };
+        }
+        text
+    }
+
+    /// What `--stats` prints: how often each command was sent, and each status got.
+    pub fn stats(&self) -> String {
+        let mut text = String::new();
+        for (what, counts) in [("sent", &self.commands), ("got", &self.statuses)] {
+            for (name, count) in counts {
+                let _ = writeln!(text, "{what:4}  {name:20} {count:>10}");
+            }
         }
         text
     }
@@ -185,7 +234,9 @@ pub fn run(
     args: &DeviceTestArgs,
     told: &mut dyn FnMut(&CaseReport),
 ) -> Result<TestReport, TestError> {
-    open::visit(&args.device, Suite { args, told })
+    let faults = args.faults.as_deref().map(FaultPlan::load).transpose()?;
+    let suite = Suite { args, told, faults };
+    open::visit(&args.device, suite)
 }
 
 /// The cases that are asked for.
@@ -228,17 +279,81 @@ fn config(wanted: &Wanted) -> DeviceConfig {
 struct Suite<'a> {
     args: &'a DeviceTestArgs,
     told: &'a mut dyn FnMut(&CaseReport),
+    faults: Option<FaultPlan>,
+}
+
+/// Gives each device of a run its fault plan, and counts what the plan does to all of them.
+struct Faulty<E> {
+    plan: FaultPlan,
+    seed: u64,
+    /// Faults of the devices before, and the last device, whose case may be under way.
+    injected: Mutex<(u64, Option<Arc<Emulated<E>>>)>,
+}
+
+impl<E: FrontEnd> Faulty<E> {
+    fn new(plan: FaultPlan, seed: u64) -> Self {
+        Self {
+            plan,
+            seed,
+            injected: Mutex::new((0, None)),
+        }
+    }
+
+    /// Adds up what was injected until now.
+    fn sum(&self, next: Option<Arc<Emulated<E>>>) -> u64 {
+        let mut injected = self.injected.lock().unwrap_or_else(PoisonError::into_inner);
+        let (sum, last) = &mut *injected;
+        if let Some(last) = std::mem::replace(last, next) {
+            // One that has died tells nothing any more.
+            *sum += last.faults_injected().unwrap_or(0);
+        }
+        *sum
+    }
+
+    fn take(&self, device: &Arc<Emulated<E>>) {
+        self.sum(Some(Arc::clone(device)));
+        device
+            .set_faults(&self.plan, self.seed)
+            .expect("a device that was just built lives");
+    }
 }
 
 impl Suite<'_> {
+    /// The suite on devices of this process.
+    fn emulated<E: FrontEnd>(
+        mut self,
+        device: &str,
+        build: fn(DeviceConfig) -> Result<Arc<Emulated<E>>, EmulatorError>,
+    ) -> Result<TestReport, TestError> {
+        let plan = self.faults.take();
+        let faulty = plan.map(|plan| Arc::new(Faulty::new(plan, self.args.seed)));
+        let patience = faulty.as_ref().map(|_| PATIENCE_WITH_FAULTS);
+        let injected = || faulty.as_ref().map(|faulty| faulty.sum(None));
+        let mut open = |notify| {
+            let faulty = faulty.clone();
+            let make = move |wanted: &Wanted| {
+                let device = build(config(wanted)).expect("a device can be built");
+                if let Some(faulty) = &faulty {
+                    faulty.take(&device);
+                }
+                device
+            };
+            Ok(Bench::made(make, notify))
+        };
+        self.run(device.to_owned(), &mut open, patience, &injected)
+    }
+
     fn run<F: Function>(
         self,
         device: String,
         open: &mut run::Open<'_, F>,
+        patience: Option<Duration>,
+        injected: &dyn Fn() -> Option<u64>,
     ) -> Result<TestReport, TestError> {
+        let limits = Limits::default();
         let limits = Limits {
             case: Duration::from_secs(self.args.deadline),
-            ..Limits::default()
+            patience: patience.unwrap_or(limits.patience),
         };
         let ran = run::run(
             &chosen(self.args)?,
@@ -248,7 +363,13 @@ impl Suite<'_> {
             &mut |ran| (self.told)(&CaseReport::new(ran)),
         );
         let whole = self.args.only.is_none();
-        Ok(TestReport::new(device, &ran, coverage::covered(), whole))
+        Ok(TestReport::new(
+            device,
+            &ran,
+            coverage::covered(),
+            injected(),
+            whole,
+        ))
     }
 }
 
@@ -257,14 +378,8 @@ impl Visitor for Suite<'_> {
 
     fn emulated(self, threaded: bool) -> Self::Out {
         match threaded {
-            true => self.run::<Threaded>("emulated (threaded)".into(), &mut |notify| {
-                let make = |w: &Wanted| Threaded::spawn(config(w)).expect("a device can be built");
-                Ok(Bench::made(make, notify))
-            }),
-            false => self.run::<Inline>("emulated (inline)".into(), &mut |notify| {
-                let make = |w: &Wanted| Inline::new(config(w)).expect("a device can be built");
-                Ok(Bench::made(make, notify))
-            }),
+            true => Suite::emulated(self, "emulated (threaded)", Threaded::spawn),
+            false => Suite::emulated(self, "emulated (inline)", Inline::new),
         }
     }
 
@@ -272,13 +387,16 @@ impl Visitor for Suite<'_> {
         self,
         mut open: impl FnMut() -> Result<Arc<F>, OpenError>,
     ) -> Self::Out {
+        if self.faults.is_some() {
+            return Err(TestError::FaultsElsewhere);
+        }
         // The kernel stands between a driver and a device that it lends.
         let owns_config = !matches!(self.args.device, DeviceKind::Vfio(_));
         // A device that is not there is no device that fails.
         let first = open()?;
         let device = first.describe();
         let mut first = Some(first);
-        self.run(device, &mut |notify| {
+        let mut open = |notify| {
             let function = match first.take() {
                 Some(first) => first,
                 None => open().map_err(|e| e.to_string())?,
@@ -286,6 +404,7 @@ impl Visitor for Suite<'_> {
             let mut bench = Bench::given(function, notify);
             bench.owns_config = owns_config;
             Ok(bench)
-        })
+        };
+        self.run(device, &mut open, None, &|| None)
     }
 }

@@ -22,7 +22,7 @@ use offmap_abi::admin::QueueCreateBody;
 use offmap_abi::notify::{NOTIFY_ALIGN, NOTIFY_BYTES};
 use offmap_abi::regs::Features;
 use offmap_abi::ring::RingDepth;
-use offmap_abi::{CompletionWords, QueueId, RequestId};
+use offmap_abi::{CompletionWords, IoOpcode, QueueId, RequestId};
 use offmap_device_io::{DmaRegion, Function, Interrupt, PAGE_BYTES};
 use slots::{Larges, Slots};
 use stats::{Meter, Timer};
@@ -251,6 +251,13 @@ impl<F: Function> QueuePair<F> {
         }
     }
 
+    /// Counts, for [`crate::Driver::stats`], that an operation whose command is of kind `opcode` is
+    /// about to be tried once more on this queue, because a failure cut it off. The driver itself
+    /// tries nothing twice.
+    pub fn count_retry(&mut self, opcode: IoOpcode) {
+        self.meter.retried(opcode);
+    }
+
     /// Commands stored in the submission ring since it was made, modulo 2^32: for telling
     /// whether there was one in between.
     #[inline]
@@ -332,9 +339,14 @@ impl<F: Function> QueuePair<F> {
 impl<F: Function> Drop for QueuePair<F> {
     fn drop(&mut self) {
         if self.on_device {
+            if self.epoch != self.driver.epoch() {
+                self.meter.events.function_resets.bump();
+            }
             self.driver.meters().end(self.id);
             let regions = self.regions();
-            self.driver.retire(self.id, self.epoch, regions);
+            if self.driver.retire(self.id, self.epoch, regions) && self.broken {
+                self.driver.meters().reset(self.id);
+            }
         }
     }
 }

@@ -113,6 +113,11 @@ events! {
     stopped,
     /// Queue pairs that broke, by whatever failure.
     failures,
+    /// Resets of the queue: broken pairs whose deletion the device confirmed, so that the next
+    /// one under the id starts anew.
+    resets,
+    /// Queue pairs that a reset of the function ended.
+    function_resets,
 }
 
 /// Commands of one kind that were timed.
@@ -126,6 +131,7 @@ struct Times {
 #[repr(align(128))]
 pub(crate) struct Meter {
     submitted: [Count; OPS],
+    retries: [Count; OPS],
     /// By opcode, then status.
     ended: Box<[Count; OPS * STATUSES]>,
     pub(super) events: Events,
@@ -140,6 +146,7 @@ impl Meter {
         };
         Self {
             submitted: counts(),
+            retries: counts(),
             ended: Box::new(counts()),
             events: Events::default(),
             times: (timing != Timing::Off).then(|| Box::new(std::array::from_fn(|_| times()))),
@@ -150,6 +157,11 @@ impl Meter {
     #[inline(always)]
     pub(super) fn submitted(&self, opcode: IoOpcode) {
         self.submitted[usize::from(opcode.0) % OPS].bump();
+    }
+
+    /// An operation is about to be tried once more.
+    pub(super) fn retried(&self, opcode: IoOpcode) {
+        self.retries[usize::from(opcode.0) % OPS].bump();
     }
 
     /// A completion was accepted; `kind` is [`Kind::byte`] of its command.
@@ -190,6 +202,7 @@ impl Meter {
             let mut stats = OpStats {
                 opcode: *opcode,
                 submitted: 0,
+                retries: self.retries[row].get(),
                 statuses,
                 other_statuses: columns[OTHER_STATUS].get(),
                 unanswered: 0,
@@ -204,7 +217,7 @@ impl Meter {
             if gone {
                 stats.unanswered = stats.submitted.saturating_sub(stats.completed());
             }
-            (stats.submitted > 0).then_some(stats)
+            (stats.submitted > 0 || stats.retries > 0).then_some(stats)
         };
         QueueStats {
             queue,
@@ -384,6 +397,9 @@ pub struct OpStats {
     pub opcode: IoOpcode,
     /// Commands stored in the submission ring. A batch is one.
     pub submitted: u64,
+    /// Operations that were begun again on this queue with a command of this kind, because they were
+    /// cut off by a failure ([`crate::QueuePair::count_retry`]).
+    pub retries: u64,
     /// Completions taken and accepted, by the statuses that occurred, in their order.
     pub statuses: Vec<(Status, u64)>,
     /// Completions with a status that this version of the ABI has no name for.
@@ -409,6 +425,7 @@ impl OpStats {
 
     fn absorb(&mut self, other: &Self) {
         self.submitted += other.submitted;
+        self.retries += other.retries;
         self.other_statuses += other.other_statuses;
         self.unanswered += other.unanswered;
         for (status, count) in &other.statuses {
@@ -510,6 +527,15 @@ impl Meters {
             && let Some(meter) = entry.live.take()
         {
             entry.add(meter.snapshot(queue, true));
+        }
+    }
+
+    /// The device has confirmed the deletion of a broken queue pair whose counting has ended.
+    pub(crate) fn reset(&self, queue: QueueId) {
+        if let Some(entry) = self.entries().get_mut(&queue.0)
+            && let Some(gone) = &mut entry.gone
+        {
+            gone.events.resets += 1;
         }
     }
 

@@ -18,7 +18,7 @@ use offmap_bpf::device::{BatchOutcome, MapSpec, OffloadCommands, OffloadedMap};
 use offmap_bpf::error::Result;
 use offmap_bpf::uapi::{BPF_ANY, BPF_NOEXIST, MapType};
 use offmap_bpf::{Errno, Error};
-use offmap_driver::{DeviceMap, DriverError, Function, MapParams, QueuePair, Status};
+use offmap_driver::{DeviceMap, DriverError, Function, IoOpcode, MapParams, QueuePair, Status};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
@@ -230,8 +230,22 @@ impl<F: Function> RecoverableMap<F> {
         }
     }
 
-    /// A read, done again when the map was lost under it.
-    fn read<T>(&self, mut operation: impl FnMut(&NicMap<F>) -> Result<T>) -> Result<T> {
+    /// An operation is about to be tried once more, with a command of this kind.
+    fn count_retry(&self, opcode: IoOpcode) {
+        self.shared.escalation.count_retry();
+        // Where there is no queue pair it has none to be counted at, and will fail by itself.
+        let _ = self.shared.pool.with(|queue| {
+            queue.count_retry(opcode);
+            Ok(())
+        });
+    }
+
+    /// A read by commands of the kind `opcode`, done again when the map was lost under it.
+    fn read<T>(
+        &self,
+        opcode: IoOpcode,
+        mut operation: impl FnMut(&NicMap<F>) -> Result<T>,
+    ) -> Result<T> {
         let deadline = self.deadline();
         loop {
             self.ready(deadline)?;
@@ -248,14 +262,15 @@ impl<F: Function> RecoverableMap<F> {
                 return Err(error);
             }
             self.shared.escalation.recover(&self.shared, deadline)?;
-            self.shared.escalation.count_retry();
+            self.count_retry(opcode);
         }
     }
 
-    /// A write: `operation` sends it. What it returns is what was done to the map, with the value
+    /// A write: `operation` sends it, by a command of the kind `opcode`. What it returns is what was done to the map, with the value
     /// of a removal that was executed on the journal.
     fn write(
         &self,
+        opcode: IoOpcode,
         change: Change<'_>,
         taken: &mut [u8],
         mut operation: impl FnMut(&mut QueuePair<F>, &DeviceMap, &mut [u8]) -> Result<Done, DriverError>,
@@ -302,7 +317,7 @@ impl<F: Function> RecoverableMap<F> {
                         return Err(errno::of_driver(&error));
                     }
                     escalation.recover(&self.shared, deadline)?;
-                    escalation.count_retry();
+                    self.count_retry(opcode);
                 }
                 failure => {
                     let outcome = self.pend(change);
@@ -605,7 +620,7 @@ enum Refill {
 
 impl<F: Function> OffloadedMap for RecoverableMap<F> {
     fn lookup(&self, key: &[u8], value: &mut [u8], flags: u64) -> Result<()> {
-        self.read(|map| map.lookup(key, value, flags))
+        self.read(IoOpcode::Lookup, |map| map.lookup(key, value, flags))
     }
 
     fn update(&self, key: &[u8], value: &[u8], flags: u64) -> Result<()> {
@@ -615,7 +630,7 @@ impl<F: Function> OffloadedMap for RecoverableMap<F> {
             false => (Kind::Put, key),
         };
         let change = self.change(kind, keys, value, 1, flags);
-        let done = self.write(change, &mut [], |queue, map, _| {
+        let done = self.write(IoOpcode::Update, change, &mut [], |queue, map, _| {
             let status = queue.update(map, keys, value, flags as u32)?;
             Ok(single(status))
         });
@@ -627,14 +642,18 @@ impl<F: Function> OffloadedMap for RecoverableMap<F> {
             return Err(NO_KEYS);
         }
         let change = self.change(Kind::Remove, key, &[], 1, 0);
-        let done = self.write(change, &mut [], |queue, map, _| {
+        let done = self.write(IoOpcode::Delete, change, &mut [], |queue, map, _| {
             Ok(single(queue.delete(map, key)?))
         });
         self.one(done, self.during_delete())
     }
 
     fn get_next_key(&self, key: Option<&[u8]>, next: &mut [u8]) -> Result<()> {
-        self.read(|map| map.get_next_key(key, next))
+        let opcode = match key {
+            Some(_) => IoOpcode::GetNext,
+            None => IoOpcode::GetFirst,
+        };
+        self.read(opcode, |map| map.get_next_key(key, next))
     }
 
     fn lookup_and_delete(&self, key: &[u8], value: &mut [u8], _flags: u64) -> Result<()> {
@@ -647,7 +666,8 @@ impl<F: Function> OffloadedMap for RecoverableMap<F> {
             false => (Kind::Take, key),
         };
         let change = self.change(kind, key, &[], 1, 0);
-        let done = self.write(change, value, |queue, map, value| {
+        let opcode = IoOpcode::LookupAndDelete;
+        let done = self.write(opcode, change, value, |queue, map, value| {
             Ok(single(queue.lookup_and_delete(map, key, value)?))
         });
         self.one(done, During::LookupAndDelete)
@@ -659,7 +679,9 @@ impl<F: Function> OffloadedMap for RecoverableMap<F> {
         values: &mut [u8],
         results: &mut [Result<(), Errno>],
     ) -> Result<()> {
-        self.read(|map| map.lookup_many(keys, values, results))
+        self.read(IoOpcode::BatchLookup, |map| {
+            map.lookup_many(keys, values, results)
+        })
     }
 
     fn update_batch(&self, keys: &[u8], values: &[u8], count: u32, flags: u64) -> BatchOutcome {
@@ -667,7 +689,7 @@ impl<F: Function> OffloadedMap for RecoverableMap<F> {
             return BatchOutcome::failed(error);
         }
         let change = self.change(Kind::Put, keys, values, count as usize, flags);
-        let done = self.write(change, &mut [], |queue, map, _| {
+        let done = self.write(IoOpcode::BatchUpdate, change, &mut [], |queue, map, _| {
             let done = queue.update_batch(map, keys, values, flags as u32)?;
             Ok(Done {
                 count: done.count,
@@ -685,7 +707,7 @@ impl<F: Function> OffloadedMap for RecoverableMap<F> {
             return BatchOutcome::failed(NO_ARRAY_DELETE_BATCH);
         }
         let change = self.change(Kind::Remove, keys, &[], count as usize, 0);
-        let done = self.write(change, &mut [], |queue, map, _| {
+        let done = self.write(IoOpcode::BatchDelete, change, &mut [], |queue, map, _| {
             let done = queue.delete_batch(map, keys)?;
             Ok(Done {
                 count: done.count,
@@ -708,7 +730,7 @@ impl<F: Function> OffloadedMap for RecoverableMap<F> {
             return self.take_walk(in_batch, out_batch, keys, values, count);
         }
         // A walk that was cut off has returned nothing yet when it is begun again.
-        let walked = self.read(|map| {
+        let walked = self.read(IoOpcode::BatchDump, |map| {
             let outcome = map.walk_batch(in_batch, out_batch, keys, values, count, false);
             match outcome.result {
                 Err(error) if outcome.count == 0 => Err(error),

@@ -155,7 +155,7 @@ const OF_NIC: [OfNic; 11] = [
     ),
     (
         "retries",
-        "Operations and map creations that were tried once more after a recovery.",
+        "Operations and map creations that were tried once more after a recovery, on any queue or none.",
         |nic| nic.recovery.retries,
     ),
     (
@@ -218,6 +218,12 @@ impl Collector for Nics {
             "Commands of queue pairs that are gone whose completions were never taken.",
             self.operations()
                 .map(|(labels, op)| (labels, op.unanswered)),
+        )?;
+        counters(
+            encoder,
+            "queue_retries",
+            "Operations that were tried once more on the queue after a recovery.",
+            self.operations().map(|(labels, op)| (labels, op.retries)),
         )?;
         let in_flight = self.operations().map(|(labels, op)| {
             let count = i64::try_from(op.in_flight()).unwrap_or(i64::MAX);
