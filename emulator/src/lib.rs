@@ -3,7 +3,7 @@
 //!
 //! [`Device`] is the function itself: registers, doorbells, MSI-X, a DMA engine that checks
 //! every access against what the host has mapped, and [`Device::step`], which does bounded
-//! work and has no thread and no clock. Two front ends make a
+//! work and has no thread of its own. Two front ends make a
 //! [`Function`](offmap_device_io::Function) of it for drivers in the same process:
 //! [`Inline`], where the waiting caller runs the device, and [`Threaded`].
 //!

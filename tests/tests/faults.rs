@@ -678,7 +678,8 @@ fn random_plans_never_panic_hang_or_mix_up() {
         );
     }
     for site in Site::ALL.map(Site::name) {
-        // No queue of this driver has a vector yet.
+        // The campaign's driver waits by polling, so that no queue of its has a vector. That site has
+        // `interrupts_are_lost_late_and_doubled`.
         assert!(
             site == "interrupt" || fired.iter().any(|((s, _), _)| *s == site),
             "nothing at {site}"

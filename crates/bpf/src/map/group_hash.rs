@@ -765,6 +765,36 @@ mod tests {
         }
     }
 
+    /// Groups that a search for each of the keys looks at, at most.
+    fn longest_search(seed: u64, keys: &[[u8; 8]]) -> u32 {
+        let map = GroupHash::new(8, 8, 8192, seed, HtabFootprint::default()).unwrap();
+        for key in keys {
+            map.update(key, &[7; 8], 0).unwrap();
+        }
+        let searched = keys.iter().map(|key| {
+            let hash = map.hash(key);
+            let found = map.find(hash, key, |at| at.index).unwrap();
+            (found + map.groups - map.home(hash)) % map.groups + 1
+        });
+        searched.max().unwrap()
+    }
+
+    /// Keys that all have one home under a seed make a search long for whoever knows that seed, and
+    /// for nobody else.
+    #[test]
+    fn keys_chosen_for_one_seed_do_not_collide_under_another() {
+        const KNOWN: u64 = 0;
+        let map = GroupHash::new(8, 8, 8192, KNOWN, HtabFootprint::default()).unwrap();
+        let keys = (0u64..).map(u64::to_ne_bytes);
+        let of_one_home = keys.filter(|key| map.home(map.hash(key)) == 5);
+        let chosen: Vec<_> = of_one_home.take(1024).collect();
+        assert_eq!(longest_search(KNOWN, &chosen), 1024 / PLACES as u32);
+        for seed in [1, 2, 3, 1 << 63, u64::MAX, 0x5eed, 0xfeed_beef_0000_0001] {
+            let longest = longest_search(seed, &chosen);
+            assert!(longest <= 3, "seed {seed:#x}: {longest} groups");
+        }
+    }
+
     /// A full map of few groups: elements pass groups by, wrap around, and leave no trace.
     #[test]
     fn the_brim_and_back() {

@@ -123,3 +123,22 @@ pub(super) fn seed(attr: &MapCreateAttr) -> Option<u64> {
     let zero = attr.flags().contains(MapFlags::ZERO_SEED);
     (!zero).then(|| std::hash::RandomState::new().build_hasher().finish())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    /// A program cannot know the seed of a map, other than where it asks for none.
+    #[test]
+    fn each_map_has_a_seed_of_its_own() {
+        let with = |flags: MapFlags| MapCreateAttr {
+            map_flags: flags.bits(),
+            ..MapCreateAttr::default()
+        };
+        let seeds: HashSet<_> = (0..256).map(|_| seed(&with(MapFlags::empty()))).collect();
+        assert_eq!(seeds.len(), 256);
+        assert!(!seeds.contains(&None));
+        assert_eq!(seed(&with(MapFlags::ZERO_SEED)), None);
+    }
+}
