@@ -678,8 +678,8 @@ fn random_plans_never_panic_hang_or_mix_up() {
         );
     }
     for site in Site::ALL.map(Site::name) {
-        // The campaign's driver waits by polling, so that no queue of its has a vector. That site has
-        // `interrupts_are_lost_late_and_doubled`.
+        // A device on its caller's thread is polled, and no queue of the campaign has a vector:
+        // `interrupts_are_lost_late_and_doubled` has that site.
         assert!(
             site == "interrupt" || fired.iter().any(|((s, _), _)| *s == site),
             "nothing at {site}"
