@@ -94,7 +94,7 @@ impl Rig {
 }
 
 fn difference(before: &Counters, after: &Counters) -> Counters {
-    let mut difference = after.clone();
+    let mut difference = *after;
     difference.submitted -= before.submitted;
     difference.completed -= before.completed;
     difference.kicks -= before.kicks;
