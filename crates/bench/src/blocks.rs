@@ -9,6 +9,7 @@ use crate::plan::Group;
 use crate::sides::{BackEnd, Side, World};
 use crate::workload::{Op, Trace, Workload};
 use hdrhistogram::Histogram;
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 /// Longest that one side runs before the next one's turn.
@@ -49,6 +50,8 @@ pub struct Samples {
     pub calls: Histogram<u64>,
     /// Why there is nothing, or not all.
     pub unavailable: Option<Unavailable>,
+    /// See [`Side::answers`].
+    pub answers: BTreeMap<i32, u64>,
 }
 
 /// The median; NaN of nothing.
@@ -69,6 +72,7 @@ impl Samples {
             // Three digits, up to what no call takes; it grows by itself.
             calls: Histogram::new(3).unwrap_or_else(|_| unreachable!("three digits are allowed")),
             unavailable: None,
+            answers: BTreeMap::new(),
         }
     }
 
@@ -180,19 +184,32 @@ pub fn measure(
     progress: &mut dyn FnMut(),
 ) -> Vec<Samples> {
     let workload = &group.workload;
-    let trace = Trace::new(workload, seed);
+    // A sequence brings its own keys.
+    let trace = match &group.sequence {
+        None => Trace::new(workload, seed),
+        Some(_) => Trace::new(
+            &Workload {
+                entries: 1,
+                ..*workload
+            },
+            seed,
+        ),
+    };
     let mut out = Vec::new();
     let mut turns = Vec::new();
     let mut n = usize::MAX;
     let unit = workload.unit();
     for &back_end in &group.sides {
         let mut samples = Samples::new(back_end);
-        let side = world
-            .side(back_end, workload, &trace)
-            .and_then(|mut side| fit(&mut *side, unit).map(|fits| (side, fits)));
+        let side = match &group.sequence {
+            None => world.side(back_end, workload, &trace),
+            Some(sequence) => world.mixed(back_end, workload, sequence),
+        };
+        let side = side.and_then(|mut side| fit(&mut *side, unit).map(|fits| (side, fits)));
         match side {
             Ok((side, fits)) => {
                 n = n.min(fits);
+                samples.answers = side.answers();
                 let planted = planted.filter(|p| p.back_end == back_end);
                 turns.push(Turn {
                     side,

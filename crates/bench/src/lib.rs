@@ -17,6 +17,7 @@ pub mod cpu;
 pub mod error;
 pub mod html;
 pub mod machine;
+pub mod mix;
 pub mod plan;
 pub mod ratios;
 pub mod report;

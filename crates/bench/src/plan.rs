@@ -1,11 +1,13 @@
 //! What is measured: groups of sides that do the same, as data.
 
 use crate::blocks::Amount;
+use crate::mix::Sequence;
 use crate::sides::BackEnd::{
     self, BareRing, CoreRtt, Device, Hashbrown, Host, Inline, Kernel, Mirror, Table, Threaded,
     VfioUser,
 };
 use crate::workload::{Draw, Kind, Op, Workload};
+use std::sync::Arc;
 
 /// Sides that do the same, in turns.
 #[derive(Clone, PartialEq, Debug)]
@@ -18,6 +20,8 @@ pub struct Group {
     pub sides: Vec<BackEnd>,
     /// Left out of `--quick`.
     pub long: bool,
+    /// The calls, where they are a sequence.
+    pub sequence: Option<Arc<Sequence>>,
 }
 
 /// How a plan is made.
@@ -58,11 +62,42 @@ impl Group {
             workload,
             sides: sides.to_vec(),
             long: false,
+            sequence: None,
         }
     }
 
     fn long(self) -> Self {
         Self { long: true, ..self }
+    }
+
+    /// A sequence of calls as a group: with everybody who makes calls.
+    pub fn of_sequence(sequence: &Arc<Sequence>, device: bool) -> Self {
+        let map = &sequence.map;
+        let mut sides = CALLS.to_vec();
+        if device {
+            sides.push(Device);
+        }
+        let workload = Workload {
+            map_type: map.map_type,
+            op: Op::Recorded,
+            key_size: map.key_size,
+            value_size: map.value_size,
+            entries: sequence.fill,
+            max_entries: Some(map.max_entries),
+            ..Workload::default()
+        };
+        Self {
+            sequence: Some(Arc::clone(sequence)),
+            ..Self::new("sequence", &sides, workload)
+        }
+    }
+
+    /// What its rows are found by: the name, and that of a sequence.
+    pub fn label(&self) -> String {
+        match &self.sequence {
+            Some(sequence) => format!("{} {}", self.name, sequence.name),
+            None => self.name.to_owned(),
+        }
     }
 
     /// Blocks and calls, as a part of those asked for: large maps take their time to be filled.

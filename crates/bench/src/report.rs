@@ -7,6 +7,7 @@ use crate::ratios::{Bar, NAMED};
 use crate::run::Config;
 use crate::sides::BackEnd;
 use hdrhistogram::Histogram;
+use offmap_bpf::Errno;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -79,6 +80,9 @@ pub struct Row {
     pub modelled_ns: Option<f64>,
     /// Median of the ratios to the group's first side, block by block; for each repetition.
     pub relative: Vec<f64>,
+    /// Of a sequence: how often each errno was the answer in the first run through it, `ok` for success.
+    #[serde(default)]
+    pub answers: BTreeMap<String, u64>,
     /// Why there are no figures.
     pub reason: Option<String>,
 }
@@ -102,6 +106,14 @@ pub struct RatioDetail {
     pub ns: Option<[f64; 2]>,
     /// Why there is no value.
     pub reason: Option<String>,
+}
+
+/// The name of an error number; `ok` for success.
+fn answer(errno: i32) -> String {
+    match errno {
+        0 => "ok".to_owned(),
+        errno => format!("{:?}", Errno(errno)),
+    }
 }
 
 impl Row {
@@ -140,7 +152,7 @@ impl Row {
         let quantile = |q| calls.as_ref().map(|calls| calls.value_at_quantile(q));
         let relative = runs.iter().zip(yardsticks).filter(|_| there);
         Self {
-            group: group.name.to_owned(),
+            group: group.label(),
             backend: runs[0].back_end,
             map_type: workload.map_type.name().to_owned(),
             op: workload.op.name().to_owned(),
@@ -161,6 +173,11 @@ impl Row {
             modelled_ns: None,
             relative: relative
                 .filter_map(|(samples, to)| Some(samples.ratio((*to)?)))
+                .collect(),
+            answers: runs[0]
+                .answers
+                .iter()
+                .map(|(errno, count)| (answer(*errno), *count))
                 .collect(),
             reason: reason.map(|why| why.to_string()),
         }

@@ -3,6 +3,7 @@
 use crate::blocks::{Amount, Planted, clock_cost, measure};
 use crate::error::Measured;
 use crate::machine::{Machine, meminfo};
+use crate::mix::Sequence;
 use crate::plan::{Group, Sizes, plan};
 use crate::report::Document;
 use crate::sides::World;
@@ -28,6 +29,8 @@ pub struct Config {
     pub nic: Option<PathBuf>,
     /// The device that [`crate::sides::BackEnd::Device`] stands for.
     pub device: Option<Arc<dyn OffloadDevice>>,
+    /// Sequences of calls, measured instead of the plan.
+    pub sequences: Vec<Arc<Sequence>>,
     /// A slowdown on purpose.
     pub planted: Option<Planted>,
 }
@@ -58,7 +61,14 @@ fn bytes(group: &Group) -> u64 {
 pub fn run(config: &Config, progress: &mut dyn Progress) -> Measured<Document> {
     let started = Instant::now();
     let world = World::new(config.nic.clone(), config.device.clone())?;
-    let mut groups = plan(&config.sizes);
+    let mut groups: Vec<Group> = match config.sequences.is_empty() {
+        true => plan(&config.sizes),
+        false => config
+            .sequences
+            .iter()
+            .map(|sequence| Group::of_sequence(sequence, config.device.is_some()))
+            .collect(),
+    };
     groups.retain(|g| config.only.is_empty() || config.only.iter().any(|only| only == g.name));
     let free = meminfo("MemAvailable");
     let (groups, too_large): (Vec<_>, Vec<_>) = groups
@@ -70,7 +80,7 @@ pub fn run(config: &Config, progress: &mut dyn Progress) -> Measured<Document> {
         let seed = config.seed.wrapping_add(repetition as u64);
         let mut measured = Vec::new();
         for group in &groups {
-            progress.group(group.name);
+            progress.group(&group.label());
             let amount = group.amount(config.amount);
             let samples = measure(&world, group, amount, seed, config.planted, &mut || {
                 progress.turn();

@@ -74,6 +74,25 @@ pub(crate) fn grouped(n: usize) -> String {
     out
 }
 
+/// Sequences on which back ends did not answer alike. An LRU map may: what it evicts is its own affair.
+fn differing_answers(document: &Document) -> Vec<String> {
+    let mut out = Vec::new();
+    let groups: BTreeSet<&str> = document.rows.iter().map(|row| row.group.as_str()).collect();
+    for group in groups {
+        let rows: Vec<&Row> = document
+            .rows_of(group)
+            .filter(|row| !row.answers.is_empty() && row.map_type != "lru_hash")
+            .collect();
+        if let Some(other) = rows.iter().find(|row| row.answers != rows[0].answers) {
+            out.push(format!(
+                "DIFFERENT ANSWERS in {group}: {} {:?}, {} {:?}",
+                rows[0].backend, rows[0].answers, other.backend, other.answers
+            ));
+        }
+    }
+    out
+}
+
 /// The whole document as text.
 pub fn text(document: &Document) -> String {
     let mut out = String::new();
@@ -116,6 +135,9 @@ pub fn text(document: &Document) -> String {
                 false => format!("{:.2}", crate::blocks::median(&row.relative)),
             },
         );
+    }
+    for difference in differing_answers(document) {
+        let _ = writeln!(out, "\n{difference}");
     }
     let _ = writeln!(out);
     let mut ratios = table(&["ratio", "value", "range", "bar", "", "ns"], 1);

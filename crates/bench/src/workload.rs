@@ -34,6 +34,15 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 5] = [
+        Self::Hash,
+        Self::Array,
+        Self::PercpuHash,
+        Self::LruHash,
+        Self::LpmTrie,
+    ];
+
     /// Its number in the UAPI.
     pub const fn number(self) -> u32 {
         match self {
@@ -90,6 +99,8 @@ pub enum Op {
     UpdateBatch,
     /// Nine lookups, and one update of a key that is there.
     Mix,
+    /// The calls of a sequence ([`crate::mix`]).
+    Recorded,
 }
 
 impl Op {
@@ -106,6 +117,7 @@ impl Op {
             Self::LookupBatch => "lookup_batch",
             Self::UpdateBatch => "update_batch",
             Self::Mix => "mix_90_10",
+            Self::Recorded => "sequence",
         }
     }
 }
@@ -141,6 +153,8 @@ pub struct Workload {
     pub threads: usize,
     /// How the keys are drawn.
     pub keys: Draw,
+    /// `max_entries` of the map, where it is not to follow from the keys.
+    pub max_entries: Option<usize>,
 }
 
 impl Default for Workload {
@@ -155,6 +169,7 @@ impl Default for Workload {
             depth: 1,
             threads: 1,
             keys: Draw::Uniform,
+            max_entries: None,
         }
     }
 }
@@ -163,6 +178,9 @@ impl Workload {
     /// `max_entries` of its map: room for the keys that are inserted, where some are, and for those that
     /// an LRU map sets aside for each CPU, lest it evicts what is looked for.
     pub fn max_entries(&self) -> usize {
+        if let Some(asked) = self.max_entries {
+            return asked;
+        }
         match self.op {
             _ if self.map_type == Kind::LruHash => self.entries + SET_ASIDE,
             Op::Insert | Op::Delete => self.entries + ABSENT,
@@ -218,22 +236,23 @@ fn key(workload: &Workload, start: u64, n: u64, key: &mut [u8]) {
 }
 
 /// Ranks of Zipf's law, drawn by inverting its cumulated weights.
-struct Zipf(Vec<f64>);
+pub(crate) struct Zipf(Vec<f64>);
 
 impl Zipf {
-    fn new(entries: usize) -> Self {
+    pub(crate) fn new(entries: usize, exponent: f64) -> Self {
         let mut sum = 0.0;
         Self(
             (1..=entries)
                 .map(|rank| {
-                    sum += (rank as f64).powf(-ZIPF);
+                    sum += (rank as f64).powf(-exponent);
                     sum
                 })
                 .collect(),
         )
     }
 
-    fn rank(&self, rng: &mut impl Rng) -> usize {
+    /// A rank from 0 on; the first is the likeliest.
+    pub(crate) fn rank(&self, rng: &mut impl Rng) -> usize {
         let total = self.0.last().copied().unwrap_or(0.0);
         let x = rng.random::<f64>() * total;
         self.0.partition_point(|&sum| sum < x).min(self.0.len() - 1)
@@ -257,7 +276,7 @@ impl Trace {
         // For an array those are indexes beyond its end, which are misses as well.
         let absent = many(workload.entries, ABSENT);
         let count = ORDER.min(ORDER_BYTES / size);
-        let zipf = (workload.keys == Draw::Zipf).then(|| Zipf::new(workload.entries));
+        let zipf = (workload.keys == Draw::Zipf).then(|| Zipf::new(workload.entries, ZIPF));
         let mut order = Vec::with_capacity(count * size);
         for _ in 0..count {
             let at = match &zipf {

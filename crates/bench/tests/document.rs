@@ -49,6 +49,7 @@ fn config(only: &[&str]) -> Config {
         only: only.iter().map(|name| (*name).to_owned()).collect(),
         nic: None,
         device: None,
+        sequences: Vec::new(),
         planted: None,
     }
 }

@@ -97,7 +97,8 @@ Examples:
   offmap bench --quick
   offmap bench --json run.json --html run.html
   offmap bench --baseline run.json
-  offmap bench --only lookup --only lookup_cores"
+  offmap bench --only lookup --only lookup_cores
+  offmap bench --workload connections --workload my-mix.toml"
     )]
     Bench(BenchArgs),
     /// Run driver and device in a deterministic simulation that tries to break them

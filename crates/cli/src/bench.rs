@@ -6,6 +6,7 @@ use clap::Args;
 use offmap_bench::baseline::{Comparison, compare};
 use offmap_bench::blocks::{Amount, Planted};
 use offmap_bench::error::Unavailable;
+use offmap_bench::mix::{MixError, MixFile, Sequence, SequenceError};
 use offmap_bench::plan::{Sizes, plan};
 use offmap_bench::report::Document;
 use offmap_bench::sides::BackEnd;
@@ -14,6 +15,8 @@ use offmap_bpf::device::OffloadDevice;
 use offmap_device_io::Function;
 use offmap_driver::{Driver, DriverConfig};
 use offmap_offload::{OffloadNic, Profile};
+use std::fs::File;
+use std::io::{BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use thiserror::Error;
@@ -44,6 +47,18 @@ pub struct BenchArgs {
     /// Hold this run's JSON against the baseline, and measure nothing
     #[arg(long, value_name = "FILE", requires = "baseline", conflicts_with_all = ["json", "html", "only", "list"])]
     pub read: Option<PathBuf>,
+
+    /// Measure this mix of calls instead: deny-list, connections, routes, or a workload file; may be given again
+    #[arg(long, value_name = "NAME|FILE", conflicts_with = "only")]
+    pub workload: Vec<String>,
+
+    /// Measure the calls of this file, which --record wrote, instead
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["only", "workload"])]
+    pub replay: Option<PathBuf>,
+
+    /// Write the calls that --workload makes to a file, and measure nothing
+    #[arg(long, value_name = "FILE", requires = "workload")]
+    pub record: Option<PathBuf>,
 
     /// Measure this device too: vfio-user:PATH, or vfio:ADDRESS for one that is bound to vfio-pci
     #[arg(long, value_name = "KIND", value_parser = elsewhere)]
@@ -138,6 +153,17 @@ pub enum BenchError {
     /// It does not come up.
     #[error("the device does not come up: {0}")]
     BringUp(String),
+    /// The workload is not usable.
+    #[error(transparent)]
+    Mix(#[from] MixError),
+    /// The calls to be replayed are not usable.
+    #[error("the calls in {path} cannot be replayed: {source}")]
+    Replay {
+        /// The file.
+        path: String,
+        /// What is wrong with it.
+        source: SequenceError,
+    },
     /// There is no such group.
     #[error("there is no group {0:?}; `offmap bench --list` names them")]
     Group(String),
@@ -162,7 +188,14 @@ pub enum BenchError {
 impl BenchError {
     /// Whether it is the command line's fault, or a file's that it names.
     pub fn is_input(&self) -> bool {
-        matches!(self, Self::Group(_) | Self::Baseline { .. } | Self::Open(_))
+        matches!(
+            self,
+            Self::Group(_)
+                | Self::Baseline { .. }
+                | Self::Open(_)
+                | Self::Mix(_)
+                | Self::Replay { .. }
+        )
     }
 }
 
@@ -242,6 +275,53 @@ fn write(path: &Path, text: &str) -> Result<(), BenchError> {
     })
 }
 
+/// The sequences of calls that are asked for.
+fn sequences(args: &BenchArgs) -> Result<Vec<Arc<Sequence>>, BenchError> {
+    if let Some(path) = &args.replay {
+        let bad = |source| BenchError::Replay {
+            path: path.display().to_string(),
+            source,
+        };
+        let file = File::open(path).map_err(|e| bad(e.into()))?;
+        let sequence = Sequence::read(&mut BufReader::new(file)).map_err(bad)?;
+        return Ok(vec![Arc::new(sequence)]);
+    }
+    let made = args.workload.iter().map(|name| {
+        let file = MixFile::find(name)?;
+        Ok(Arc::new(Sequence::new(&file, args.seed)))
+    });
+    made.collect()
+}
+
+/// Writes a sequence of calls; says what it is.
+fn record(path: &Path, sequences: &[Arc<Sequence>]) -> Result<Outcome, BenchError> {
+    let failed = |source| BenchError::Write {
+        path: path.display().to_string(),
+        source,
+    };
+    let [sequence] = sequences else {
+        return Err(failed(std::io::Error::other(
+            "one workload goes into one file, and more were given",
+        )));
+    };
+    let mut file = BufWriter::new(File::create(path).map_err(failed)?);
+    sequence
+        .write(&mut file)
+        .and_then(|()| file.flush())
+        .map_err(failed)?;
+    Ok(Outcome {
+        text: format!(
+            "{}: {} calls on {} keys of {} bytes, in {}\n",
+            sequence.name,
+            sequence.calls.len(),
+            sequence.key_bytes() / sequence.map.key_size,
+            sequence.map.key_size,
+            path.display()
+        ),
+        slower: false,
+    })
+}
+
 /// Measures, and writes what was asked for.
 ///
 /// # Errors
@@ -266,6 +346,10 @@ pub fn bench(args: &BenchArgs, progress: &mut dyn Progress) -> Result<Outcome, B
     {
         return Err(BenchError::Group(unknown.clone()));
     }
+    let sequences = sequences(args)?;
+    if let Some(path) = &args.record {
+        return record(path, &sequences);
+    }
     // Before the minutes that it takes, not after them.
     let earlier = args.baseline.as_deref().map(read).transpose()?;
     let (blocks, repetitions, calls) = if args.quick { QUICK } else { WHOLE };
@@ -288,6 +372,7 @@ pub fn bench(args: &BenchArgs, progress: &mut dyn Progress) -> Result<Outcome, B
         repetitions: args.repetitions.map_or(repetitions, |n| n as usize),
         seed: args.seed,
         only: args.only.clone(),
+        sequences,
         nic: std::env::current_exe().ok(),
         planted: args.plant,
     };

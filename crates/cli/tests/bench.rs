@@ -118,6 +118,7 @@ fn what_is_wrong_is_said_before_anything_is_measured() {
         (vec!["--only", "nothing"], "no group \"nothing\""),
         (vec!["--baseline", "/nowhere/run.json"], "cannot be read"),
         (vec!["--read", "run.json"], "--baseline"),
+        (vec!["--workload", "nothing"], "built in are deny-list"),
         (vec!["--key-size", "5"], "4, 8, 16 and 64"),
         (vec!["--value-size", "24"], "8, 64, 256 and 1024"),
         (vec!["--plant", "inline"], "inline=10"),
@@ -138,6 +139,44 @@ fn what_is_wrong_is_said_before_anything_is_measured() {
     let output = bench(&["--baseline", broken.to_str().expect("a name")]);
     assert_eq!(output.status.code(), Some(2), "{}", said(&output));
     assert!(said(&output).contains("line 1"), "{}", said(&output));
+}
+
+#[test]
+fn calls_are_recorded_and_replayed() {
+    let (recorded, json) = (file("calls.seq"), file("calls.json"));
+    let path = recorded.to_str().expect("a name");
+    let output = bench(&["--workload", "routes", "--record", path]);
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    assert!(fs::metadata(&recorded).expect("a file").len() > 131_072 * 5);
+    let output = bench(&[
+        "--replay",
+        path,
+        "--quick",
+        "--blocks=3",
+        "--repetitions=1",
+        "--json",
+        json.to_str().expect("a name"),
+    ]);
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(!text.contains("DIFFERENT ANSWERS"), "{text}");
+    let document: Value = serde_json::from_slice(&fs::read(&json).expect("a file")).expect("JSON");
+    let rows = document["rows"].as_array().expect("rows");
+    let host = rows
+        .iter()
+        .find(|row| row["backend"] == "host")
+        .expect("the host map");
+    assert_eq!(host["group"], "sequence routes");
+    assert!(host["ns_per_op"].as_f64().is_some(), "{host}");
+    assert!(host["answers"]["ok"].as_u64() > Some(100_000), "{host}");
+    fs::write(&recorded, b"offmapsq and then something else").expect("a file");
+    let output = bench(&["--replay", path]);
+    assert_eq!(output.status.code(), Some(2), "{}", said(&output));
+    assert!(
+        said(&output).contains("no sequence of calls"),
+        "{}",
+        said(&output)
+    );
 }
 
 #[test]

@@ -194,6 +194,7 @@ impl Side for FileSide {
                     keep(file.update_batch(keys, out, self.batch as u32, 0, 0).result);
                 }
             }
+            Op::Recorded => return Err(Unavailable::new("a sequence is run by another side")),
             Op::Dump => return self.dump(n),
             Op::Next => return self.next(n).map(|()| n),
         }

@@ -3,6 +3,7 @@
 use super::Side;
 use super::file::PAGE;
 use crate::error::{Measured, Unavailable};
+use crate::mix::CallOp;
 use crate::workload::{Kind, Op, Trace, Workload};
 use offmap_bpf::{Errno, command};
 use offmap_differential::KernelCalls;
@@ -12,6 +13,8 @@ use std::sync::Arc;
 const ATTR: usize = 0;
 const TOKENS: [usize; 2] = [256, 512];
 const KEYS: usize = 1024;
+/// Where the kernel puts the next key, from there on: a key has 64 bytes at most.
+const NEXT: usize = 64;
 /// Size of the attribute of an operation on an element, of one that has a key alone, and of a batch.
 const ELEMENT: u32 = 32;
 const KEY_ALONE: u32 = 16;
@@ -40,6 +43,22 @@ impl KernelSide {
         let mut this = Self::with_arena(workload, trace, possible_cpus)?;
         this.create(workload)?;
         this.fill(workload)?;
+        this.element_attr();
+        Ok(this)
+    }
+
+    /// A map without entries, for calls of any keys.
+    ///
+    /// # Errors
+    ///
+    /// As [`KernelSide::new`].
+    pub fn empty(workload: &Workload, possible_cpus: u32) -> Measured<Self> {
+        let none = Workload {
+            entries: 1,
+            ..*workload
+        };
+        let mut this = Self::with_arena(workload, &Trace::new(&none, 0), possible_cpus)?;
+        this.create(workload)?;
         this.element_attr();
         Ok(this)
     }
@@ -139,6 +158,27 @@ impl KernelSide {
         self.calls.call(command, attr, size)
     }
 
+    /// A call of a sequence.
+    ///
+    /// # Errors
+    ///
+    /// The error number.
+    pub(crate) fn single(&mut self, op: CallOp, key: &[u8]) -> Result<(), i32> {
+        let command = match op {
+            CallOp::Lookup => command::MAP_LOOKUP_ELEM,
+            CallOp::Update | CallOp::Insert => command::MAP_UPDATE_ELEM,
+            CallOp::Delete => command::MAP_DELETE_ELEM,
+            CallOp::Next => {
+                let (next, value) = (self.address(KEYS + NEXT), self.address(self.values));
+                self.word(ATTR + 16, next);
+                let done = self.element(command::MAP_GET_NEXT_KEY, key);
+                self.word(ATTR + 16, value);
+                return done.map(drop);
+            }
+        };
+        self.element(command, key).map(drop)
+    }
+
     /// BPF_NOEXIST, or nothing.
     fn flags(&mut self, flags: u64) {
         self.word(ATTR + 24, flags);
@@ -206,7 +246,7 @@ impl KernelSide {
     }
 
     fn next(&mut self, n: usize) -> Measured<()> {
-        let (key, next) = (self.address(KEYS), self.address(KEYS + 64));
+        let (key, next) = (self.address(KEYS), self.address(KEYS + NEXT));
         let size = self.trace.key_size;
         for _ in 0..n {
             self.word(ATTR + 8, if self.walking { key } else { 0 });
@@ -216,7 +256,7 @@ impl KernelSide {
                 Ok(_) => {
                     self.walking = true;
                     let bytes = self.calls.bytes_mut();
-                    bytes.copy_within(KEYS + 64..KEYS + 64 + size, KEYS);
+                    bytes.copy_within(KEYS + NEXT..KEYS + NEXT + size, KEYS);
                 }
                 Err(errno) if Errno(errno) == Errno::ENOENT => self.walking = false,
                 Err(errno) => {
@@ -297,6 +337,7 @@ impl Side for KernelSide {
                     "bpf(2) has no batch of lookups by key; BPF_MAP_LOOKUP_BATCH is a walk",
                 ));
             }
+            Op::Recorded => return Err(Unavailable::new("a sequence is run by another side")),
             Op::Dump => return self.dump(n),
             Op::Next => return self.next(n).map(|()| n),
         }

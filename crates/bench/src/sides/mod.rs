@@ -3,6 +3,7 @@
 
 mod file;
 mod kernel;
+mod mixed;
 mod partner;
 mod plain;
 mod queue;
@@ -12,6 +13,7 @@ mod world;
 
 pub use file::FileSide;
 pub use kernel::KernelSide;
+pub use mixed::{Calls, FileCalls, MixedSide};
 pub use partner::{Partner, PartnerSide};
 pub use plain::plain;
 pub use queue::QueueSide;
@@ -21,6 +23,7 @@ pub use world::World;
 
 use crate::error::Measured;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::fmt;
 
 /// Who does the work.
@@ -143,6 +146,11 @@ pub trait Side {
     /// As [`Side::prepare`].
     fn wake(&mut self) -> Measured<()> {
         Ok(())
+    }
+
+    /// How often each error number (0 for success) was the answer, where that is the same for whoever does the same.
+    fn answers(&self) -> BTreeMap<i32, u64> {
+        BTreeMap::new()
     }
 
     /// Puts to sleep what would stay awake on the other processor.

@@ -137,7 +137,7 @@ impl<const K: usize, const V: usize> Side for Plain<K, V> {
                     at += 1;
                 });
             }
-            Op::Next | Op::Dump => {
+            Op::Next | Op::Dump | Op::Recorded => {
                 return Err(Unavailable::new("a plain hash table has no walk by key"));
             }
         }

@@ -1,11 +1,12 @@
 //! Builds the sides: devices, systems and maps, and where they run.
 
 use super::{
-    BackEnd, FileSide, KernelSide, Partner, PartnerSide, QueueSide, Side, TableSide, ThreadsSide,
-    plain,
+    BackEnd, FileCalls, FileSide, KernelSide, MixedSide, Partner, PartnerSide, QueueSide, Side,
+    TableSide, ThreadsSide, plain,
 };
 use crate::cpu::Processors;
 use crate::error::{Measured, Unavailable};
+use crate::mix::Sequence;
 use crate::workload::{Kind, Trace, Workload};
 use offmap_bpf::device::OffloadDevice;
 use offmap_bpf::{Caller, IfIndex, MapCreateAttr, MapFile, System, SystemConfig};
@@ -15,6 +16,7 @@ use offmap_emulator::{DeviceConfig, Inline, Threaded};
 use offmap_offload::{OffloadNic, Profile};
 use offmap_vfio_user::{Attach, VfioUser};
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -46,6 +48,10 @@ struct Kept<S, K> {
 }
 
 impl<S: Side, K> Side for Kept<S, K> {
+    fn answers(&self) -> BTreeMap<i32, u64> {
+        self.side.answers()
+    }
+
     fn prepare(&mut self, from: usize, n: usize) -> Measured<()> {
         self.side.prepare(from, n)
     }
@@ -266,6 +272,45 @@ impl World {
             BackEnd::Mirror => Err(Unavailable::new(
                 "maps have no mirrors in host memory in this version",
             )),
+        }
+    }
+
+    /// A back end with a map for a sequence of calls, through which it has run once.
+    ///
+    /// # Errors
+    ///
+    /// As [`World::side`].
+    pub fn mixed(
+        &self,
+        back_end: BackEnd,
+        workload: &Workload,
+        sequence: &Arc<Sequence>,
+    ) -> Measured<Box<dyn Side>> {
+        let file = |file: MapFile, sleeps| -> Measured<Box<dyn Side>> {
+            let side = MixedSide::new(FileCalls::new(file), sequence, sleeps)?;
+            Ok(Box::new(side))
+        };
+        match back_end {
+            BackEnd::Host => file(open::<Inline>(None, workload)?, false),
+            BackEnd::Inline => file(open(Some(inline(workload)?), workload)?, false),
+            BackEnd::Threaded => file(open(Some(self.threaded(workload)?), workload)?, true),
+            BackEnd::VfioUser => {
+                let (device, nic) = self.vfio_user(workload)?;
+                let map = FileCalls::new(open(Some(device), workload)?);
+                let side = MixedSide::new(map, sequence, true)?;
+                Ok(Box::new(Kept { side, _kept: nic }))
+            }
+            BackEnd::Device => match &self.device {
+                Some((system, ifindex)) => file(map_of(system, *ifindex, workload)?, true),
+                None => Err(Unavailable::new("no other device was named (--device)")),
+            },
+            BackEnd::Kernel => {
+                let map = KernelSide::empty(workload, Self::possible_cpus())?;
+                Ok(Box::new(MixedSide::new(map, sequence, false)?))
+            }
+            _ => Err(Unavailable::new(format!(
+                "{back_end} takes no sequence of calls"
+            ))),
         }
     }
 
