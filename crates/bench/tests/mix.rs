@@ -138,10 +138,8 @@ fn every_map_answers_a_sequence_alike() {
                 }
                 Err(why) => panic!("{back_end}, {}: {why}", file.name),
             };
-            assert_eq!(
-                side.answers().values().sum::<u64>(),
-                sequence.calls.len() as u64
-            );
+            let counted = sequence.calls.iter().filter(|call| call.op != CallOp::Next);
+            assert_eq!(side.answers().values().sum::<u64>(), counted.count() as u64);
             assert_eq!(
                 side.run(sequence.calls.len() - 10, 20),
                 Ok(20),
@@ -149,7 +147,7 @@ fn every_map_answers_a_sequence_alike() {
             );
             answers.push((back_end, side.answers()));
         }
-        // What an LRU map evicts is its own affair; and what is the next key.
+        // What an LRU map evicts is its own affair.
         if file.map.map_type != Kind::LruHash {
             assert!(
                 answers.iter().all(|(_, a)| *a == answers[0].1),
