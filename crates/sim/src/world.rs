@@ -311,7 +311,9 @@ impl World {
 
     pub(crate) fn forget(&mut self) {
         let stats = self.device.firmware_mut().memory_stats();
-        if stats.maps > 0 || stats.free_bytes < stats.total_bytes {
+        let used = stats.maps > 0 || stats.free_bytes < stats.total_bytes;
+        // A reset that befalls the device is known before it is carried out: it is enabled then.
+        if used && !self.device.is_enabled() {
             let what = format!(
                 "after a reset the device has {} maps, and {} of {} bytes of its memory are free",
                 stats.maps, stats.free_bytes, stats.total_bytes

@@ -6,6 +6,7 @@ use crate::check::Check;
 use crate::event::Event;
 use crate::function::SimFunction;
 use crate::rng::{Rng, mix};
+use offmap_abi::regs::NO_VECTOR;
 use offmap_abi::ringbuf::memory_bytes;
 use offmap_abi::{MapHandle, MapType, Status};
 use offmap_driver::{DeviceMap, DmaRegion, DriverError, MapParams};
@@ -67,6 +68,8 @@ impl Run {
         let params = MapParams {
             map_type: MapType::Ringbuf.0,
             max_entries: DATA_BYTES,
+            // An interrupt of the ring's would wake hosts that must be woken by their own.
+            vector: NO_VECTOR,
             ..MapParams::default()
         };
         let bytes = memory_bytes(DATA_BYTES.into()) as usize;
@@ -90,10 +93,15 @@ impl Run {
     fn output(&mut self, map: MapHandle, data: &[u8], is_live: bool) {
         let done = {
             let mut world = self.sim.world();
-            if world.now_ns < world.stalled_until || !world.device.is_running() {
+            let stalled = world.now_ns < world.stalled_until;
+            // A reset may have befallen it, and be carried out in its next step.
+            if stalled || world.excuses.disturbed || !world.device.is_running() {
                 return;
             }
-            world.device.engine_ringbuf_output(0, map, data, 0)
+            world.before_step();
+            let done = world.device.engine_ringbuf_output(0, map, data, 0);
+            world.learn();
+            done
         };
         if done == Status::Success {
             self.count(Event::RingRecord);
