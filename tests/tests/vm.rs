@@ -9,12 +9,14 @@ use offmap_tests::command::offmap;
 use offmap_tests::report::{aloud, required};
 use offmap_tests::served::{ServerProcess, SocketFolder};
 use offmap_tests::transports;
-use offmap_tests::vm::fetch::Tools;
-use offmap_tests::vm::guest::Guest;
-use offmap_tests::vm::{image, logs, target};
+use offmap_tests::vm::{logs, target};
+use offmap_vm::fetch::Tools;
+use offmap_vm::guest::Guest;
+use offmap_vm::image;
+use offmap_vm::machine::{Machine, Nic};
 use serde_json::{Value, json};
 use std::fs;
-use std::path::Path;
+use std::panic;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -93,31 +95,53 @@ fn a_guest_drives_the_nic_through_vfio_pci() {
     let sockets = sockets.parent().expect("a folder");
     let logs = logs();
     let file = sockets.join("image");
-    let image = image::build(&tools, offmap()).expect("the guest's file system");
+    let kernel = tools.kernel().expect("a kernel");
+    let image = image::build(&tools, &kernel, offmap(), image::TESTS);
+    let image = image.expect("the guest's file system");
     fs::write(&file, image).expect("the guest's file system");
-    let near = nic(1 << 20);
-    let mut far = nic(256 << 20);
-
-    let first = suite(&tools, &file, [&near, &far], &logs, sockets);
-    let second = deaths(&tools, &file, &near, &mut far, &logs, sockets);
+    let boot = |nics: [&ServerProcess; 2], scenario: &str| {
+        let machine = Machine {
+            tools: &tools,
+            kernel: &kernel,
+            image: &file,
+            nics: at(nics),
+        };
+        Guest::boot(&machine, scenario, &logs, sockets)
+    };
+    // Side by side: much of what each does is to wait.
+    let (suite, deaths) = thread::scope(|scope| {
+        let deaths = scope.spawn(|| {
+            let (near, mut far) = (nic(1 << 20), nic(256 << 20));
+            let before = killed(boot([&near, &far], "load"));
+            before + deaths(boot([&near, &far], "deaths"), &mut far)
+        });
+        let nics = [nic(1 << 20), nic(256 << 20)];
+        let suite = suite(boot([&nics[0], &nics[1]], "suite"));
+        (
+            suite,
+            deaths.join().unwrap_or_else(|e| panic::resume_unwind(e)),
+        )
+    });
     aloud(&format!(
-        "kernel VFIO in a virtual machine: tools {fetched:.1?}, first guest {first:.1?}, second {second:.1?}"
+        "kernel VFIO in a virtual machine: tools {fetched:.1?}; side by side, what works {suite:.1?} and what dies {deaths:.1?}"
     ));
     // They are of interest when something has failed.
     let _ = fs::remove_dir_all(&logs);
 }
 
-/// The first guest: all that should work. It is killed while it works.
-fn suite(
-    tools: &Tools,
-    image: &Path,
-    nics: [&ServerProcess; 2],
-    logs: &Path,
-    sockets: &Path,
-) -> Duration {
-    let paths = [nics[0].path(), nics[1].path()];
-    let mut guest = Guest::boot(tools, image, [&paths[0], &paths[1]], "suite", logs, sockets);
-    guest.wait_for("::BEGIN load", PATIENCE);
+/// The NICs of a machine: the second one is at a NUMA node.
+fn at(nics: [&ServerProcess; 2]) -> Vec<Nic> {
+    let nics = nics.into_iter().zip([false, true]);
+    nics.map(|(nic, far)| Nic {
+        socket: nic.path(),
+        far,
+    })
+    .collect()
+}
+
+/// All that should work.
+fn suite(mut guest: Guest) -> Duration {
+    guest.wait_for("::DONE", PATIENCE);
     succeeded(&guest, "bind");
     let list = document(&succeeded(&guest, "list"));
     let nodes: Vec<_> = list.as_array().expect("a list").iter().collect();
@@ -173,32 +197,20 @@ fn suite(
     let said = guest.section("unbound");
     assert!(said.contains("offmap device bind 0000:"), "{said}");
     assert_eq!(ended(&guest, "unbound").0, 1);
+    guest.age()
+}
 
-    thread::sleep(Duration::from_secs(1));
+/// A guest that is killed while it works.
+fn killed(mut guest: Guest) -> Duration {
+    guest.wait_for("::WORKS load", PATIENCE);
     assert!(!guest.results().contains("::END load"), "the load goes on");
     let age = guest.age();
     guest.kill();
     age
 }
 
-/// The second guest, at the same NICs: what must end.
-fn deaths(
-    tools: &Tools,
-    image: &Path,
-    near: &ServerProcess,
-    far: &mut ServerProcess,
-    logs: &Path,
-    sockets: &Path,
-) -> Duration {
-    let paths = [near.path(), far.path()];
-    let mut guest = Guest::boot(
-        tools,
-        image,
-        [&paths[0], &paths[1]],
-        "deaths",
-        logs,
-        sockets,
-    );
+/// The next guest at the same NICs: what must end.
+fn deaths(mut guest: Guest, far: &mut ServerProcess) -> Duration {
     guest.wait_for("::BEGIN removed", PATIENCE);
     let said = succeeded(&guest, "again");
     assert!(said.contains(" 0 failed"), "{said}");
@@ -208,15 +220,13 @@ fn deaths(
         "the removal has ended"
     );
 
-    guest.wait_for("::BEGIN killed", PATIENCE);
+    guest.wait_for("::WORKS killed", PATIENCE);
     let said = succeeded(&guest, "back");
     assert!(said.contains(" 0 failed"), "{said}");
-    thread::sleep(Duration::from_secs(2));
     far.kill();
     lost(&mut guest, "killed", "offmap nic was killed");
 
-    guest.wait_for("::BEGIN unplugged", PATIENCE);
-    thread::sleep(Duration::from_secs(2));
+    guest.wait_for("::WORKS unplugged", PATIENCE);
     let removed = json!({ "id": "nic0" });
     let removed = guest.command("device_del", &removed, "DEVICE_DELETED", DEADLINE);
     let results = guest.results();

@@ -21,7 +21,7 @@ section() { # name, command...
     echo "::END $name status=$status ms=$(($(ms) - from))"
 }
 
-for module in 0 1 2 3 4; do insmod /modules/$module.ko || echo "insmod $module: $?"; done
+for module in /modules/*.ko; do insmod $module || echo "insmod $module: $?"; done
 for folder in /sys/bus/pci/devices/*; do
     [ "$(cat $folder/vendor):$(cat $folder/device)" = 0x1af4:0x10f0 ] || continue
     case $(cat $folder/numa_node) in
@@ -31,14 +31,30 @@ for folder in /sys/bus/pci/devices/*; do
 done
 echo "::UP near=$NEAR far=$FAR ms=$(ms)"
 
-load() { offmap demo --device vfio:$1 --operations 1000000000; }
-
 check() { offmap device test --device vfio:$1 --only interrupts; }
+
+# A load that is under way: its process is $LOAD, and what it prints goes to descriptor 3.
+exec 3>&1
+work() { # name, address
+    offmap demo --device vfio:$2 --operations 1000000000 >&3 2>&1 &
+    LOAD=$!
+    until [ "$(grep -c offmap-dma /proc/$LOAD/numa_maps)" -gt 2 ]; do
+        kill -0 $LOAD || return
+        sleep 0.1
+    done
+    sleep 0.5
+    echo "::WORKS $1"
+}
+
+load() { work load $1; wait $LOAD; }
+
+unplugged() { work unplugged $1; wait $LOAD; }
 
 # The kernel takes the device back while it is at work.
 removed() {
-    (sleep 2; echo 1 > /sys/bus/pci/devices/$1/remove; echo "::REMOVED") &
-    load $1
+    work removed $1
+    (echo 1 > /sys/bus/pci/devices/$1/remove; echo "::REMOVED") &
+    wait $LOAD
     ended=$?
     wait
     return $ended
@@ -47,7 +63,7 @@ removed() {
 # The process that served the device is killed. The kernel waits a minute for such a device before the
 # last process that had it open can end, so what was printed is all that is waited for.
 killed() {
-    load $1 > /tmp/killed 2>&1 &
+    work killed $1 3> /tmp/killed
     for second in $(seq 60); do
         sleep 1
         grep -q DISAGREED /tmp/killed && break
@@ -58,11 +74,10 @@ killed() {
 
 # Where the kernel has the pages of the driver's DMA memory, while it works at the far node.
 pages() {
-    offmap demo --device vfio:$FAR --operations 1000000000 > /tmp/pages 2>&1 &
-    sleep 2
-    grep offmap-dma /proc/$!/numa_maps
-    kill -9 $!
-    wait $!
+    work pages $FAR 3> /tmp/pages
+    grep offmap-dma /proc/$LOAD/numa_maps
+    kill -9 $LOAD
+    wait $LOAD
 }
 
 section bind offmap device bind $NEAR
@@ -75,6 +90,8 @@ case $(cat /proc/cmdline) in
         section pages pages
         section unbind offmap device unbind $FAR
         section unbound offmap demo --device vfio:$FAR
+        ;;
+    *scenario=load*)
         section load load $NEAR
         ;;
     *scenario=deaths*)
@@ -84,7 +101,7 @@ case $(cat /proc/cmdline) in
         section bind offmap device bind $NEAR
         section back check $NEAR
         section killed killed $FAR
-        section unplugged load $NEAR
+        section unplugged unplugged $NEAR
         ;;
 esac
 echo ::DONE

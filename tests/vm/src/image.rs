@@ -1,22 +1,17 @@
 //! The guest's file system: busybox, kernel modules, `offmap` with its libraries, and a script.
 
-use super::fetch::Tools;
+use crate::apt::output;
+use crate::fetch::{Kernel, Tools};
 use std::collections::BTreeSet;
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Modules in the order in which they are loaded, and where they are.
-const MODULES: [&str; 5] = [
-    "virt/lib/irqbypass",
-    "drivers/vfio/vfio",
-    "drivers/vfio/vfio_iommu_type1",
-    "drivers/vfio/pci/vfio-pci-core",
-    "drivers/vfio/pci/vfio-pci",
-];
-/// What the guest does.
-const SCRIPT: &str = include_str!("guest.sh");
+/// The first program of a guest that a test drives: `scenario=NAME` on the kernel's command line says what
+/// it does.
+pub const TESTS: &str = include_str!("tests.sh");
+/// The first program of a guest for people.
+pub const SHELL: &str = include_str!("shell.sh");
 
 const FOLDER: u32 = 0o040_755;
 const PROGRAM: u32 = 0o100_755;
@@ -78,45 +73,68 @@ impl Archive {
     }
 }
 
-/// Builds the file system around a program.
+/// Builds the file system around `offmap`, with a script as its first program.
 ///
 /// # Errors
 ///
-/// The system's.
-///
-/// # Panics
-///
-/// When a module cannot be unpacked, or the program's libraries are not told.
-pub fn build(tools: &Tools, program: &Path) -> io::Result<Vec<u8>> {
+/// A sentence that says what could not be read.
+pub fn build(
+    tools: &Tools,
+    kernel: &Kernel,
+    offmap: &Path,
+    script: &str,
+) -> Result<Vec<u8>, String> {
+    let read = |path: &Path| fs::read(path).map_err(|e| format!("{}: {e}", path.display()));
     let mut archive = Archive::default();
     for folder in ["dev", "proc", "sys", "tmp"] {
         archive.folder(Path::new(folder));
     }
-    archive.file("bin/busybox", &fs::read(tools.busybox())?);
-    archive.file("bin/offmap", &fs::read(program)?);
-    for library in libraries(program)? {
+    archive.file("bin/busybox", &read(&tools.busybox())?);
+    archive.file(
+        "bin/offmap",
+        &stripped(offmap).map_or_else(|| read(offmap), Ok)?,
+    );
+    for library in libraries(offmap)? {
         let path = library.trim_start_matches('/');
-        archive.file(path, &fs::read(&library)?);
+        archive.file(path, &read(Path::new(&library))?);
     }
-    let modules = tools.modules()?;
-    for (n, module) in MODULES.iter().enumerate() {
-        let packed = modules.join(format!("{module}.ko.xz"));
-        let out = Command::new(tools.busybox())
-            .args(["xz", "-dc"])
-            .arg(&packed)
-            .output()?;
-        assert!(out.status.success(), "{}: {out:?}", packed.display());
-        archive.file(&format!("modules/{n}.ko"), &out.stdout);
+    for (n, module) in kernel.modules.iter().enumerate() {
+        let plain = match module.extension().is_some_and(|ext| ext == "xz") {
+            true => unpacked(tools, module)?,
+            false => read(module)?,
+        };
+        // Names in the order in which the shell lists them.
+        archive.file(&format!("modules/{n:02}.ko"), &plain);
     }
-    archive.file("init", SCRIPT.as_bytes());
+    archive.file("init", script.as_bytes());
     Ok(archive.finish())
 }
 
+/// A program without what a debugger wants of it, which is most of its bytes and slow to unpack in a guest.
+fn stripped(program: &Path) -> Option<Vec<u8>> {
+    let out = std::env::temp_dir().join(format!("offmap-stripped-{}", std::process::id()));
+    let done = Command::new("strip")
+        .arg("-o")
+        .args([&out, program])
+        .output();
+    let done = done.is_ok_and(|done| done.status.success());
+    let bytes = done.then(|| fs::read(&out).ok()).flatten();
+    let _ = fs::remove_file(out);
+    bytes
+}
+
+fn unpacked(tools: &Tools, module: &Path) -> Result<Vec<u8>, String> {
+    let mut command = Command::new(tools.busybox());
+    command.args(["xz", "-dc"]).arg(module);
+    output(command).map_err(|why| format!("{}: {why}", module.display()))
+}
+
 /// The shared libraries that a program is linked against, its loader included.
-fn libraries(program: &Path) -> io::Result<Vec<String>> {
-    let out = Command::new("ldd").arg(program).output()?;
-    assert!(out.status.success(), "ldd: {out:?}");
-    let text = String::from_utf8_lossy(&out.stdout);
+fn libraries(program: &Path) -> Result<Vec<String>, String> {
+    let mut command = Command::new("ldd");
+    command.arg(program);
+    let out = output(command).map_err(|why| format!("ldd of {}: {why}", program.display()))?;
+    let text = String::from_utf8_lossy(&out);
     let paths = text.lines().filter_map(|line| {
         let path = line.split_whitespace().find(|word| word.starts_with('/'))?;
         Some(path.to_owned())

@@ -1,7 +1,6 @@
 //! A running guest: QEMU, what it prints, and its monitor.
 
-use super::fetch::Tools;
-use super::text;
+use crate::machine::Machine;
 use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::{Value, json};
 use std::fs::File;
@@ -18,7 +17,7 @@ const LIMIT: &str = "420";
 /// How often is looked whether something has come.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// A virtual machine of two NUMA nodes with a processor each, and a NIC at each node.
+/// A virtual machine that runs.
 pub struct Guest {
     child: Child,
     started: Instant,
@@ -29,57 +28,20 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// Boots it with the NICs at these sockets; `scenario` is for its script. Its logs go to
-    /// `logs`.
+    /// Boots a machine; `scenario` is for its script. Its logs go to `logs`.
     ///
     /// # Panics
     ///
     /// When it cannot be started.
-    pub fn boot(
-        tools: &Tools,
-        image: &Path,
-        nics: [&Path; 2],
-        scenario: &str,
-        logs: &Path,
-        sockets: &Path,
-    ) -> Self {
+    pub fn boot(machine: &Machine<'_>, scenario: &str, logs: &Path, sockets: &Path) -> Self {
         let file = |what: &str| logs.join(format!("{scenario}-{what}.log"));
         let (console, results, errors) = (file("console"), file("results"), file("qemu"));
         let monitor = sockets.join(format!("{scenario}.qmp"));
-        let qemu = tools.qemu();
         let stderr = File::create(&errors).expect("a log");
         let mut command = Command::new("timeout");
-        command.args(["--kill-after=1", LIMIT]).args(&qemu);
-        command.args("-nodefaults -no-user-config -display none -no-reboot".split(' '));
-        // Two processors: with one the interpreter turns locked instructions into plain ones.
-        command.args("-accel tcg -cpu max -smp 2,sockets=2 -m 768M".split(' '));
-        command.args("-machine q35,kernel-irqchip=split".split(' '));
-        command.args("-device intel-iommu,intremap=on,caching-mode=on".split(' '));
-        for node in 0..2 {
-            let memory = format!("memory-backend-memfd,id=m{node},size=384M,share=on");
-            let numa = format!("node,nodeid={node},cpus={node},memdev=m{node}");
-            command.args(["-object", &memory, "-numa", &numa]);
-        }
-        command.args("-numa dist,src=0,dst=1,val=21".split(' '));
-        command.args("-device pcie-root-port,id=rp0,chassis=1".split(' '));
-        command.args("-device pxb-pcie,id=pxb1,bus=pcie.0,bus_nr=64,numa_node=1".split(' '));
-        command.args("-device pcie-root-port,id=rp1,bus=pxb1,chassis=2".split(' '));
-        for (n, socket) in nics.iter().enumerate() {
-            let device = json!({
-                "driver": "vfio-user-pci",
-                "id": format!("nic{n}"),
-                "bus": format!("rp{n}"),
-                "socket": { "type": "unix", "path": socket },
-            });
-            command.args(["-device", &device.to_string()]);
-        }
-        let append = format!("console=ttyS0 quiet panic=-1 intel_iommu=on scenario={scenario}");
         command
-            .arg("-kernel")
-            .arg(tools.kernel().expect("a kernel"))
-            .arg("-initrd")
-            .arg(image)
-            .args(["-append", &append])
+            .args(["--kill-after=1", LIMIT])
+            .args(machine.command(&format!("scenario={scenario}")))
             .arg("-serial")
             .arg(format!("file:{}", console.display()))
             .arg("-serial")
@@ -230,4 +192,10 @@ impl Drop for Guest {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+/// A file's text as far as it goes; nothing when there is none.
+fn text(path: &Path) -> String {
+    let bytes = std::fs::read(path).unwrap_or_default();
+    String::from_utf8_lossy(&bytes).into_owned()
 }
