@@ -15,13 +15,13 @@ pub fn target() -> PathBuf {
     folder.expect("a folder of built things").to_owned()
 }
 
-/// Where logs of guests stay, emptied of those of earlier runs.
+/// Where logs of the guests of a test stay, emptied of those of earlier runs.
 ///
 /// # Panics
 ///
 /// When it cannot be made.
-pub fn logs() -> PathBuf {
-    let folder = target().join("vm-logs");
+pub fn logs(test: &str) -> PathBuf {
+    let folder = target().join("vm-logs").join(test);
     let _ = fs::remove_dir_all(&folder);
     fs::create_dir_all(&folder).expect("a folder for logs");
     folder

@@ -14,9 +14,12 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::Duration;
-#[cfg(feature = "cdev")]
-use vfio_ioctls::VfioIommufd;
 use vfio_ioctls::{VfioContainer, VfioDevice, VfioError};
+#[cfg(feature = "cdev")]
+use {
+    iommufd_ioctls::{IommuFd, IommufdError},
+    vfio_ioctls::VfioIommufd,
+};
 
 /// How to attach to a function.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -119,7 +122,7 @@ pub enum AttachError {
     /// The IOMMU does not isolate interrupts.
     #[error(
         "the kernel does not lend group {group} ({source}): if dmesg speaks of interrupt remapping, enable it in the \
-         firmware's settings, or, where every device is trusted, set allow_unsafe_interrupts of vfio_iommu_type1"
+         firmware's settings, or, where every device is trusted, set allow_unsafe_interrupts of vfio_iommu_type1 (or of iommufd)"
     )]
     Refused {
         /// The group.
@@ -188,7 +191,12 @@ pub(crate) fn open(address: &str, interface: Interface) -> Result<Opened, Attach
     if interface == Interface::Cdev
         || interface == Interface::Any && sysfs.has_cdev(&function.address)
     {
-        return open_cdev(&sysfs, function);
+        match open_cdev(&sysfs, &function) {
+            // The group may be there, and ours.
+            Err(AttachError::NoVfio { .. } | AttachError::Permission { .. })
+                if interface == Interface::Any => {}
+            opened => return opened,
+        }
     }
     let _ = interface;
     let container = VfioContainer::new(None).map_err(|e| failed(&function, group, e))?;
@@ -204,28 +212,38 @@ pub(crate) fn open(address: &str, interface: Interface) -> Result<Opened, Attach
 }
 
 #[cfg(feature = "cdev")]
-fn open_cdev(sysfs: &Sysfs, function: PciFunction) -> Result<Opened, AttachError> {
-    use iommufd_ioctls::IommuFd;
+fn open_cdev(sysfs: &Sysfs, function: &PciFunction) -> Result<Opened, AttachError> {
     let group = function.iommu_group.unwrap_or_default();
-    let why = |e: &dyn std::fmt::Display| AttachError::Kernel {
-        address: function.address.clone(),
-        why: format!("/dev/iommu: {e}"),
+    let why = |e: IommufdError| match e {
+        IommufdError::OpenIommufd(e) => {
+            opened(function, "/dev/iommu (the module iommufd)".into(), e)
+        }
+        e => AttachError::Kernel {
+            address: function.address.clone(),
+            why: format!("/dev/iommu: {e}"),
+        },
     };
-    let iommufd = IommuFd::new().map_err(|e| why(&e))?;
-    let space = VfioIommufd::new(Arc::new(iommufd), None, None).map_err(|e| why(&e))?;
+    let iommufd = IommuFd::new().map_err(why)?;
+    let space = VfioIommufd::new(Arc::new(iommufd), None, None).map_err(|e| match e {
+        VfioError::NewVfioIommufd(e) => why(e),
+        e => failed(function, group, e),
+    })?;
     let space = Arc::new(space);
     let path = sysfs.path(&function.address);
     let device = VfioDevice::new(&path, Arc::clone(&space) as _, true)
-        .map_err(|e| failed(&function, group, e))?;
+        .map_err(|e| failed(function, group, e))?;
     Ok(Opened {
         device,
         space: Space::Iommufd(space),
-        found: Found { function },
+        found: Found {
+            function: function.clone(),
+        },
     })
 }
 
-fn failed(function: &PciFunction, group: u32, error: VfioError) -> AttachError {
-    let opened = |path: String, e: io::Error| match e.kind() {
+/// Why a file cannot be opened.
+fn opened(function: &PciFunction, path: String, e: io::Error) -> AttachError {
+    match e.kind() {
         io::ErrorKind::NotFound => AttachError::NoVfio { path },
         io::ErrorKind::PermissionDenied => AttachError::Permission { path },
         io::ErrorKind::ResourceBusy => AttachError::Busy { path },
@@ -233,12 +251,21 @@ fn failed(function: &PciFunction, group: u32, error: VfioError) -> AttachError {
             address: function.address.clone(),
             why: format!("{path}: {e}"),
         },
-    };
+    }
+}
+
+fn failed(function: &PciFunction, group: u32, error: VfioError) -> AttachError {
+    let opened = |path, e| opened(function, path, e);
     match error {
         VfioError::OpenContainer(e) => opened("/dev/vfio/vfio".into(), e),
         VfioError::OpenGroup(e, group) => opened(format!("/dev/vfio/{group}"), e),
         #[cfg(feature = "cdev")]
         VfioError::OpenDeviceCdev(e) => opened("/dev/vfio/devices".into(), e),
+        #[cfg(feature = "cdev")]
+        VfioError::VfioDeviceBindIommufd(e) if e.errno() == libc::EPERM => AttachError::Refused {
+            group,
+            source: io::Error::from_raw_os_error(e.errno()),
+        },
         VfioError::GroupViable => AttachError::GroupNotViable {
             group,
             others: vec!["a function that sysfs does not show".into()],
@@ -359,6 +386,10 @@ fn system(error: &VfioError) -> io::Error {
         VfioError::IommuDmaMap(e) | VfioError::IommuDmaUnmap(e) => {
             io::Error::from_raw_os_error(e.errno())
         }
+        #[cfg(feature = "cdev")]
+        VfioError::IommufdIoctlError(
+            IommufdError::IommuIoasMap(e) | IommufdError::IommuIoasUnmap(e),
+        ) => io::Error::from_raw_os_error(e.errno()),
         e => io::Error::other(e.to_string()),
     }
 }

@@ -211,7 +211,10 @@ impl Sysfs {
     /// Whether the kernel has a character device for the function, and `/dev/iommu`.
     pub fn has_cdev(&self, address: &str) -> bool {
         let class = self.root.join("class/misc/iommu");
-        self.path(address).join("vfio-dev").is_dir() && class.exists()
+        // Every kernel has the folder; the number of a character device only one that has such.
+        let folders = fs::read_dir(self.path(address).join("vfio-dev"));
+        let mut folders = folders.into_iter().flatten().flatten();
+        class.exists() && folders.any(|folder| folder.path().join("dev").exists())
     }
 
     /// Binds a function to vfio-pci, and tells what was done for that.

@@ -246,3 +246,19 @@ fn what_stands_in_the_way_of_attaching_has_its_sentence() {
     let e = attach::check(&sysfs, NIC).unwrap_err().to_string();
     assert!(e.contains("no-IOMMU") && e.contains("VT-d"), "{e}");
 }
+
+#[test]
+fn a_folder_alone_is_no_character_device() {
+    let tree = Tree::new();
+    tree.function(NIC, Some(3), Some(VFIO_PCI), "-1");
+    let sysfs = tree.sysfs("nothing");
+    let folder = sysfs.path(NIC).join("vfio-dev/vfio0");
+    fs::create_dir_all(&folder).unwrap();
+    let class = tree.root.join("class/misc/iommu");
+    fs::create_dir_all(&class).unwrap();
+    assert!(!sysfs.has_cdev(NIC));
+    fs::write(folder.join("dev"), "511:0\n").unwrap();
+    assert!(sysfs.has_cdev(NIC));
+    fs::remove_dir(class).unwrap();
+    assert!(!sysfs.has_cdev(NIC));
+}

@@ -52,6 +52,7 @@ pub const EDGES: &[(&str, &[&str])] = &[
     ("offmap-cli", &["*"]),
     ("offmap-tests", &["*"]),
     ("offmap-suite", &[]),
+    ("offmap-vm", &[]),
 ];
 
 /// An edge between two crates of the workspace.

@@ -37,6 +37,10 @@ impl Guest {
         let file = |what: &str| logs.join(format!("{scenario}-{what}.log"));
         let (console, results, errors) = (file("console"), file("results"), file("qemu"));
         let monitor = sockets.join(format!("{scenario}.qmp"));
+        // What an earlier guest of that name has said is nothing that this one says.
+        for log in [&console, &results] {
+            File::create(log).expect("a log");
+        }
         let stderr = File::create(&errors).expect("a log");
         let mut command = Command::new("timeout");
         command
@@ -112,6 +116,12 @@ impl Guest {
             }
             thread::sleep(LOOK);
         }
+    }
+
+    /// Whether QEMU has ended, with an assertion of its own that has this in it.
+    pub fn aborted(&mut self, what: &str) -> bool {
+        let ended = self.child.try_wait().expect("QEMU can be asked");
+        ended.is_some() && self.errors().contains(what)
     }
 
     /// Kills it, as an accident would.
