@@ -2,16 +2,21 @@
 
 use crate::IoError;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
-use rustix::io::Errno;
+use rustix::io::{Errno, ReadWriteFlags, preadv2};
+use std::io::IoSliceMut;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
+
+/// The offset that stands for a file's own position.
+const HERE: u64 = u64::MAX;
 
 /// An MSI-X vector routed to this process: an eventfd that the transport signals.
 #[derive(Debug)]
 pub struct Interrupt {
     fd: OwnedFd,
-    /// A write may block, as eventfds of other people's making do when their count is at its
-    /// maximum: it is asked first whether it would.
+    /// Somebody else's: a write may block when the count is at its maximum, and it is asked first
+    /// whether it would. Whether the descriptor blocks is not asked, since that belongs to the open
+    /// file, which its maker has too and may change at any time.
     may_block: bool,
 }
 
@@ -40,9 +45,10 @@ impl Interrupt {
         if is.as_os_str() != "anon_inode:[eventfd]" {
             return Err(IoError::os(what, Errno::INVAL));
         }
-        let flags = rustix::fs::fcntl_getfl(&fd).map_err(|e| IoError::os(what, e))?;
-        let may_block = !flags.contains(rustix::fs::OFlags::NONBLOCK);
-        Ok(Self { fd, may_block })
+        Ok(Self {
+            fd,
+            may_block: true,
+        })
     }
 
     /// A second handle on the same interrupt, for the side that signals it.
@@ -63,6 +69,9 @@ impl Interrupt {
     }
 
     /// Signals the interrupt. Signals that nobody has taken yet merge into one.
+    ///
+    /// Over an eventfd of somebody else's this waits for a reader if its maker makes it block, and fills it in the
+    /// moment between the look at it and the write; no write to an eventfd can rule that out.
     pub fn signal(&self) -> Result<(), IoError> {
         if self.may_block {
             let now = Timespec {
@@ -87,7 +96,15 @@ impl Interrupt {
     /// Takes a pending signal without waiting; whether there was one.
     pub fn take(&self) -> Result<bool, IoError> {
         let mut count = [0u8; 8];
-        match rustix::io::read(&self.fd, &mut count) {
+        // Without waiting, whatever the flags of the open file are: who has been given it may change them, and
+        // take the count away as well.
+        let bufs = &mut [IoSliceMut::new(&mut count)];
+        let read = match preadv2(&self.fd, bufs, HERE, ReadWriteFlags::NOWAIT) {
+            // Kernels before 5.8.
+            Err(Errno::OPNOTSUPP) => rustix::io::read(&self.fd, &mut count),
+            read => read,
+        };
+        match read {
             Ok(_) => Ok(true),
             Err(Errno::AGAIN) => Ok(false),
             Err(e) => Err(IoError::os("cannot read an interrupt", e)),
@@ -156,6 +173,27 @@ mod tests {
         }
         let (a, _b) = std::os::unix::net::UnixStream::pair().unwrap();
         assert!(Interrupt::from_eventfd(a.into()).is_err());
+    }
+
+    /// Whoever has the other descriptor of an open file can make it block, and fill or empty it.
+    #[test]
+    fn flags_that_the_other_side_changes_later_make_nobody_wait() {
+        let block = |fd: &OwnedFd| {
+            rustix::fs::fcntl_setfl(fd, rustix::fs::OFlags::RDWR).unwrap();
+        };
+        let theirs = eventfd(0, EventfdFlags::NONBLOCK).unwrap();
+        let routed = Interrupt::from_eventfd(theirs.try_clone().unwrap()).unwrap();
+        block(&theirs);
+        rustix::io::write(&theirs, &(u64::MAX - 1).to_ne_bytes()).unwrap();
+        routed.signal().unwrap();
+
+        let ours = Interrupt::new().unwrap();
+        let given = ours.fd().try_clone_to_owned().unwrap();
+        block(&given);
+        assert!(!ours.take().unwrap(), "an empty one");
+        rustix::io::write(&given, &1u64.to_ne_bytes()).unwrap();
+        assert!(ours.take().unwrap());
+        assert!(!ours.wait(Duration::from_millis(5)).unwrap());
     }
 
     #[test]

@@ -8,7 +8,9 @@
 //! for which it may have to wait for the second; so that one reads then, and neither waits for ever.
 //!
 //! Every wait has a deadline. A client that does not answer is asked nothing more until it has; one that
-//! answers what cannot be is told from memory that cannot be reached by nothing.
+//! answers what cannot be is told from memory that cannot be reached by nothing. While one of its commands is
+//! carried out, which may have to wait for the second thread, all its answers together have the time of one: a
+//! client that answers slowly keeps nobody else waiting. Being told to stop ends every wait.
 
 use crate::capabilities::DATA_BYTES;
 use crate::message::{Message, ReceiveError, Wait, arrived, receive, send};
@@ -48,6 +50,8 @@ struct State {
     reply: Option<Message>,
     /// A command that was given up. Nothing is asked before its reply has come.
     owed: Option<u16>,
+    /// Since when a command of the client is carried out.
+    carrying: Option<Instant>,
     /// Nothing more comes, or can be sent.
     ended: bool,
     /// Commands sent so far; the next one's id is its low half.
@@ -94,6 +98,8 @@ impl State {
 #[derive(Debug)]
 pub struct Duplex {
     socket: OwnedFd,
+    /// Ends every wait when it becomes readable.
+    stop: Option<OwnedFd>,
     state: Mutex<State>,
     /// Somebody has stopped to read, or something was filed.
     changed: Condvar,
@@ -102,10 +108,11 @@ pub struct Duplex {
 }
 
 impl Duplex {
-    /// Over a connected socket.
-    pub fn new(socket: OwnedFd) -> Self {
+    /// Over a connected socket. `stop` ends every wait when it becomes readable.
+    pub fn new(socket: OwnedFd, stop: Option<OwnedFd>) -> Self {
         Self {
             socket,
+            stop,
             state: Mutex::default(),
             changed: Condvar::new(),
             sending: Mutex::default(),
@@ -127,6 +134,13 @@ impl Duplex {
     ///
     /// [`ReceiveError`].
     pub(crate) fn next(&self, wait: &Wait<'_>) -> Arrival {
+        self.state().carrying = None;
+        let arrival = self.arrival(wait);
+        self.state().carrying = Some(Instant::now());
+        arrival
+    }
+
+    fn arrival(&self, wait: &Wait<'_>) -> Arrival {
         let mut state = self.state();
         loop {
             if let Some(arrival) = state.queued.pop_front() {
@@ -264,9 +278,13 @@ impl Duplex {
     }
 
     fn call(&self, command: Command, body: &[&[u8]]) -> Result<Message, Unreached> {
-        let deadline = Instant::now() + DMA_TIMEOUT;
+        let mut deadline = Instant::now() + DMA_TIMEOUT;
         let mut state = self.state();
-        if state.ended || state.owed.is_some() || state.awaited.is_some() {
+        // What is carried out may wait for this, and somebody else for that.
+        let shared = |state: &State| state.carrying.map(|since| since + DMA_TIMEOUT);
+        deadline = shared(&state).map_or(deadline, |all| all.min(deadline));
+        let late = deadline <= Instant::now();
+        if late || state.ended || state.owed.is_some() || state.awaited.is_some() {
             return Err(Unreached);
         }
         let id = state.sent as u16;
@@ -277,6 +295,7 @@ impl Duplex {
         let sent = self.send(&header, body, &[], &Wait::until(deadline));
         let mut state = self.state();
         while sent.is_ok() && state.reply.is_none() && !state.ended {
+            deadline = shared(&state).map_or(deadline, |all| all.min(deadline));
             let left = deadline.saturating_duration_since(Instant::now());
             // Beyond what may wait nothing is read before the commands are carried out.
             if left.is_zero() || state.is_full() {
@@ -304,9 +323,18 @@ impl Duplex {
 
     /// What arrives until then; `None`: nothing.
     fn receive_until(&self, deadline: Instant) -> Option<Arrival> {
-        match arrived(&self.socket, &Wait::until(deadline)) {
+        let wait = Wait {
+            stop: self.stop.as_ref().map(AsFd::as_fd),
+            ..Wait::until(deadline)
+        };
+        match arrived(&self.socket, &wait) {
             Ok(()) => {}
             Err(ReceiveError::TimedOut) => return None,
+            Err(ReceiveError::Stopped) => {
+                // Whoever serves the client hears of it at its next look; memory is reached no more.
+                self.state().ended = true;
+                return None;
+            }
             Err(e) => return Some(Err(e)),
         }
         let whole = Wait::until(Instant::now() + DMA_TIMEOUT);
@@ -330,7 +358,7 @@ mod tests {
     /// The server's end, and the client's socket.
     fn pair(most: u32) -> (Arc<Duplex>, UnixStream) {
         let (server, client) = UnixStream::pair().unwrap();
-        let duplex = Duplex::new(server.into());
+        let duplex = Duplex::new(server.into(), None);
         duplex.set_most(most);
         (Arc::new(duplex), client)
     }
@@ -576,6 +604,56 @@ mod tests {
             duplex.next(&patience()),
             Err(ReceiveError::Closed)
         ));
+    }
+
+    /// Eight messages of eight bytes, each of them answered in time.
+    #[test]
+    fn slow_answers_have_the_time_of_one_while_a_command_is_carried_out() {
+        const SLOW: Duration = Duration::from_millis(400);
+        let (duplex, client) = pair(8);
+        // A command of the client's, which is carried out from now on.
+        let header = Header::command(1, Command::DEVICE_RESET, 0);
+        send(&client, &header, &[], &[], &patience()).unwrap();
+        duplex.next(&patience()).unwrap();
+        let began = Instant::now();
+        let thread = reads(&duplex, 64);
+        let answering = thread::spawn(move || {
+            let mut answered = 0;
+            while let Ok(asked) = receive(&client, &Wait::until(Instant::now() + 2 * DMA_TIMEOUT)) {
+                thread::sleep(SLOW);
+                // What it writes to a connection that has ended meanwhile is nobody's.
+                let access = echo(&asked);
+                let body: [&[u8]; 2] = [access.as_bytes(), &[0; 8]];
+                let header = asked.header.reply(access.as_bytes().len() + 8);
+                if send(&client, &header, &body, &[], &patience()).is_err() {
+                    break;
+                }
+                answered += 1;
+            }
+            answered
+        });
+        assert_eq!(thread.join().unwrap(), Err(Unreached));
+        let took = began.elapsed();
+        assert!(took < 2 * DMA_TIMEOUT, "{took:?} for all of them");
+        // Nothing more is asked before the command has ended.
+        assert_eq!(duplex.read(AT, &mut [0; 8]), Err(Unreached));
+        duplex.end();
+        assert!(answering.join().unwrap() < 8);
+    }
+
+    #[test]
+    fn being_told_to_stop_ends_every_wait() {
+        let (server, client) = UnixStream::pair().unwrap();
+        let (told, tell) = UnixStream::pair().unwrap();
+        let duplex = Arc::new(Duplex::new(server.into(), Some(told.into())));
+        duplex.set_most(1 << 20);
+        let began = Instant::now();
+        let thread = reads(&duplex, 8);
+        receive(&client, &patience()).unwrap();
+        drop(tell);
+        assert_eq!(thread.join().unwrap(), Err(Unreached));
+        assert_eq!(duplex.read(AT, &mut [0; 8]), Err(Unreached));
+        assert!(began.elapsed() < DMA_TIMEOUT, "{:?}", began.elapsed());
     }
 
     #[test]

@@ -151,7 +151,7 @@ impl Listener {
             around(backend, None)?;
             let turn_away = || self.turn_away();
             let aside = (self.socket.as_fd(), &turn_away as &dyn Fn());
-            let client = Arc::new(Duplex::new(client));
+            let client = Arc::new(Duplex::new(client, stop.try_clone_to_owned().ok()));
             let ended = serve(&client, backend, stop, Some(aside));
             drop(client);
             around(backend, Some(&ended))?;
