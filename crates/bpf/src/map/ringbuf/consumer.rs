@@ -125,8 +125,10 @@ impl Consumers {
     }
 
     fn ready(&self) -> Result<bool> {
-        let position = *self.position();
-        let head = self.head(position, self.available(position)?)?;
+        // Held while the ring is looked at: another consumer that moves on meanwhile lets the producer move on, and a
+        // position from before would make the ring look inconsistent.
+        let position = self.position();
+        let head = self.head(*position, self.available(*position)?)?;
         Ok(matches!(head, Head::Committed(_)))
     }
 
@@ -288,5 +290,64 @@ impl RingBufferReader {
 impl Drop for RingBufferReader {
     fn drop(&mut self) {
         self.file.end_consumer();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::{OnceLock, Weak};
+
+    /// A ring that is looked at only while nobody can move the consumer's position.
+    #[derive(Default)]
+    struct Watched {
+        consumers: OnceLock<Weak<Consumers>>,
+    }
+
+    impl RingBuffer for Watched {
+        fn data_bytes(&self) -> u64 {
+            4096
+        }
+
+        fn producer_position(&self) -> u64 {
+            let consumers = self.consumers.get().and_then(Weak::upgrade);
+            let consumers = consumers.expect("its consumers");
+            let moves = consumers.position.try_lock().is_ok();
+            assert!(
+                !moves,
+                "another consumer can move on between the two positions"
+            );
+            0
+        }
+
+        fn set_consumer_position(&self, _position: u64) {}
+
+        fn header(&self, _offset: u64) -> RingHeader {
+            RingHeader::at(0, 4096, 0)
+        }
+
+        fn copy(&self, _offset: u64, _out: &mut [u8]) {}
+
+        fn wake(&self) {}
+
+        fn wait(
+            &self,
+            _timeout: Duration,
+            ready: &mut dyn FnMut(bool) -> Result<bool>,
+        ) -> Result<bool> {
+            ready(true)
+        }
+    }
+
+    #[test]
+    fn both_positions_are_of_one_moment() {
+        let ring = Arc::new(Watched::default());
+        let consumers = Arc::new(Consumers::new(Arc::clone(&ring) as _));
+        ring.consumers
+            .set(Arc::downgrade(&consumers))
+            .expect("set once");
+        assert!(!consumers.ready().expect("an empty ring"));
+        assert_eq!(consumers.unconsumed_bytes().expect("an empty ring"), 0);
+        assert_eq!(consumers.consume(1, |_| {}).expect("an empty ring"), 0);
     }
 }
