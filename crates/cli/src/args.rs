@@ -115,7 +115,7 @@ nothing acknowledged is lost, that every call ends in time, that no wake-up is l
 where a command let it, and that nothing is left at the end. docs/simulation.md says more.",
         after_long_help = "Exit status:
   0  no violation
-  1  a seed failed; the output has a line that runs it again, and what the
+  1  nothing was checked, since with these faults no operation came to an answer; or a seed failed; the output has a line that runs it again, and what the
      least part of it that still fails did
   2  the command line or the fault plan is bad; one sentence on stderr says
      what is wrong

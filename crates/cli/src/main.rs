@@ -148,7 +148,7 @@ fn simulate(args: &SimArgs) -> ExitCode {
             Err(error) => return fail(&error.to_string(), DISAGREED),
         },
     };
-    print(&text, verdict(document.violations.is_empty()))
+    print(&text, verdict(document.holds()))
 }
 
 fn serve(args: &NicArgs) -> ExitCode {

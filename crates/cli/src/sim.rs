@@ -158,6 +158,11 @@ impl Document {
         }
     }
 
+    /// Whether something was checked and nothing was violated.
+    pub fn holds(&self) -> bool {
+        self.violations.is_empty() && self.histories > 0
+    }
+
     /// For people.
     pub fn text(&self) -> String {
         let mut text = String::new();
@@ -207,6 +212,10 @@ impl Document {
             self.digest
         );
         let _ = match self.violations.len() {
+            0 if self.histories == 0 => writeln!(
+                text,
+                "nothing was checked: with these faults no operation on a map came to an answer"
+            ),
             0 => writeln!(text, "no violation"),
             count => writeln!(text, "{count} seeds failed"),
         };

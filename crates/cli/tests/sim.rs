@@ -190,3 +190,16 @@ fn what_is_bad_gets_a_sentence() {
     }
     std::fs::remove_file(path).unwrap();
 }
+
+#[test]
+fn a_plan_that_lets_nothing_be_answered_is_no_success() {
+    let plan = plan_file(
+        "nothing",
+        "format = 1\n[[rule]]\nsite = \"step\"\nbehaviour = \"reset\"\n",
+    );
+    let output = sim(&["--seeds", "3", "--faults", plan.to_str().unwrap()]);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.contains("nothing was checked"), "{text}");
+    assert!(!text.contains("no violation"), "{text}");
+}
