@@ -90,7 +90,9 @@ fn header(bytes: u64) -> [u8; HEADER_BYTES as usize] {
 
 impl Device {
     /// Writes the device's maps to a file, which takes its place when it is whole. What a host has
-    /// under way is not in it, other than what has had its effect.
+    /// under way is not in it, other than what has had its effect. It is written as `PATH.PID.new`
+    /// first, with mode 0600; a process that is killed meanwhile leaves that. A symbolic link at the path is
+    /// replaced, and not what it points to. No two threads may save to one path at a time.
     ///
     /// # Errors
     ///
@@ -113,13 +115,10 @@ impl Device {
             move |source| StateError::File { path, what, source }
         };
         let cannot = "the state cannot be written";
+        // Of a process that had this number before, and died here. Its mode may be another.
+        let _ = fs::remove_file(new);
         let mut options = OpenOptions::new();
-        let file = options
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(new);
+        let file = options.write(true).create_new(true).mode(0o600).open(new);
         let mut file = file.map_err(fail(cannot))?;
         file.write_all(&header(0)).map_err(fail(cannot))?;
         let mut out = Summed {
@@ -167,8 +166,15 @@ impl Device {
             why: why.into(),
         };
         config.validate()?;
-        let mut file = File::open(path).map_err(fail)?;
-        let there = file.metadata().map_err(fail)?.len();
+        // A FIFO would have this thread wait for a writer.
+        let mut options = OpenOptions::new();
+        options.read(true).custom_flags(libc::O_NONBLOCK);
+        let mut file = options.open(path).map_err(fail)?;
+        let found = file.metadata().map_err(fail)?;
+        if !found.is_file() {
+            return Err(wrong("it is no regular file"));
+        }
+        let there = found.len();
         if there < HEADER_BYTES + SUM_BYTES {
             return Err(wrong("it is too short for a device's state"));
         }

@@ -138,7 +138,7 @@ dies the device is reset, its memory is let go, and the next one can come. The s
 alone: it is made with mode 0600, a file that a dead server left is replaced, and it is removed at the end.
 
 With --state maps outlive the client that made them, and the process: SIGTERM saves them, and the next start with the same \
-limits has them again. The next client finds them; a reset that it asks for frees them, as ever.
+limits has them again. FILE is one server's at a time, which holds a lock on FILE.lock. The next client finds them; a reset that it asks for frees them, as ever.
 
 A client's memory must be a memfd that is sealed against shrinking, as QEMU's memory-backend-memfd makes \
 it. docs/vfio.md has the command lines.",
@@ -146,8 +146,8 @@ it. docs/vfio.md has the command lines.",
   0  stopped by SIGTERM or SIGINT
   1  the device died, no client can be accepted any more, or the state
      cannot be saved
-  2  the command line, the fault plan, the socket's path or the saved state
-     is bad; one sentence on stderr says what is wrong
+  2  the command line, the fault plan, the socket's path, the state's path
+     or the saved state is bad; one sentence on stderr says what is wrong
 
 Examples:
   offmap nic --socket /tmp/nic.sock
@@ -260,7 +260,8 @@ pub struct DeviceTestArgs {
     /// Where the device is
     ///
     /// emulated or inline: on the thread that waits for it; threaded: on a thread of its own;
-    /// vfio-user:PATH: in another process, which `offmap nic --socket PATH` started
+    /// vfio-user:PATH: in another process, which `offmap nic --socket PATH` started;
+    /// vfio:ADDRESS: a PCI function that `offmap device bind` gave to vfio-pci
     #[arg(long, value_name = "KIND", default_value = "emulated", value_parser = device)]
     pub device: DeviceKind,
 
@@ -282,7 +283,7 @@ pub struct DeviceTestArgs {
     pub faults: Option<PathBuf>,
 
     /// Seed of the fault plan
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, requires = "faults")]
     pub seed: u64,
 
     /// Print to stderr how often each command was sent and each status got
@@ -351,7 +352,7 @@ pub struct NicArgs {
     pub faults: Option<PathBuf>,
 
     /// Seed of the fault plan
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, requires = "faults")]
     pub seed: u64,
 
     /// Say at the end what the device has counted: KICKs, times that it slept, commands cut short

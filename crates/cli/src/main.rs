@@ -158,9 +158,12 @@ fn serve(args: &NicArgs) -> ExitCode {
     };
     match nic::run(args, &mut tell) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error @ (NicError::Serve(_) | NicError::Faults(_) | NicError::Restore(_))) => {
-            fail(&error.to_string(), BAD_INPUT)
-        }
+        Err(
+            error @ (NicError::Serve(_)
+            | NicError::Faults(_)
+            | NicError::State(_)
+            | NicError::Restore(_)),
+        ) => fail(&error.to_string(), BAD_INPUT),
         Err(error) => fail(&error.to_string(), DISAGREED),
     }
 }

@@ -2,6 +2,7 @@
 //! machines.
 
 use crate::args::NicArgs;
+use crate::state_file::{StateFile, StateFileError};
 use offmap_emulator::faults::{FaultFileError, FaultPlan};
 use offmap_emulator::vfio_user::{ServeError, Server};
 use offmap_emulator::{Device, DeviceConfig, Diagnostics, StateError};
@@ -11,6 +12,7 @@ use signal_hook::low_level::pipe;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use thiserror::Error;
 
 /// Why the NIC is not served, or no longer.
@@ -23,6 +25,9 @@ pub enum NicError {
     /// The fault plan cannot be used.
     #[error(transparent)]
     Faults(#[from] FaultFileError),
+    /// The state's file cannot be used.
+    #[error(transparent)]
+    State(#[from] StateFileError),
     /// The state cannot be restored.
     #[error("the state is not restored: {0}")]
     Restore(StateError),
@@ -74,8 +79,9 @@ pub fn run(args: &NicArgs, tell: &mut dyn FnMut(&str)) -> Result<(), NicError> {
     }
     raise_descriptor_limit();
     let config = config(args);
-    let saved = args.state.as_deref().filter(|path| path.exists());
-    let server = match saved {
+    let state = args.state.as_deref().map(StateFile::claim).transpose()?;
+    let saved = state.as_ref().filter(|state| state.there());
+    let server = match saved.map(StateFile::path) {
         Some(path) => {
             let device = Device::restore(&config, path).map_err(NicError::Restore)?;
             tell(&format!("the maps of {} are restored", path.display()));
@@ -87,7 +93,16 @@ pub fn run(args: &NicArgs, tell: &mut dyn FnMut(&str)) -> Result<(), NicError> {
         server.device().set_faults(plan, args.seed)?;
     }
     tell(&format!("the NIC is at {}", args.socket.display()));
-    server.run(stop.as_fd(), tell).map_err(NicError::Accept)?;
+    let served = server.run(stop.as_fd(), tell).map_err(NicError::Accept);
+    // However the serving ended: the maps are there.
+    let saved = match &state {
+        Some(state) => save(&server, state.path(), tell),
+        None => Ok(()),
+    };
+    if let (Err(_), Err(error)) = (&served, &saved) {
+        tell(&error.to_string());
+    }
+    served.and(saved)?;
     if args.stats {
         tell(&counted(&server.device().diagnostics()?));
         if plan.is_some() {
@@ -95,11 +110,13 @@ pub fn run(args: &NicArgs, tell: &mut dyn FnMut(&str)) -> Result<(), NicError> {
             tell(&format!("faults injected: {injected}"));
         }
     }
-    if let Some(path) = &args.state {
-        server.device().save(path)?.map_err(NicError::Save)?;
-        tell(&format!("the maps are saved to {}", path.display()));
-    }
     tell("told to stop");
+    Ok(())
+}
+
+fn save(server: &Server, path: &Path, tell: &mut dyn FnMut(&str)) -> Result<(), NicError> {
+    server.device().save(path)?.map_err(NicError::Save)?;
+    tell(&format!("the maps are saved to {}", path.display()));
     Ok(())
 }
 

@@ -57,6 +57,8 @@ fn a_wrong_command_line_is_status_2() {
     for args in [
         &[][..],
         &["demo", "--device", "real"],
+        &["nic", "--socket", "/nowhere/nic.sock", "--seed", "7"],
+        &["device", "test", "--seed", "7"],
         &["demo", "--operations", "-1"],
         &["demo", "extra"],
         &["undo"],

@@ -10,9 +10,11 @@ use offmap_tests::conformance::elements::Table;
 use offmap_tests::conformance::host::{Host, Notify, Queue, QueueOptions};
 use offmap_tests::served::{PATIENCE, SocketFolder, attach};
 use offmap_vfio_user::VfioUser;
+use rustix::fs::{CWD, FileType, Mode, mknodat};
 use rustix::process::{Pid, Signal, kill_process};
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -59,15 +61,25 @@ impl Nic {
         }
     }
 
+    fn id(&self) -> u32 {
+        self.child.as_ref().expect("it runs").id()
+    }
+
     /// SIGTERM; what it said.
     #[track_caller]
-    fn stop(mut self) -> String {
+    fn stop(self) -> String {
+        self.stop_with(0)
+    }
+
+    /// The same, with the status that it ends with.
+    #[track_caller]
+    fn stop_with(mut self, code: i32) -> String {
         let child = self.child.take().expect("it runs");
         let pid = Pid::from_raw(child.id() as i32).expect("a process id");
         kill_process(pid, Signal::TERM).expect("it can be told");
         let out = child.wait_with_output().expect("it ends");
         let said = String::from_utf8_lossy(&out.stderr).into_owned();
-        assert_eq!(out.status.code(), Some(0), "{said}");
+        assert_eq!(out.status.code(), Some(code), "{said}");
         said
     }
 }
@@ -381,4 +393,140 @@ fn what_cannot_be_restored_is_refused_with_a_sentence() {
         .filter_map(|f| f.ok()?.file_name().into_string().ok())
         .collect();
     assert!(left.iter().all(|name| !name.ends_with(".new")), "{left:?}");
+}
+
+/// What a server says that does not serve.
+#[track_caller]
+fn refused(folder: &SocketFolder, state: &Path) -> String {
+    let mut child = command(folder, state, &[]).spawn().expect("it starts");
+    let started = Instant::now();
+    while child.try_wait().expect("it can be asked").is_none() {
+        if started.elapsed() > PATIENCE || folder.socket().exists() {
+            let _ = child.kill();
+            let _ = child.wait();
+            panic!("it neither serves nor ends, or it serves {state:?}");
+        }
+        thread::sleep(Duration::from_millis(2));
+    }
+    let out = child.wait_with_output().expect("it has ended");
+    assert_eq!(out.status.code(), Some(2), "{out:?}");
+    let said = String::from_utf8(out.stderr).expect("UTF-8");
+    assert_eq!(said.lines().count(), 1, "{said}");
+    said
+}
+
+/// Names in a folder, without the socket and the lock.
+fn names(folder: &Path) -> Vec<String> {
+    let names = fs::read_dir(folder).expect("it can be read");
+    let mut names: Vec<_> = names
+        .map(|f| {
+            let name = f.expect("an entry").file_name().into_string();
+            name.expect("UTF-8")
+        })
+        .filter(|n| !n.ends_with(".sock") && !n.ends_with(".lock"))
+        .collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn a_place_that_cannot_have_a_state_is_refused_before_anybody_is_served() {
+    let folder = SocketFolder::new();
+    let here = folder.socket().with_file_name("");
+    let (fifo, round) = (here.join("fifo"), here.join("round"));
+    mknodat(CWD, &fifo, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).expect("a FIFO");
+    symlink("round", &round).expect("a link");
+    symlink("fifo", here.join("to-fifo")).expect("a link");
+    let long = "n".repeat(255);
+    for (place, sentence) in [
+        (here.join("missing/state"), "folder cannot be used"),
+        // Not even root makes files there.
+        (PathBuf::from("/proc/offmap-state"), "cannot be taken"),
+        // A file of that name can be made, and none beside it.
+        (here.join(long), "cannot be taken"),
+        (fifo, "is no regular file"),
+        (here.join("to-fifo"), "is no regular file"),
+        (here.clone(), "is no regular file"),
+        (PathBuf::from("/dev/null"), "is no regular file"),
+        (here.join(".."), "is no regular file"),
+        (round, "symbolic links"),
+    ] {
+        let said = refused(&folder, &place);
+        assert!(said.contains(sentence), "{}: {said}", place.display());
+    }
+}
+
+#[test]
+fn a_file_has_one_server() {
+    let (folder, other) = (SocketFolder::new(), SocketFolder::new());
+    let state = folder.socket().with_file_name("state");
+    let link = other.socket().with_file_name("link");
+    symlink(&state, &link).expect("a link");
+    let nic = Nic::start(&folder, &state);
+    for place in [&state, &link] {
+        let said = refused(&other, place);
+        assert!(said.contains("state is another server's"), "{said}");
+    }
+    // Another file in the same folder is another matter.
+    Nic::start(&other, &state.with_file_name("state2")).stop();
+    // Killed or stopped, it has let go.
+    drop(nic);
+    Nic::start(&other, &state).stop();
+    Nic::start(&other, &link).stop();
+}
+
+#[test]
+fn a_link_stays_and_what_it_points_to_is_replaced() {
+    let folder = SocketFolder::new();
+    let here = folder.socket().with_file_name("");
+    fs::create_dir(here.join("far")).expect("a folder");
+    symlink("far/second", here.join("link")).expect("a link");
+    symlink("state", here.join("far/second")).expect("a link");
+    for turn in 0..2 {
+        let nic = Nic::start(&folder, &here.join("link"));
+        let host = host(&nic);
+        if turn == 0 {
+            make(&host);
+        }
+        assert!(!host.list(64).is_empty(), "turn {turn}");
+        drop(host);
+        nic.stop();
+        for link in ["link", "far/second"] {
+            let found = fs::symlink_metadata(here.join(link)).expect("it is there");
+            assert!(found.is_symlink(), "{link}");
+        }
+        let found = fs::symlink_metadata(here.join("far/state")).expect("it is there");
+        assert!(found.is_file() && found.len() > 1000, "{found:?}");
+    }
+    assert_eq!(names(&here), ["far", "link"]);
+    assert_eq!(names(&here.join("far")), ["second", "state"]);
+}
+
+#[test]
+fn a_save_leaves_a_whole_file_for_its_owner_and_nothing_else() {
+    let folder = SocketFolder::new();
+    let here = folder.socket().with_file_name("");
+    let state = here.join("state");
+    // Of one that was killed while it saved; and what is nobody's leftover.
+    for name in ["state.4194305.new", "state.old.new", "other.7.new"] {
+        fs::write(here.join(name), b"half").expect("it can be written");
+    }
+    let nic = Nic::start(&folder, &state);
+    nic.stop();
+    assert_eq!(names(&here), ["other.7.new", "state", "state.old.new"]);
+    for name in ["state", "state.lock"] {
+        let found = fs::metadata(here.join(name)).expect("it is there");
+        assert_eq!(found.permissions().mode() & 0o7777, 0o600, "{name}");
+    }
+    let old = fs::read(&state).expect("it is there");
+
+    // A save that fails: its name is a folder's.
+    let nic = Nic::start(&folder, &state);
+    make(&host(&nic));
+    let taken = here.join(format!("state.{}.new", nic.id()));
+    fs::create_dir(&taken).expect("a folder");
+    let said = nic.stop_with(1);
+    assert!(said.contains("the state is not saved"), "{said}");
+    assert_eq!(fs::read(&state).expect("it is there"), old);
+    drop(Nic::start(&folder, &state));
 }
