@@ -11,6 +11,7 @@
 //!   memory.
 //! * [`hook`]: who watches or spoils accesses to device memory.
 //! * [`state`]: all maps as bytes, and back.
+//! * [`time`]: what it would all take on hardware that a profile describes.
 //! * `dispatch`: commands, from a [`Submission`] to its [`Completion`].
 //!
 //! Commands come from the host and device memory can be written by the host through its
@@ -31,6 +32,7 @@ mod maps;
 pub mod memory;
 pub mod state;
 pub mod table;
+pub mod time;
 mod warm;
 
 pub use config::{Config, ConfigError, StepLimits};

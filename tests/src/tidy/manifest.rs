@@ -16,6 +16,7 @@ pub const EDGES: &[(&str, &[&str])] = &[
     ("offmap-vfio", &["offmap-device-io"]),
     ("offmap-vfio-user", &["offmap-device-io"]),
     ("offmap-firmware-model", &["offmap-abi"]),
+    ("offmap-model", &["offmap-abi", "offmap-firmware-model"]),
     (
         "offmap-emulator",
         &[
