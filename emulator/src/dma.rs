@@ -20,10 +20,12 @@
 //! [`DmaBuffer`](offmap_device_io::DmaBuffer) never does that; a front end that takes
 //! descriptors from another process must insist on sealed ones.
 //!
-//! A file is mapped into this process once, whole, however many ranges of it the host maps
-//! for the device: a virtual machine behind an IOMMU maps its memory page by page, and the
-//! system allows a process some 65,000 mappings. IOVAs are entries of a table, at most
-//! [`MAPPINGS_MAX`].
+//! A file is mapped into this process by windows of [`WINDOW_BYTES`], each once, however many ranges of it
+//! the host maps for the device: a virtual machine behind an IOMMU maps its memory page by page, and the
+//! system allows a process some 65,000 mappings. A range across several windows gets one mapping of all of
+//! them. So a file takes address space where the host uses it, and not for its length. IOVAs are entries of a
+//! table, at most [`MAPPINGS_MAX`]; [`BACKINGS_MAX`] and [`ADDRESS_SPACE_MAX`] bound the rest, so that a
+//! host cannot leave this process without address space.
 
 mod far;
 mod span;
@@ -72,6 +74,17 @@ pub const MAPPINGS_MAX: usize = 1 << 20;
 pub const OVERLAP: &str = "the range overlaps a mapping";
 /// Why a map is refused beyond [`MAPPINGS_MAX`].
 pub const TOO_MANY: &str = "there are 1,048,576 mappings already";
+/// Bytes of a file that are mapped together; a power of two.
+pub const WINDOW_BYTES: u64 = 1 << 30;
+/// Most windows, or runs of them, at a time: half of the mappings that Linux allows a process.
+pub const BACKINGS_MAX: usize = 32_768;
+/// Why a map is refused beyond [`BACKINGS_MAX`].
+pub const TOO_MANY_FILES: &str =
+    "32,768 files, or pieces of 1 GiB of files, are mapped already; give memory in fewer files";
+/// Most address space that host memory may take, in bytes: an eighth of what a process has.
+pub const ADDRESS_SPACE_MAX: u64 = 1 << 44;
+/// Why a map is refused beyond [`ADDRESS_SPACE_MAX`].
+pub const TOO_MUCH: &str = "16 TiB of files are mapped already, counted in pieces of 1 GiB; map ranges that lie closer in their files";
 
 /// What the device may do with a mapping.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -104,14 +117,14 @@ enum Direction {
     Write,
 }
 
-/// A file of the host, mapped once for all ranges of it that have the same protection.
+/// Some windows of a file of the host, mapped once for all ranges in them that have the same protection.
 ///
 /// Its size is a power of two: each access finds one by its index.
 #[derive(Debug)]
 #[repr(align(64))]
 struct Backing {
     id: BackingId,
-    file: FileKey,
+    key: RunKey,
     memory: MmapRegion<()>,
     /// Entries of the table that lead here.
     users: usize,
@@ -120,8 +133,16 @@ struct Backing {
 /// Says which backing, where its place in the list of them may change; never used again.
 type BackingId = u64;
 
-/// Device and inode number of a file, and whether it is mapped to be written.
-type FileKey = (u64, u64, bool);
+/// Windows of a file that are mapped as one.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+struct RunKey {
+    /// Device and inode number of the file.
+    file: (u64, u64),
+    /// Mapped to be written.
+    write: bool,
+    /// The first window, and the last one.
+    windows: (u64, u64),
+}
 
 /// Host memory mapped at an IOVA.
 #[derive(Clone, Copy, Debug)]
@@ -191,8 +212,10 @@ pub struct Dma {
     backings: Vec<Backing>,
     /// The places of the backings.
     places: BTreeMap<BackingId, usize>,
-    /// The backing that serves new mappings of a file.
-    by_file: BTreeMap<FileKey, BackingId>,
+    /// The backing that serves new mappings of a run of windows.
+    by_file: BTreeMap<RunKey, BackingId>,
+    /// Bytes of address space that the backings take.
+    address_space: u64,
     /// The id of the next backing.
     next_id: BackingId,
     generation: u64,
@@ -218,6 +241,7 @@ impl Dma {
             backings: Vec::new(),
             places: BTreeMap::new(),
             by_file: BTreeMap::new(),
+            address_space: 0,
             next_id: 0,
             generation: 1,
             enabled: false,
@@ -242,7 +266,8 @@ impl Dma {
     ///
     /// [`IoError::DmaMap`] when the range is empty, not made of whole pages, outside
     /// [`IOVA_RANGES`], overlaps a mapping, or is not wholly inside the file, and beyond
-    /// [`MAPPINGS_MAX`]; [`IoError::Os`] when the pages cannot be mapped.
+    /// [`MAPPINGS_MAX`], [`BACKINGS_MAX`] and [`ADDRESS_SPACE_MAX`]; [`IoError::Os`] when the pages cannot
+    /// be mapped.
     pub fn map(
         &mut self,
         fd: BorrowedFd<'_>,
@@ -298,7 +323,7 @@ impl Dma {
         }
         let target = match file {
             Some((fd, offset)) if permission.read || permission.write => {
-                Some((self.backing(fd, offset, iova, len, permission)?, offset))
+                Some(self.backing(fd, offset, iova, len, permission)?)
             }
             _ => None,
         };
@@ -312,7 +337,7 @@ impl Dma {
         Ok(())
     }
 
-    /// The backing for a range of a file, with one user more.
+    /// The backing for a range of a file, with one user more, and where in it the range starts.
     fn backing(
         &mut self,
         fd: BorrowedFd<'_>,
@@ -320,7 +345,8 @@ impl Dma {
         iova: Iova,
         len: usize,
         permission: Permission,
-    ) -> Result<BackingId, IoError> {
+    ) -> Result<(BackingId, u64), IoError> {
+        let refuse = |why| IoError::DmaMap { iova, len, why };
         let file = File::from(
             fd.try_clone_to_owned()
                 .map_err(|e| IoError::os("cannot duplicate the DMA descriptor", e))?,
@@ -331,44 +357,56 @@ impl Dma {
         // Past the end of the file an access would raise SIGBUS instead of a fault.
         let size = metadata.len();
         let end = offset.checked_add(len as u64).filter(|end| *end <= size);
-        let Some(end) = end else {
-            let why = "the range is not wholly inside the file";
-            return Err(IoError::DmaMap { iova, len, why });
+        let end = end.ok_or_else(|| refuse("the range is not wholly inside the file"))?;
+        let windows = (offset / WINDOW_BYTES, (end - 1) / WINDOW_BYTES);
+        let start = windows.0 * WINDOW_BYTES;
+        let key = RunKey {
+            file: (metadata.dev(), metadata.ino()),
+            write: permission.write,
+            windows,
         };
-        let key = (metadata.dev(), metadata.ino(), permission.write);
         if let Some(&id) = self.by_file.get(&key)
             && let Some(&place) = self.places.get(&id)
             && let Some(backing) = self.backings.get_mut(place)
             // The file may have grown since.
-            && end <= backing.memory.size() as u64
+            && end - start <= backing.memory.size() as u64
         {
             backing.users += 1;
-            return Ok(id);
+            return Ok((id, offset - start));
+        }
+        if self.backings.len() >= BACKINGS_MAX {
+            return Err(refuse(TOO_MANY_FILES));
+        }
+        let bytes = (windows.1 + 1).saturating_mul(WINDOW_BYTES).min(size) - start;
+        if bytes > ADDRESS_SPACE_MAX - self.address_space {
+            return Err(refuse(TOO_MUCH));
         }
         let cannot = |e| IoError::os("cannot map the DMA memory", e);
-        let whole = usize::try_from(size)
+        let whole = usize::try_from(bytes)
             .map_err(|e| cannot(std::io::Error::new(std::io::ErrorKind::OutOfMemory, e)))?;
         let protection = match permission.write {
             true => libc::PROT_READ | libc::PROT_WRITE,
             false => libc::PROT_READ,
         };
         let flags = libc::MAP_NORESERVE | libc::MAP_SHARED;
-        let memory = MmapRegion::build(Some(FileOffset::new(file, 0)), whole, protection, flags)
-            .map_err(|e| match e {
-                vm_memory::mmap::MmapRegionError::Mmap(e) => cannot(e),
-                e => cannot(std::io::Error::other(e)),
-            })?;
+        let memory =
+            MmapRegion::build(Some(FileOffset::new(file, start)), whole, protection, flags)
+                .map_err(|e| match e {
+                    vm_memory::mmap::MmapRegionError::Mmap(e) => cannot(e),
+                    e => cannot(std::io::Error::other(e)),
+                })?;
         let id = self.next_id;
         self.next_id += 1;
         self.places.insert(id, self.backings.len());
         self.backings.push(Backing {
             id,
-            file: key,
+            key,
             memory,
             users: 1,
         });
         self.by_file.insert(key, id);
-        Ok(id)
+        self.address_space += bytes;
+        Ok((id, offset - start))
     }
 
     /// Takes away what [`Dma::map`] gave. No access follows.
@@ -431,10 +469,11 @@ impl Dma {
         self.backings.clear();
         self.places.clear();
         self.by_file.clear();
+        self.address_space = 0;
         self.invalidate();
     }
 
-    /// Mappings at the moment, and files that are mapped for them.
+    /// Mappings at the moment, and windows of files, or runs of them, that are mapped for them.
     pub fn mapped(&self) -> (usize, usize) {
         (self.mappings.len(), self.backings.len())
     }
@@ -454,8 +493,9 @@ impl Dma {
         if backing.users > 0 {
             return;
         }
-        if self.by_file.get(&backing.file) == Some(&id) {
-            self.by_file.remove(&backing.file);
+        self.address_space -= backing.memory.size() as u64;
+        if self.by_file.get(&backing.key) == Some(&id) {
+            self.by_file.remove(&backing.key);
         }
         self.places.remove(&id);
         self.backings.swap_remove(place);

@@ -12,7 +12,9 @@
 //! that come without a file, are reached by messages to the client, which is slow.
 
 use crate::device::{Device, bar_info};
-use crate::dma::{FarMemory, MAPPINGS_MAX, OVERLAP, Permission, TOO_MANY, Unreachable};
+use crate::dma::{
+    FarMemory, MAPPINGS_MAX, OVERLAP, Permission, TOO_MANY, TOO_MANY_FILES, TOO_MUCH, Unreachable,
+};
 use crate::function::FrontEnd;
 use crate::msix;
 use crate::regs::Width;
@@ -27,6 +29,7 @@ use offmap_vfio_user::{BindError, Duplex, Listener, shared};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Refusals of one client that are told of; the others are counted.
 const REFUSALS_TOLD: u32 = 16;
@@ -77,6 +80,12 @@ impl Server {
         let listener = Listener::bind(path)?;
         let device = Threaded::start(device, polls_before_park)?;
         Ok(Self { listener, device })
+    }
+
+    /// How long a client may take to say VERSION before it is dropped and the next one has its turn;
+    /// [`VERSION_TIMEOUT`](offmap_vfio_user::VERSION_TIMEOUT) by default.
+    pub fn set_version_timeout(&mut self, timeout: Duration) {
+        self.listener.set_version_timeout(timeout);
     }
 
     /// The device: for fault plans, and to look at it from this side.
@@ -191,6 +200,10 @@ impl Served<'_> {
             (self.tell)(&format!("{more} more of its commands were refused"));
         }
         match ended {
+            Ended::Silent(after) => (self.tell)(&format!(
+                "the client was dropped: it said no VERSION for {} s, and others may be waiting",
+                after.as_secs_f64()
+            )),
             Ended::Broken(e) => (self.tell)(&format!("the client was dropped: {e}")),
             _ => (self.tell)("the client has left"),
         }
@@ -256,7 +269,8 @@ fn width(offset: u64, left: usize) -> Width {
 fn refusal(e: &IoError) -> Refusal {
     let errno = match e {
         IoError::DmaMap { why, .. } if *why == OVERLAP => Errno::EXIST,
-        IoError::DmaMap { why, .. } if *why == TOO_MANY => Errno::NOSPC,
+        IoError::DmaMap { why, .. } if [TOO_MANY, TOO_MANY_FILES].contains(why) => Errno::NOSPC,
+        IoError::DmaMap { why, .. } if *why == TOO_MUCH => Errno::NOMEM,
         IoError::Gone(_) => Errno::NODEV,
         IoError::Os { source, .. } => source
             .raw_os_error()

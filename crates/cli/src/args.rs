@@ -343,6 +343,12 @@ pub struct NicArgs {
     #[arg(long, value_name = "N", default_value_t = 1000)]
     pub look_again_us: u32,
 
+    /// How long a client that has connected may take to say VERSION, in milliseconds, 1 to 3,600,000;
+    /// then it is dropped, and the next one has its turn
+    #[arg(long, value_name = "MS", default_value_t = 3000,
+          value_parser = clap::value_parser!(u64).range(1..=3_600_000))]
+    pub version_timeout_ms: u64,
+
     /// Keep maps when a client leaves, save them to FILE at the end, and begin with what is there
     #[arg(long, value_name = "FILE")]
     pub state: Option<PathBuf>,

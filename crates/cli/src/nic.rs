@@ -13,6 +13,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::time::Duration;
 use thiserror::Error;
 
 /// Why the NIC is not served, or no longer.
@@ -81,7 +82,7 @@ pub fn run(args: &NicArgs, tell: &mut dyn FnMut(&str)) -> Result<(), NicError> {
     let config = config(args);
     let state = args.state.as_deref().map(StateFile::claim).transpose()?;
     let saved = state.as_ref().filter(|state| state.there());
-    let server = match saved.map(StateFile::path) {
+    let mut server = match saved.map(StateFile::path) {
         Some(path) => {
             let device = Device::restore(&config, path).map_err(NicError::Restore)?;
             tell(&format!("the maps of {} are restored", path.display()));
@@ -89,6 +90,7 @@ pub fn run(args: &NicArgs, tell: &mut dyn FnMut(&str)) -> Result<(), NicError> {
         }
         None => Server::bind(&args.socket, config)?,
     };
+    server.set_version_timeout(Duration::from_millis(args.version_timeout_ms));
     if let Some(plan) = &plan {
         server.device().set_faults(plan, args.seed)?;
     }

@@ -17,6 +17,20 @@ const BUSY: Duration = Duration::from_secs(2);
 /// Why a device cannot be opened.
 #[derive(Debug, Error)]
 pub enum OpenError {
+    /// Another client has the device.
+    #[error(
+        "the SmartNIC at {0} is held by another client, and it serves one at a time: end that client, or start \
+         another SmartNIC, `offmap nic --socket` at a path of its own"
+    )]
+    Held(String),
+    /// The device behind the socket cannot be attached to.
+    #[error("cannot attach to the SmartNIC at {path}: {source}")]
+    Refused {
+        /// The socket.
+        path: String,
+        /// What went wrong.
+        source: IoError,
+    },
     /// There is no device behind the socket.
     #[error("there is no SmartNIC at {path}: {source}; `offmap nic --socket {path}` starts one")]
     Attach {
@@ -61,12 +75,7 @@ pub fn visit<V: Visitor>(kind: &DeviceKind, visitor: V) -> V::Out {
                     {
                         std::thread::sleep(Duration::from_millis(10));
                     }
-                    Err(source) => {
-                        return Err(OpenError::Attach {
-                            path: path.display().to_string(),
-                            source,
-                        });
-                    }
+                    Err(error) => return Err(not_attached(path.display().to_string(), error)),
                 }
             }
         }),
@@ -74,5 +83,19 @@ pub fn visit<V: Visitor>(kind: &DeviceKind, visitor: V) -> V::Out {
             let device = Vfio::attach(address, offmap_vfio::Attach::default())?;
             Ok(Arc::new(device))
         }),
+    }
+}
+
+/// Why there is nobody to attach to, by the errno: who holds the device, whether there is any, or else.
+fn not_attached(path: String, source: IoError) -> OpenError {
+    use std::io::ErrorKind::{ConnectionRefused, NotFound, ResourceBusy};
+    let kind = match &source {
+        IoError::Os { source, .. } => Some(source.kind()),
+        _ => None,
+    };
+    match kind {
+        Some(ResourceBusy) => OpenError::Held(path),
+        Some(NotFound | ConnectionRefused) => OpenError::Attach { path, source },
+        _ => OpenError::Refused { path, source },
     }
 }

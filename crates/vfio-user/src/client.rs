@@ -284,6 +284,9 @@ impl Connection {
             ReceiveError::TooShort(_) | ReceiveError::TooLong(_) => {
                 "the vfio-user server sends no messages of the protocol"
             }
+            ReceiveError::NoMemory(_) | ReceiveError::Os(Errno::NOMEM) => {
+                "there is no memory for a message to or from the vfio-user server"
+            }
             _ => "the socket to the vfio-user server has failed",
         })
     }
@@ -331,9 +334,7 @@ impl Connection {
         let header = Header::command(id, command, body.iter().map(|piece| piece.len()).sum());
         let deadline = Instant::now() + timeout;
         if let Err(e) = send(&self.socket, &header, body, fds, &Wait::until(deadline)) {
-            // A server that turned us away has said why before it closed the connection.
-            let busy = matches!(e, ReceiveError::Closed) && self.turned_away(command, deadline);
-            return Err(if busy { too_busy() } else { self.failed(&e) });
+            return Err(self.failed(&e));
         }
         loop {
             // Commands of the server that follow each other without an end put nothing off.
@@ -348,10 +349,6 @@ impl Connection {
                 self.answer(&reply, memory, deadline)?;
                 continue;
             }
-            if is_turned_away(command, &reply.header) {
-                self.lost("the vfio-user server has another client");
-                return Err(too_busy());
-            }
             let ours = reply.header.id.get() == id && reply.header.about() == command;
             if !ours || reply.header.kind() != wire::TYPE_REPLY {
                 return Err(self.lost("the vfio-user server answers what was not asked"));
@@ -361,8 +358,12 @@ impl Connection {
                     Ok(errno @ 1..=4095) => errno,
                     _ => Errno::IO.raw_os_error(),
                 };
+                let what = match (command, Errno::from_raw_os_error(errno)) {
+                    (Command::VERSION, Errno::BUSY) => HELD,
+                    _ => refused(command),
+                };
                 let source = std::io::Error::from_raw_os_error(errno);
-                return Err(IoError::os(refused(command), source));
+                return Err(IoError::os(what, source));
             }
             return Ok(reply);
         }
@@ -381,30 +382,11 @@ impl Connection {
         let wait = Wait::until(deadline);
         send(self.socket.as_fd(), &header, &[&body], &[], &wait).map_err(|e| self.failed(&e))
     }
-
-    /// Whether what the server sent before it closed the connection is that it has a client.
-    fn turned_away(&mut self, command: Command, deadline: Instant) -> bool {
-        let said = receive(&self.socket, &Wait::until(deadline));
-        let busy = said.is_ok_and(|reply| is_turned_away(command, &reply.header));
-        if busy {
-            self.lost("the vfio-user server has another client");
-        }
-        busy
-    }
 }
 
-fn is_turned_away(command: Command, reply: &Header) -> bool {
-    command == Command::VERSION
-        && reply.about() == Command::VERSION
-        && reply.kind() == wire::TYPE_REPLY
-        && reply.has(wire::ERROR)
-        && reply.error.get() == Errno::BUSY.raw_os_error().unsigned_abs()
-}
-
-fn too_busy() -> IoError {
-    let what = "the vfio-user server has another client; one is served at a time";
-    IoError::os(what, Errno::BUSY)
-}
+/// What EBUSY says, in reply to VERSION.
+const HELD: &str = "another client holds the device, which serves one at a time: end that client, or start another \
+     server at a socket of its own";
 
 /// What is said of a command that the server answered with an errno.
 fn refused(command: Command) -> &'static str {

@@ -2,9 +2,8 @@
 //! end.
 
 use crate::duplex::Duplex;
-use crate::message::{Wait, send};
+use crate::porter::Porter;
 use crate::server::{Backend, Ended, serve};
-use crate::wire::{Command, Header};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::net::{
@@ -17,12 +16,15 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Connections that may wait to be accepted or turned away.
 const BACKLOG: i32 = 16;
-/// How long a client that is turned away may take to hear of it.
-const TURN_AWAY: Duration = Duration::from_millis(100);
+/// How long to wait for a descriptor to become free.
+const NO_ROOM: Duration = Duration::from_millis(100);
+/// How long a client may take to say VERSION before the next one has its turn, unless
+/// [`Listener::set_version_timeout`] says otherwise.
+pub const VERSION_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Why there is no socket to serve at.
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +59,7 @@ pub struct Listener {
     path: PathBuf,
     /// Device and inode of the socket's file, so that nobody else's is removed.
     file: (u64, u64),
+    version_timeout: Duration,
 }
 
 impl Listener {
@@ -98,7 +101,14 @@ impl Listener {
             socket,
             path: path.into(),
             file: (metadata.dev(), metadata.ino()),
+            version_timeout: VERSION_TIMEOUT,
         })
+    }
+
+    /// How long a client may take to say VERSION, from when it is accepted; and one that is turned
+    /// away, before it is let go without a reply.
+    pub fn set_version_timeout(&mut self, timeout: Duration) {
+        self.version_timeout = timeout;
     }
 
     /// Where it is.
@@ -127,7 +137,7 @@ impl Listener {
                 Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED) => {}
                 // The clients are told apart by what they do, not by how many there are.
                 Err(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => {
-                    std::thread::sleep(TURN_AWAY);
+                    std::thread::sleep(NO_ROOM);
                 }
                 Err(e) => return Err(e.into()),
             }
@@ -135,24 +145,31 @@ impl Listener {
     }
 
     /// Serves one client after the other, until `stop` becomes readable. Whoever comes while
-    /// a client is served gets EBUSY and is turned away. `around` hears of each client, before
-    /// it is served and with how that ended, and says whether there is a device still.
+    /// a client is served gets EBUSY in reply to its first message, and is turned away. `around` hears
+    /// of each client, before it is served and with how that ended, and says whether there is a device
+    /// still.
     ///
     /// # Errors
     ///
-    /// As [`Listener::accept`], and what `around` returns.
+    /// As [`Listener::accept`], what `around` returns, and the system's where there is no thread to turn
+    /// clients away.
     pub fn run<B: Backend>(
         &self,
         backend: &mut B,
         stop: BorrowedFd<'_>,
         mut around: impl FnMut(&mut B, Option<&Ended>) -> io::Result<()>,
     ) -> io::Result<()> {
+        let porter = Porter::start(self.version_timeout).map_err(io::Error::other)?;
         while let Some(client) = self.accept(stop)? {
             around(backend, None)?;
-            let turn_away = || self.turn_away();
+            let turn_away = || {
+                if let Ok(client) = accept_with(&self.socket, SocketFlags::CLOEXEC) {
+                    porter.turn_away(client);
+                }
+            };
             let aside = (self.socket.as_fd(), &turn_away as &dyn Fn());
             let client = Arc::new(Duplex::new(client, stop.try_clone_to_owned().ok()));
-            let ended = serve(&client, backend, stop, Some(aside));
+            let ended = serve(&client, backend, stop, Some(aside), self.version_timeout);
             drop(client);
             around(backend, Some(&ended))?;
             if matches!(ended, Ended::Stopped) {
@@ -160,18 +177,6 @@ impl Listener {
             }
         }
         Ok(())
-    }
-
-    /// Tells a client that there is one already. It reads that as the reply to its first
-    /// message, which nobody waits for.
-    fn turn_away(&self) {
-        let Ok(client) = accept_with(&self.socket, SocketFlags::CLOEXEC) else {
-            return;
-        };
-        let busy = Header::command(0, Command::VERSION, 0).refusal(Errno::BUSY.raw_os_error());
-        let wait = Wait::until(Instant::now() + TURN_AWAY);
-        // Whoever does not hear it sees the connection closed.
-        let _ = send(&client, &busy, &[], &[], &wait);
     }
 }
 

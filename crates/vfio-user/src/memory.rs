@@ -4,7 +4,7 @@
 //! is answered while the client waits for a reply of its own, and only then.
 
 use crate::capabilities::DATA_BYTES;
-use crate::message::Message;
+use crate::message::{Message, room};
 use crate::wire::{self, Command, DmaAccessBody, Header};
 use offmap_device_io::{DmaBuffer, IoError, Iova};
 use rustix::io::Errno;
@@ -81,7 +81,8 @@ impl Reachable {
         }
         let mapped = self.mapped();
         let parts = parts(&mapped, access.address.get(), count)?;
-        let mut reply = access.as_bytes().to_vec();
+        let mut reply = room(size_of::<DmaAccessBody>() + count)?;
+        reply.extend_from_slice(access.as_bytes());
         // One access of a device is complete before its next one: nothing of another thread's is
         // seen out of order (docs/abi.md, section 10).
         fence(Ordering::SeqCst);

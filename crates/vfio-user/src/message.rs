@@ -57,12 +57,16 @@ pub enum ReceiveError {
     /// A message that is too long to be taken. The connection is of no use afterwards.
     #[error("a message of {} bytes is longer than {MESSAGE_MAX}", .0.size.get())]
     TooLong(Header),
+    /// There is no memory for the message. The connection is of no use afterwards.
+    #[error("there is no memory for a message of {} bytes", .0.size.get())]
+    NoMemory(Header),
     /// The system's error.
     #[error("the socket failed: {0}")]
     Os(Errno),
 }
 
 /// Who else is waited for, and how long.
+#[derive(Clone, Copy)]
 pub struct Wait<'w> {
     /// When the first byte must be there; `None`: whenever it comes.
     pub first: Option<Instant>,
@@ -153,8 +157,26 @@ impl Wait<'_> {
                     return Ok(());
                 }
                 turn_away();
+                // Many who come one after the other put no deadline off.
+                if deadline.is_some_and(|at| Instant::now() >= at) {
+                    return Err(ReceiveError::TimedOut);
+                }
             }
         }
+    }
+}
+
+/// An empty vector with room for so many bytes, as a peer may ask for: a process that has no memory says so,
+/// and does not end.
+///
+/// # Errors
+///
+/// ENOMEM.
+pub(crate) fn room(bytes: usize) -> Result<Vec<u8>, Errno> {
+    let mut room = Vec::new();
+    match room.try_reserve_exact(bytes) {
+        Ok(()) => Ok(room),
+        Err(_) => Err(Errno::NOMEM),
     }
 }
 
@@ -187,7 +209,8 @@ pub fn receive(socket: impl AsFd, wait: &Wait<'_>) -> Result<Message, ReceiveErr
     let Some(left) = (size as usize).checked_sub(HEADER_BYTES) else {
         return Err(ReceiveError::TooShort(header));
     };
-    let mut body = vec![0; left];
+    let mut body = room(left).map_err(|_| ReceiveError::NoMemory(header))?;
+    body.resize(left, 0);
     fill(socket, &mut body, &mut fds, wait, deadline)?;
     Ok(Message {
         header,
@@ -262,7 +285,7 @@ pub fn send(
     wait: &Wait<'_>,
 ) -> Result<(), ReceiveError> {
     let socket = socket.as_fd();
-    let mut bytes = Vec::with_capacity(header.size.get() as usize);
+    let mut bytes = room(header.size.get() as usize).map_err(ReceiveError::Os)?;
     bytes.extend_from_slice(header.as_bytes());
     for piece in body {
         bytes.extend_from_slice(piece);

@@ -9,12 +9,12 @@
 
 use crate::capabilities::{Capabilities, DATA_BYTES};
 use crate::duplex::Duplex;
-use crate::message::{Message, ReceiveError, Wait};
+use crate::message::{Message, ReceiveError, Wait, room};
 use crate::wire::{self, Area, Command, Header, IrqFlags, RegionFlags};
 pub use rustix::io::Errno;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use zerocopy::IntoBytes;
 
 /// How long the rest of a message may take once it has begun, and a reply to be taken.
@@ -537,9 +537,11 @@ impl<'b, B: Backend> Session<'b, B> {
         if count > most.min(DATA_BYTES) {
             return Err(Refusal::invalid(format!("{count} bytes at once")));
         }
-        let mut reply = access.as_bytes().to_vec();
-        let head = reply.len();
-        reply.resize(head + count as usize, 0);
+        let head = access.as_bytes().len();
+        let whole = head + count as usize;
+        let mut reply = room(whole).map_err(|e| Refusal::new(e, no_memory(whole)))?;
+        reply.extend_from_slice(access.as_bytes());
+        reply.resize(whole, 0);
         self.backend
             .region_read(region, offset, &mut reply[head..])?;
         Ok((reply, None))
@@ -572,7 +574,9 @@ impl<'b, B: Backend> Session<'b, B> {
             )));
         }
         // All are checked before the first is carried out.
-        let mut writes = Vec::with_capacity(entries.len() / ENTRY);
+        let mut writes = Vec::new();
+        let room = writes.try_reserve_exact(entries.len() / ENTRY);
+        room.map_err(|_| Refusal::new(Errno::NOMEM, no_memory(entries.len())))?;
         for entry in entries.chunks_exact(ENTRY) {
             let (entry, _) = take::<wire::WriteMultiEntry>(entry)?;
             let (region, offset) = self.access(&entry.access, RegionFlags::WRITE)?;
@@ -651,6 +655,10 @@ where
     Ok((value, rest))
 }
 
+fn no_memory(bytes: usize) -> String {
+    format!("there is no memory for {bytes} bytes")
+}
+
 fn argsz(argsz: u32, least: usize) -> Result<(), Refusal> {
     if (argsz as usize) < least {
         return Err(Refusal::invalid(format!(
@@ -680,17 +688,21 @@ pub enum Ended {
     Closed,
     /// `stop` became readable.
     Stopped,
+    /// The client connected, and had said no whole VERSION after that time.
+    Silent(Duration),
     /// The client did not take its replies, did not finish a message, or the socket failed.
     Broken(ReceiveError),
 }
 
 /// Serves one client until one side ends it. `stop` ends it when it becomes readable; `aside`
-/// is called whenever its descriptor is readable meanwhile.
+/// is called whenever its descriptor is readable meanwhile. A client that has not said VERSION after
+/// `version_timeout` is dropped: it would keep all others from being served.
 pub fn serve<B: Backend>(
     client: &Arc<Duplex>,
     backend: &mut B,
     stop: BorrowedFd<'_>,
     aside: Option<(BorrowedFd<'_>, &dyn Fn())>,
+    version_timeout: Duration,
 ) -> Ended {
     let event = backend.connected(client);
     let ended = serve_connected(
@@ -699,6 +711,7 @@ pub fn serve<B: Backend>(
         stop,
         aside,
         event.as_ref().map(AsFd::as_fd),
+        version_timeout,
     );
     client.end();
     ended
@@ -710,6 +723,7 @@ fn serve_connected<B: Backend>(
     stop: BorrowedFd<'_>,
     aside: Option<(BorrowedFd<'_>, &dyn Fn())>,
     event: Option<BorrowedFd<'_>>,
+    version_timeout: Duration,
 ) -> Ended {
     let wait = Wait {
         first: None,
@@ -718,26 +732,38 @@ fn serve_connected<B: Backend>(
         aside,
         event,
     };
+    let greeting = Wait {
+        first: Instant::now().checked_add(version_timeout),
+        whole: version_timeout.min(MESSAGE_TIMEOUT),
+        ..wait
+    };
     let mut session = Session::new(backend);
     loop {
-        let outcome = match client.next(&wait) {
+        let greeted = session.client.is_some();
+        let outcome = match client.next(if greeted { &wait } else { &greeting }) {
             Ok(message) => session.handle(message),
             Err(ReceiveError::Signalled) => {
                 session.backend.signalled();
                 continue;
             }
-            Err(e @ (ReceiveError::TooShort(_) | ReceiveError::TooLong(_))) => {
-                let (ReceiveError::TooShort(header) | ReceiveError::TooLong(header)) = &e else {
-                    return Ended::Broken(e);
+            Err(
+                e @ (ReceiveError::TooShort(header)
+                | ReceiveError::TooLong(header)
+                | ReceiveError::NoMemory(header)),
+            ) => {
+                let errno = match e {
+                    ReceiveError::NoMemory(_) => Errno::NOMEM,
+                    _ => Errno::INVAL,
                 };
-                let reply = session.refuse(header, &Refusal::invalid(e.to_string()));
+                let reply = session.refuse(&header, &Refusal::new(errno, e.to_string()));
                 Outcome {
                     reply: Some(reply),
-                    close: session.client.is_none() || matches!(e, ReceiveError::TooLong(_)),
+                    close: session.client.is_none() || !matches!(e, ReceiveError::TooShort(_)),
                 }
             }
             Err(ReceiveError::Closed) => return Ended::Closed,
             Err(ReceiveError::Stopped) => return Ended::Stopped,
+            Err(ReceiveError::TimedOut) if !greeted => return Ended::Silent(version_timeout),
             Err(e) => return Ended::Broken(e),
         };
         if let Some(said) = &session.client {

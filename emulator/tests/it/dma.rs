@@ -2,7 +2,10 @@
 
 use crate::host::buffer;
 use offmap_device_io::{DmaBuffer, IoError, Iova};
-use offmap_emulator::dma::{Dma, DmaFault, FarMemory, IOVA_RANGES, Permission, Span, Unreachable};
+use offmap_emulator::dma::{
+    ADDRESS_SPACE_MAX, Dma, DmaFault, FarMemory, IOVA_RANGES, Permission, Span, TOO_MUCH,
+    Unreachable, WINDOW_BYTES,
+};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
@@ -538,4 +541,97 @@ fn a_file_that_has_grown_is_mapped_anew() {
     dma.unmap(Iova(0x1000), 4096).unwrap();
     assert_eq!(dma.mapped(), (1, 1));
     dma.write(0x2000, &[8; 4096]).unwrap();
+}
+
+/// Bytes of address space of this process.
+fn address_space() -> u64 {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+    statm.split(' ').next().unwrap().parse::<u64>().unwrap() * PAGE
+}
+
+fn sparse(bytes: u64) -> std::fs::File {
+    let fd = rustix::fs::memfd_create(c"sparse", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+    let file = std::fs::File::from(fd);
+    file.set_len(bytes).unwrap();
+    file
+}
+
+/// A file takes address space where it is used, and not for its length. At the limit the next window is
+/// refused by name, what is there stays, and room that is made is room.
+#[test]
+fn a_sparse_file_takes_address_space_where_it_is_used() {
+    let mut dma = Dma::new();
+    dma.set_enabled(true);
+    let file = sparse(4 * ADDRESS_SPACE_MAX);
+    let before = address_space();
+    let far = 3 * ADDRESS_SPACE_MAX + 5 * PAGE;
+    dma.map(file.as_fd(), far, Iova(PAGE), 4096).unwrap();
+    // What other tests map meanwhile is far less than the file.
+    let took = address_space().saturating_sub(before);
+    assert!(took < ADDRESS_SPACE_MAX / 16, "{took:#x}");
+    dma.write(PAGE, b"far away").unwrap();
+    let mut seen = [0; 8];
+    std::os::unix::fs::FileExt::read_exact_at(&file, &mut seen, far).unwrap();
+    assert_eq!(&seen, b"far away");
+    dma.unmap(Iova(PAGE), 4096).unwrap();
+
+    let windows = ADDRESS_SPACE_MAX / WINDOW_BYTES;
+    // A descriptor and a mapping for each window is more than a test may have: runs of 64 of them.
+    let run = 64 * WINDOW_BYTES;
+    let at = |i: u64| Iova((1 << 40) + i * run);
+    for i in 0..windows / 64 {
+        dma.map(file.as_fd(), i * run, at(i), run as usize).unwrap();
+    }
+    match dma.map(file.as_fd(), far, Iova(PAGE), 4096) {
+        Err(IoError::DmaMap { why, .. }) => assert_eq!(why, TOO_MUCH),
+        other => panic!("{other:?}"),
+    }
+    dma.write(at(3).0, b"still").unwrap();
+    dma.unmap(at(0), run as usize).unwrap();
+    dma.map(file.as_fd(), far, Iova(PAGE), 4096).unwrap();
+    dma.unmap_all();
+    let all = ADDRESS_SPACE_MAX as usize;
+    dma.map(file.as_fd(), 0, Iova(1 << 45), all).unwrap();
+    dma.unmap_all();
+    let more = dma.map(file.as_fd(), 0, Iova(1 << 45), all + 4096);
+    assert!(more.is_err());
+}
+
+/// A range across the border of two windows is one piece; ranges in windows of their own share those.
+#[test]
+fn ranges_cross_the_windows_of_a_file() {
+    let mut dma = Dma::new();
+    dma.set_enabled(true);
+    let file = sparse(3 * WINDOW_BYTES + 2 * PAGE);
+    let border = WINDOW_BYTES - PAGE;
+    dma.map(file.as_fd(), border, Iova(0x10_0000), 8192)
+        .unwrap();
+    let mut span = Span::new(0x10_0000, 8192);
+    span.store(&dma, PAGE - 8, 1).unwrap();
+    span.store(&dma, PAGE, 2).unwrap();
+    for (i, offset) in [
+        0,
+        border,
+        WINDOW_BYTES,
+        WINDOW_BYTES + PAGE,
+        3 * WINDOW_BYTES + PAGE,
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let iova = Iova(0x20_0000 + i as u64 * 2 * PAGE);
+        dma.map(file.as_fd(), offset, iova, 4096).unwrap();
+    }
+    // The first two windows, each of the two, and the last, which ends with the file.
+    assert_eq!(dma.mapped(), (6, 4));
+    let mut word = [0; 8];
+    dma.read(0x20_0000 + 2 * PAGE + PAGE - 8, &mut word)
+        .unwrap();
+    assert_eq!(u64::from_le_bytes(word), 1);
+    dma.read(0x20_0000 + 4 * PAGE, &mut word).unwrap();
+    assert_eq!(u64::from_le_bytes(word), 2);
+    dma.write(0x20_0000 + 8 * PAGE + PAGE - 8, b"last one")
+        .unwrap();
+    assert_eq!(dma.unmap_range(Iova(0), 1 << 40).unwrap(), 7 * PAGE);
+    assert_eq!(dma.mapped(), (0, 0));
 }

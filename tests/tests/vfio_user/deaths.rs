@@ -225,7 +225,7 @@ fn what_is_wrong_is_said() {
     assert!(said.contains("vectors"), "{said}");
     let (code, said) = run(&["demo", "--device", &format!("vfio-user:{path}")]);
     assert_eq!(code, Some(1), "{said}");
-    assert!(said.contains("another client"), "{said}");
+    assert!(said.contains("held by another client"), "{said}");
     let (code, said) = run(&["demo", "--device", &format!("vfio-user:{path}.3")]);
     assert_eq!(code, Some(1), "{said}");
     assert!(said.contains("offmap nic --socket"), "{said}");

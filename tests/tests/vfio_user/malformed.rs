@@ -594,7 +594,7 @@ fn a_client_at_a_time_and_half_messages_end_with_their_sender() {
     let first = attach(&server.path());
     let second = offmap_vfio_user::VfioUser::attach(&server.path(), Default::default());
     let said = second.expect_err("there is a client").to_string();
-    assert!(said.contains("another client"), "{said}");
+    assert!(said.contains("another client holds"), "{said}");
     offmap_device_io::Function::vectors(&first);
     drop(first);
     for bytes in [1, 15, 16, 40] {
