@@ -213,11 +213,22 @@ pub enum DeviceCommand {
         json: bool,
     },
     /// Bind a PCI function to vfio-pci, so that --device vfio:ADDRESS reaches it (needs root)
+    #[command(
+        long_about = "Bind a PCI function to vfio-pci, so that --device vfio:ADDRESS reaches it (needs root).
+
+A function that is no SmartNIC of this ABI, by its IDs, is refused, and so is one that a network interface, a mounted \
+file system or swap uses; the sentence says what it is. The driver and the driver_override that it had are written to \
+/run/offmap/bound, and `offmap device unbind` restores them."
+    )]
     Bind {
         /// Its address, such as 0000:01:00.0
         address: String,
+
+        /// Bind it whatever it is, and whoever uses it
+        #[arg(long)]
+        force: bool,
     },
-    /// Take a PCI function from vfio-pci, and let the kernel find it a driver (needs root)
+    /// Take a PCI function from vfio-pci, and give it the driver that it had before (needs root)
     Unbind {
         /// Its address, such as 0000:01:00.0
         address: String,

@@ -13,7 +13,9 @@ mod attach;
 mod function;
 mod interrupts;
 mod ioctl;
+mod record;
 pub mod sysfs;
+mod uses;
 mod watch;
 
 pub use attach::{Attach, AttachError, Interface};

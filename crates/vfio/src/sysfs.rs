@@ -1,8 +1,11 @@
 //! PCI functions as the kernel shows them in sysfs, and whose driver has them.
 //!
 //! Binding to vfio-pci goes by `driver_override`, which concerns one function only. What was
-//! done is told step by step; where a step fails, those before it are undone.
+//! done is told step by step; where a step fails, those before it are undone. The driver and the override of
+//! before are written down in `/run/offmap/bound`, and giving the function back restores them.
 
+use crate::record::{self, Earlier};
+use crate::uses;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -32,6 +35,25 @@ pub enum SysfsError {
          settings (VT-d, AMD-Vi), and boot with intel_iommu=on on an Intel machine"
     )]
     NoIommu(String),
+    /// It is not the device that was expected, or somebody uses it; nothing was done.
+    #[error(
+        "{what}; it is left alone. Bound to {VFIO_PCI} it is lost to this machine until it is given back: with \
+         --force it is bound all the same"
+    )]
+    NotOurs {
+        /// What the function is, and who uses it.
+        what: String,
+    },
+    /// What the function was cannot be written down; nothing was done.
+    #[error("{}: cannot write down what {address} was before: {source}{}", .path.display(), hint(.source))]
+    Record {
+        /// The function.
+        address: String,
+        /// The folder.
+        path: PathBuf,
+        /// The system's error.
+        source: io::Error,
+    },
     /// Another driver has it, or none.
     #[error("{address} is bound to {}, so there is nothing to give back", .driver.as_deref().unwrap_or("no driver"))]
     NotVfio {
@@ -83,6 +105,8 @@ pub struct PciFunction {
     pub vendor: u16,
     /// Device ID.
     pub device: u16,
+    /// Its class: base class, subclass and programming interface, a byte each from the highest on.
+    pub class: Option<u32>,
     /// The driver that it is bound to.
     pub driver: Option<String>,
     /// The IOMMU group that it is in.
@@ -94,6 +118,24 @@ pub struct PciFunction {
 }
 
 impl PciFunction {
+    /// What its base class is called; the PCI SIG's list has them all.
+    pub fn class_name(&self) -> &'static str {
+        match self.class.map(|class| class >> 16) {
+            Some(0x01) => "mass storage",
+            Some(0x02) => "network",
+            Some(0x03) => "display",
+            Some(0x04) => "multimedia",
+            Some(0x05) => "memory",
+            Some(0x06) => "bridge",
+            Some(0x07) => "communication",
+            Some(0x08) => "system peripheral",
+            Some(0x0c) => "serial bus",
+            Some(0x10) => "encryption",
+            Some(0x12) => "accelerator",
+            _ => "other",
+        }
+    }
+
     /// Whether it is bound to vfio-pci.
     pub fn is_vfio(&self) -> bool {
         self.driver.as_deref() == Some(VFIO_PCI)
@@ -106,18 +148,33 @@ type Write = Box<dyn Fn(&Path, &str) -> io::Result<()> + Send + Sync>;
 /// A sysfs.
 pub struct Sysfs {
     root: PathBuf,
+    /// The processes' view of mounts and swap.
+    proc: PathBuf,
+    /// Where what functions were is written down.
+    records: PathBuf,
     write: Write,
 }
 
 impl Sysfs {
     /// The machine's own.
     pub fn system() -> Self {
-        Self::at("/sys".into(), Box::new(|path, text| fs::write(path, text)))
+        Self {
+            root: "/sys".into(),
+            proc: "/proc".into(),
+            records: "/run/offmap/bound".into(),
+            write: Box::new(|path, text| fs::write(path, text)),
+        }
     }
 
-    /// One that stands in another folder, where `write` does what the kernel would.
+    /// One that stands in another folder, where `write` does what the kernel would; with `proc` for the
+    /// processes' view, and `run` for what is written down.
     pub fn at(root: PathBuf, write: Write) -> Self {
-        Self { root, write }
+        Self {
+            proc: root.join("proc"),
+            records: root.join("run"),
+            root,
+            write,
+        }
     }
 
     /// The folder of a function.
@@ -173,12 +230,15 @@ impl Sysfs {
             let name = self.group(group).join("name");
             text(&name).is_some_and(|name| name == "vfio-noiommu")
         });
+        let class = text(&path.join("class"));
+        let class = class.and_then(|class| u32::from_str_radix(class.strip_prefix("0x")?, 16).ok());
         let numa_node = text(&path.join("numa_node")).and_then(|node| node.parse().ok());
         Ok(PciFunction {
             driver: link(&path.join("driver")),
             address,
             vendor,
             device,
+            class,
             iommu_group,
             no_iommu,
             // −1 stands for none, and is no u32.
@@ -217,16 +277,30 @@ impl Sysfs {
         class.exists() && folders.any(|folder| folder.path().join("dev").exists())
     }
 
-    /// Binds a function to vfio-pci, and tells what was done for that.
+    /// Binds a function to vfio-pci, and tells what was done for that. Where `expected` has a vendor and a
+    /// device ID, another function is refused, and one that somebody uses; `None` takes any.
     ///
     /// # Errors
     ///
     /// [`SysfsError`]. What was done until then is undone.
-    pub fn bind(&self, address: &str) -> Result<Vec<String>, SysfsError> {
+    pub fn bind(
+        &self,
+        address: &str,
+        expected: Option<(u16, u16)>,
+    ) -> Result<Vec<String>, SysfsError> {
         let function = self.function(address)?;
         let address = &function.address;
         if function.is_vfio() {
             return Ok(vec![format!("{address} is bound to {VFIO_PCI} already")]);
+        }
+        let uses = uses::of(&self.path(address), &self.proc);
+        let mut what = describe(&function);
+        if !uses.is_empty() {
+            what += &format!(", and in use: {}", uses.join("; "));
+        }
+        let ours = expected.is_none_or(|ids| ids == (function.vendor, function.device));
+        if expected.is_some() && !(ours && uses.is_empty()) {
+            return Err(SysfsError::NotOurs { what });
         }
         if !self.driver(VFIO_PCI).is_dir() {
             return Err(SysfsError::NoDriver);
@@ -234,10 +308,23 @@ impl Sysfs {
         if function.iommu_group.is_none() {
             return Err(SysfsError::NoIommu(address.clone()));
         }
+        let earlier = Earlier {
+            driver: function.driver.clone(),
+            driver_override: self.driver_override(address),
+        };
+        record::keep(&self.records, address, &earlier).map_err(|source| SysfsError::Record {
+            address: address.clone(),
+            path: self.records.clone(),
+            source,
+        })?;
         let mut said = Vec::new();
+        if expected.is_none() {
+            said.push(what);
+        }
         let done = self.take(&function, &mut said);
         if let Err(e) = done {
-            self.put_back(&function);
+            self.put_back(address, &earlier);
+            record::forget(&self.records, address);
             return Err(e);
         }
         Ok(said)
@@ -245,7 +332,7 @@ impl Sysfs {
 
     fn take(&self, function: &PciFunction, said: &mut Vec<String>) -> Result<(), SysfsError> {
         let address = &function.address;
-        self.set_override(address, VFIO_PCI)?;
+        self.set_override(address, Some(VFIO_PCI))?;
         said.push(format!("{address} may be bound to {VFIO_PCI} only"));
         if let Some(driver) = &function.driver {
             let what = format!("taking {address} from {driver}");
@@ -267,10 +354,9 @@ impl Sysfs {
     }
 
     /// As it was before, as far as that goes.
-    fn put_back(&self, function: &PciFunction) {
-        let address = &function.address;
-        let _ = self.set_override(address, "\n");
-        let Some(driver) = &function.driver else {
+    fn put_back(&self, address: &str, earlier: &Earlier) {
+        let _ = self.set_override(address, earlier.driver_override.as_deref());
+        let Some(driver) = &earlier.driver else {
             return;
         };
         if link(&self.path(address).join("driver")).as_ref() != Some(driver) {
@@ -278,7 +364,9 @@ impl Sysfs {
         }
     }
 
-    /// Takes a function from vfio-pci and lets the kernel find it a driver; tells what was done.
+    /// Takes a function from vfio-pci and makes it what it was before [`Sysfs::bind`]: its driver and its
+    /// `driver_override`. Where nothing was written down of that, the kernel is let find it a driver. Tells
+    /// what was done.
     ///
     /// # Errors
     ///
@@ -290,30 +378,57 @@ impl Sysfs {
             let (address, driver) = (function.address, function.driver);
             return Err(SysfsError::NotVfio { address, driver });
         }
+        let earlier = record::find(&self.records, address);
+        let before = earlier.as_ref().and_then(|e| e.driver_override.as_deref());
+        let now = self.driver_override(address);
         let mut said = Vec::new();
-        self.set_override(address, "\n")?;
-        said.push(format!("{address} may be bound to any driver again"));
+        self.set_override(address, before)?;
+        said.push(match before {
+            Some(driver) => format!("{address} may be bound to {driver} only, as before"),
+            None => format!("{address} may be bound to any driver again"),
+        });
         let what = format!("taking {address} from {VFIO_PCI}");
         if let Err(e) = self.poke(&self.driver(VFIO_PCI).join("unbind"), address, what) {
-            let _ = self.set_override(address, VFIO_PCI);
+            let _ = self.set_override(address, now.as_deref());
             return Err(e);
         }
         said.push(format!("{address} was taken from {VFIO_PCI}"));
-        // A kernel without a driver for it says so by an error; that is no failure.
-        let _ = (self.write)(&self.root.join("bus/pci/drivers_probe"), address);
-        said.push(match self.function(address)?.driver {
-            Some(driver) => format!("{address} is bound to {driver}"),
-            None => format!("{address} is bound to no driver: the kernel has none for it"),
+        record::forget(&self.records, address);
+        let driver = earlier.as_ref().and_then(|e| e.driver.as_ref());
+        if let Some(driver) = driver {
+            // Its driver may have been unloaded since; then the kernel is asked.
+            let _ = (self.write)(&self.driver(driver).join("bind"), address);
+        }
+        if self.function(address)?.driver.is_none() {
+            // A kernel without a driver for it says so by an error; that is no failure.
+            let _ = (self.write)(&self.root.join("bus/pci/drivers_probe"), address);
+        }
+        said.push(match (self.function(address)?.driver, driver) {
+            (Some(now), Some(before)) if now == *before => {
+                format!("{address} is bound to {now}, as before")
+            }
+            (Some(now), _) => format!("{address} is bound to {now}"),
+            (None, Some(before)) => {
+                format!("{address} is bound to no driver: {before}, which it had before, does not take it")
+            }
+            (None, None) => format!("{address} is bound to no driver: the kernel has none for it"),
         });
         Ok(said)
     }
 
-    fn set_override(&self, address: &str, driver: &str) -> Result<(), SysfsError> {
-        let what = match driver.trim() {
-            "" => format!("letting any driver have {address}"),
-            driver => format!("letting only {driver} have {address}"),
+    /// The only driver that may have the function, if one is named.
+    fn driver_override(&self, address: &str) -> Option<String> {
+        let said = text(&self.path(address).join("driver_override"))?;
+        (!said.is_empty() && said != "(null)").then_some(said)
+    }
+
+    fn set_override(&self, address: &str, driver: Option<&str>) -> Result<(), SysfsError> {
+        let what = match driver {
+            None => format!("letting any driver have {address}"),
+            Some(driver) => format!("letting only {driver} have {address}"),
         };
-        self.poke(&self.path(address).join("driver_override"), driver, what)
+        let file = self.path(address).join("driver_override");
+        self.poke(&file, driver.unwrap_or("\n"), what)
     }
 
     fn poke(&self, path: &Path, said: &str, what: String) -> Result<(), SysfsError> {
@@ -333,6 +448,25 @@ impl Sysfs {
             .join("kernel/iommu_groups")
             .join(group.to_string())
     }
+}
+
+/// What a function is, for people.
+fn describe(function: &PciFunction) -> String {
+    let driver = match &function.driver {
+        Some(driver) => format!("bound to {driver}"),
+        None => "bound to no driver".to_owned(),
+    };
+    let class = match function.class {
+        Some(class) => format!("class {class:#08x}, {}", function.class_name()),
+        None => "of no class".to_owned(),
+    };
+    let PciFunction {
+        address,
+        vendor,
+        device,
+        ..
+    } = function;
+    format!("{address} is a {vendor:04x}:{device:04x} ({class}), {driver}")
 }
 
 /// The address with its domain, in lower case.

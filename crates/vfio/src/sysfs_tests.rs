@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 const NIC: &str = "0000:01:00.0";
+const IDS: Option<(u16, u16)> = Some((0x1209, 0x0ffd));
 
 /// What was written, in order: the file's path in the tree, and the text.
 type Written = Arc<Mutex<Vec<(String, String)>>>;
@@ -43,6 +44,7 @@ impl Tree {
         fs::create_dir_all(&path).unwrap();
         fs::write(path.join("vendor"), "0x1209\n").unwrap();
         fs::write(path.join("device"), "0x0ffd\n").unwrap();
+        fs::write(path.join("class"), "0x020000\n").unwrap();
         fs::write(path.join("numa_node"), format!("{node}\n")).unwrap();
         if let Some(group) = group {
             let folder = self.root.join(format!("kernel/iommu_groups/{group}"));
@@ -152,7 +154,7 @@ fn binding_takes_it_from_its_driver_and_says_so() {
     let tree = Tree::new();
     tree.function(NIC, Some(3), Some("nic"), "0");
     let sysfs = tree.sysfs("");
-    let said = sysfs.bind(NIC).unwrap();
+    let said = sysfs.bind(NIC, IDS).unwrap();
     assert_eq!(
         said,
         [
@@ -163,10 +165,10 @@ fn binding_takes_it_from_its_driver_and_says_so() {
     );
     assert!(sysfs.function(NIC).unwrap().is_vfio());
     tree.written();
-    assert_eq!(sysfs.bind(NIC).unwrap().len(), 1);
+    assert_eq!(sysfs.bind(NIC, IDS).unwrap().len(), 1);
     assert_eq!(tree.written(), [], "what is done is not done again");
     let said = sysfs.unbind(NIC).unwrap();
-    assert_eq!(said[2], "0000:01:00.0 is bound to nic");
+    assert_eq!(said[2], "0000:01:00.0 is bound to nic, as before");
     let written = tree.written();
     assert_eq!(written[0].1, "", "the override is taken away first");
     let e = sysfs.unbind(NIC).unwrap_err().to_string();
@@ -179,7 +181,7 @@ fn a_step_that_fails_undoes_those_before() {
         let tree = Tree::new();
         tree.function(NIC, Some(3), Some("nic"), "0");
         let sysfs = tree.sysfs(failing);
-        let e = sysfs.bind(NIC).unwrap_err();
+        let e = sysfs.bind(NIC, IDS).unwrap_err();
         assert!(matches!(e, SysfsError::Write { .. }), "{e}");
         assert!(e.to_string().contains("somebody is using"), "{e}");
         let now = sysfs.function(NIC).unwrap();
@@ -190,6 +192,7 @@ fn a_step_that_fails_undoes_those_before() {
     let tree = Tree::new();
     tree.function(NIC, Some(3), Some(VFIO_PCI), "0");
     let sysfs = tree.sysfs("vfio-pci/unbind");
+    fs::write(sysfs.path(NIC).join("driver_override"), VFIO_PCI).unwrap();
     sysfs.unbind(NIC).unwrap_err();
     assert_eq!(
         text(&sysfs.path(NIC).join("driver_override")).unwrap(),
@@ -202,7 +205,7 @@ fn a_kernel_that_does_nothing_is_found_out() {
     let tree = Tree::new();
     tree.function(NIC, Some(3), None, "0");
     let deaf = Sysfs::at(tree.root.clone(), Box::new(|_, _| Ok(())));
-    let e = deaf.bind(NIC).unwrap_err();
+    let e = deaf.bind(NIC, IDS).unwrap_err();
     assert!(matches!(e, SysfsError::NotTaken { .. }), "{e}");
 }
 
@@ -210,10 +213,10 @@ fn a_kernel_that_does_nothing_is_found_out() {
 fn what_stands_in_the_way_of_binding_has_its_sentence() {
     let tree = Tree::new();
     tree.function(NIC, None, None, "0");
-    let e = tree.sysfs("").bind(NIC).unwrap_err().to_string();
+    let e = tree.sysfs("").bind(NIC, IDS).unwrap_err().to_string();
     assert!(e.contains("intel_iommu=on"), "{e}");
     fs::remove_dir_all(tree.root.join("bus/pci/drivers/vfio-pci")).unwrap();
-    let e = tree.sysfs("").bind(NIC).unwrap_err().to_string();
+    let e = tree.sysfs("").bind(NIC, IDS).unwrap_err().to_string();
     assert!(e.contains("modprobe vfio-pci"), "{e}");
     assert_eq!(tree.written(), []);
 }
@@ -261,4 +264,112 @@ fn a_folder_alone_is_no_character_device() {
     assert!(sysfs.has_cdev(NIC));
     fs::remove_dir(class).unwrap();
     assert!(!sysfs.has_cdev(NIC));
+}
+
+/// Which driver may have the NIC, as the tree says.
+fn only(sysfs: &Sysfs) -> String {
+    text(&sysfs.path(NIC).join("driver_override")).unwrap_or_default()
+}
+
+/// A driver that the kernel would not have chosen, and the override that somebody had set, are there again
+/// after bind and unbind; and after a bind that fails.
+#[test]
+fn what_a_function_was_it_is_again() {
+    let tree = Tree::new();
+    tree.driver("special");
+    tree.function(NIC, Some(3), Some("special"), "0");
+    let sysfs = tree.sysfs("");
+    fs::write(sysfs.path(NIC).join("driver_override"), "special\n").unwrap();
+    sysfs.bind(NIC, IDS).unwrap();
+    assert_eq!(only(&sysfs), VFIO_PCI);
+    // Another process gives it back.
+    let said = tree.sysfs("").unbind(NIC).unwrap();
+    assert_eq!(only(&sysfs), "special");
+    let now = sysfs.function(NIC).unwrap();
+    assert_eq!(now.driver.as_deref(), Some("special"));
+    assert_eq!(
+        said,
+        [
+            "0000:01:00.0 may be bound to special only, as before",
+            "0000:01:00.0 was taken from vfio-pci",
+            "0000:01:00.0 is bound to special, as before",
+        ]
+    );
+    tree.sysfs("vfio-pci/bind").bind(NIC, IDS).unwrap_err();
+    assert_eq!(only(&sysfs), "special");
+    assert_eq!(sysfs.function(NIC).unwrap(), now);
+    // The kernel's word for none is none.
+    fs::write(sysfs.path(NIC).join("driver_override"), "(null)\n").unwrap();
+    sysfs.bind(NIC, IDS).unwrap();
+    sysfs.unbind(NIC).unwrap();
+    assert_eq!(only(&sysfs), "");
+    // Nothing is done before it is written down.
+    fs::remove_dir_all(tree.root.join("run")).unwrap();
+    fs::write(tree.root.join("run"), "in the way").unwrap();
+    tree.written();
+    let e = sysfs.bind(NIC, IDS).unwrap_err().to_string();
+    assert!(e.contains("cannot write down"), "{e}");
+    assert_eq!(tree.written(), []);
+    // A record that somebody has spoilt leads nowhere.
+    fs::remove_file(tree.root.join("run")).unwrap();
+    sysfs.bind(NIC, IDS).unwrap();
+    fs::write(tree.root.join("run").join(NIC), "driver=../../x\n").unwrap();
+    let said = sysfs.unbind(NIC).unwrap();
+    assert_eq!(said[2], "0000:01:00.0 is bound to nic");
+}
+
+/// A function that is not the NIC, or that somebody uses, is not taken unless that is wanted; and it is said
+/// what it is.
+#[test]
+fn what_is_not_ours_or_in_use_is_left_alone() {
+    let tree = Tree::new();
+    tree.driver("ahci");
+    let disk = "0000:00:1f.2";
+    tree.function(disk, Some(5), Some("ahci"), "0");
+    let sysfs = tree.sysfs("");
+    let path = sysfs.path(disk);
+    for (file, said) in [
+        ("vendor", "0x8086"),
+        ("device", "0x2922"),
+        ("class", "0x010601"),
+    ] {
+        fs::write(path.join(file), format!("{said}\n")).unwrap();
+    }
+    let part = path.join("ata1/host0/target0:0:0/block/sda/sda1");
+    fs::create_dir_all(part.join("holders")).unwrap();
+    fs::write(part.join("../dev"), "8:0\n").unwrap();
+    fs::write(part.join("dev"), "8:1\n").unwrap();
+    fs::write(part.join("partition"), "1\n").unwrap();
+    let volume = tree.root.join("block/dm-0");
+    fs::create_dir_all(&volume).unwrap();
+    fs::write(volume.join("dev"), "254:0\n").unwrap();
+    symlink(&volume, part.join("holders/dm-0")).unwrap();
+    let e = sysfs.bind(disk, IDS).unwrap_err().to_string();
+    let is = "0000:00:1f.2 is a 8086:2922 (class 0x010601, mass storage), bound to ahci";
+    assert!(e.starts_with(is) && e.contains("--force"), "{e}");
+    assert!(!e.contains("in use"), "{e}");
+    fs::create_dir_all(tree.root.join("proc/self")).unwrap();
+    let mounts = "22 1 0:20 / /sys rw - sysfs sysfs rw\n30 1 254:0 / /srv rw - ext4 /dev/dm-0 rw\n";
+    fs::write(tree.root.join("proc/self/mountinfo"), mounts).unwrap();
+    let swaps = "Filename Type Size Used Priority\n/dev/sda1 partition 1 0 -2\n";
+    fs::write(tree.root.join("proc/swaps"), swaps).unwrap();
+    let e = sysfs.bind(disk, IDS).unwrap_err().to_string();
+    assert!(
+        e.contains("in use: dm-0, mounted at /srv; sda1, used as swap"),
+        "{e}"
+    );
+    // Ours, and an interface has it.
+    tree.function(NIC, Some(3), Some("nic"), "0");
+    let interface = sysfs.path(NIC).join("virtio0/net/eth7");
+    fs::create_dir_all(&interface).unwrap();
+    let e = sysfs.bind(NIC, IDS).unwrap_err().to_string();
+    assert!(e.contains("in use: network interface eth7"), "{e}");
+    assert_eq!(tree.written(), []);
+    // Whoever wants it all the same hears what it was.
+    let said = sysfs.bind(disk, None).unwrap();
+    assert!(
+        said[0].starts_with(is) && said[0].contains("/srv"),
+        "{said:?}"
+    );
+    assert!(sysfs.function(disk).unwrap().is_vfio());
 }

@@ -6,6 +6,7 @@ mod list;
 pub mod test;
 
 use crate::args::DeviceCommand;
+use offmap_abi::regs::{PCI_DEVICE_ID, PCI_VENDOR_ID};
 use offmap_vfio::sysfs::{Sysfs, SysfsError};
 use thiserror::Error;
 
@@ -24,8 +25,14 @@ pub enum DeviceError {
 impl DeviceError {
     /// Whether what was asked for cannot be.
     pub fn is_input(&self) -> bool {
-        let bad =
-            |e: &SysfsError| matches!(e, SysfsError::BadAddress(_) | SysfsError::NoSuchFunction(_));
+        let bad = |e: &SysfsError| {
+            matches!(
+                e,
+                SysfsError::BadAddress(_)
+                    | SysfsError::NoSuchFunction(_)
+                    | SysfsError::NotOurs { .. }
+            )
+        };
         matches!(self, Self::Sysfs(e) if bad(e))
     }
 }
@@ -39,7 +46,12 @@ pub fn run(command: &DeviceCommand) -> Result<String, DeviceError> {
     let sysfs = Sysfs::system();
     match command {
         DeviceCommand::List { json } => list::list(&sysfs, *json),
-        DeviceCommand::Bind { address } => Ok(bind::lines(sysfs.bind(address)?)),
+        DeviceCommand::Bind { address, force } => {
+            let expected = (PCI_VENDOR_ID, PCI_DEVICE_ID);
+            Ok(bind::lines(
+                sysfs.bind(address, (!force).then_some(expected))?,
+            ))
+        }
         DeviceCommand::Unbind { address } => Ok(bind::lines(sysfs.unbind(address)?)),
         DeviceCommand::Header => Ok(header::HEADER.to_owned()),
         // It is about a device wherever that is, and has a report of its own.
