@@ -40,7 +40,7 @@ use std::fs::File;
 use std::os::fd::BorrowedFd;
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicU64, Ordering};
 use vm_memory::{FileOffset, MmapRegion, VolatileMemory, VolatileSlice};
 
 /// Words of a ring entry: submissions and completions have equally many.
@@ -522,12 +522,6 @@ impl Dma {
         Ok(())
     }
 
-    /// No later load of a shared word passes an earlier store of one.
-    #[inline(always)]
-    pub(crate) fn full_fence(&self) {
-        fence(Ordering::SeqCst);
-    }
-
     /// Copies host memory to `into`. On a fault some of `into` may have been written.
     #[inline]
     pub fn read(&mut self, iova: u64, into: &mut [u8]) -> Result<(), DmaFault> {
@@ -723,11 +717,6 @@ impl SharedWords for Words<'_> {
     fn store(&self, offset: usize, value: u64, order: Ordering) -> Result<(), DmaFault> {
         self.word(offset)?.store(value, order);
         Ok(())
-    }
-
-    #[inline(always)]
-    fn full_fence(&self) {
-        fence(Ordering::SeqCst);
     }
 }
 

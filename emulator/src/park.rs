@@ -3,6 +3,7 @@
 //! Written over [`Served`], so that the litmus tests run this very code over loom's words.
 
 use crate::dma::Dma;
+use crate::fence::full_fence;
 use crate::queue::{Queue, Stop};
 use offmap_device_io::DmaBuffer;
 
@@ -10,9 +11,6 @@ use offmap_device_io::DmaBuffer;
 pub(crate) trait Served {
     /// Does something with each of them. One with which it fails stops.
     fn for_each(&mut self, f: impl FnMut(&mut Queue, &Dma, &DmaBuffer) -> Result<(), Stop>);
-
-    /// No later load passes an earlier store.
-    fn full_fence(&self);
 }
 
 /// Asks for a KICK on every queue that has a notify block, then looks once more: whether there is
@@ -20,7 +18,7 @@ pub(crate) trait Served {
 /// that either it sees what the host has published, or the host sees that it is to write KICK.
 pub(crate) fn arm(queues: &mut impl Served) -> bool {
     queues.for_each(|queue, dma, _| queue.arm(dma));
-    queues.full_fence();
+    full_fence();
     let mut work = false;
     queues.for_each(|queue, dma, doorbells| {
         work |= queue.has_work(dma, doorbells)?;

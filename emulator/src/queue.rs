@@ -11,6 +11,7 @@
 
 use crate::device::Clock;
 use crate::dma::{Dma, DmaFault, ENTRY_BYTES, ENTRY_WORDS, Span};
+use crate::fence::full_fence;
 use offmap_abi::notify::{
     DOORBELL_CQ_HEAD, DOORBELL_SQ_TAIL, DOORBELL_STRIDE, EventWord, NOTIFY_ALIGN, NOTIFY_BYTES,
     NOTIFY_CQ_EVENT, NOTIFY_CQ_HEAD, NOTIFY_SQ_EVENT, NOTIFY_SQ_TAIL,
@@ -540,7 +541,7 @@ impl Queue {
         let Some(notify) = &mut self.notify else {
             return Ok(Some(self.raised));
         };
-        dma.full_fence();
+        full_fence();
         let event = EventWord::from_word(notify.load(dma, NOTIFY_CQ_EVENT as u64)?);
         Ok(event.wants(self.posted).then_some(event.index))
     }

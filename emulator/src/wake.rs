@@ -23,10 +23,6 @@ impl Served for Device {
             }
         }
     }
-
-    fn full_fence(&self) {
-        self.dma.full_fence();
-    }
 }
 
 impl Device {

@@ -7,8 +7,16 @@
 //! needed: with the memory of one side weakened in just that place, loom finds an execution that goes
 //! wrong. `tests/tests/litmus.rs` has the same rules on models, as small as they can be.
 
+/// What `fence.rs` is made of here.
+mod atomic {
+    pub(crate) use loom::sync::atomic::{Ordering, fence};
+}
+
 #[path = "litmus/dma.rs"]
 mod dma;
+
+#[path = "litmus/fence.rs"]
+mod fence;
 
 /// What `queue.rs` finds of the device around it.
 mod device {
@@ -157,10 +165,6 @@ impl Device {
 impl Served for Device {
     fn for_each(&mut self, mut f: impl FnMut(&mut Queue, &Dma, &DmaBuffer) -> Result<(), Stop>) {
         f(&mut self.queue, &self.dma, doorbells()).expect("the host keeps the protocol");
-    }
-
-    fn full_fence(&self) {
-        self.dma.full_fence();
     }
 }
 
@@ -384,7 +388,7 @@ fn n2_needs_the_second_look() {
         let (mut host, mut device) = pair(&Weak::default(), &Weak::default());
         let device = thread::spawn(move || {
             device.queue.arm(&device.dma).expect("the block is there");
-            device.dma.full_fence();
+            fence::full_fence();
         });
         host.push(5);
         let kicked = host.commit();
@@ -427,8 +431,7 @@ fn interrupt(host: &Weak, device: &Weak) {
         let announced = device.queue.announce(&device.dma, &clock);
         announced.expect("the block can be reached") == Announce::Raise(0)
     });
-    host.rings.ask_for_interrupt(&host.words, NOTIFY);
-    let asleep = host.rings.pop(&host.words).is_none();
+    let asleep = host.rings.ask_for_interrupt(&host.words, NOTIFY);
     let interrupted = device.join().unwrap();
     assert!(
         !asleep || interrupted,
@@ -453,7 +456,7 @@ fn n4_needs_the_second_look() {
             let announced = device.queue.announce(&device.dma, &clock);
             announced.expect("the block can be reached") == Announce::Raise(0)
         });
-        host.rings.ask_for_interrupt(&host.words, NOTIFY);
+        let _ = host.rings.ask_for_interrupt(&host.words, NOTIFY);
         assert!(
             device.join().unwrap(),
             "asleep with a completion and no interrupt"

@@ -189,6 +189,46 @@ fn unsafe_is_in_the_listed_files_only() {
     none("unsafe code", faults);
 }
 
+/// Crates whose code keeps the ordering rules of docs/abi.md, and the one file in which they may make
+/// a fence: the litmus tests compile it, so that a weaker one is found under loom.
+const ORDERED: [&str; 6] = [
+    "crates/abi/src/",
+    "crates/device-io/src/",
+    "crates/driver/src/",
+    "crates/offload/src/",
+    "emulator/src/",
+    "firmware-model/src/",
+];
+const FENCE: &str = "crates/abi/src/fence.rs";
+
+/// Whether a line of code makes a fence of its own, or defines what others take for the one.
+fn makes_fence(line: &str) -> bool {
+    let code = line.split("//").next().unwrap_or_default();
+    let of_its_own = code.replace("full_fence(", "").contains("fence(");
+    of_its_own || code.contains("fn full_fence")
+}
+
+#[test]
+fn fences_are_made_in_one_place() {
+    assert!(makes_fence("    compiler_fence(Ordering::SeqCst);"));
+    assert!(makes_fence("pub fn full_fence() {}"));
+    assert!(!makes_fence("        full_fence(); // and no fence()"));
+    let root = root();
+    let ordered = |file: &String| ORDERED.iter().any(|start| file.starts_with(start));
+    let mut users = 0;
+    let mut faults = Vec::new();
+    for file in files().into_iter().filter(ordered) {
+        let text = fs::read_to_string(root.join(&file)).unwrap();
+        users += usize::from(text.contains("full_fence();"));
+        if file != FENCE && text.lines().any(makes_fence) {
+            faults.push(file);
+        }
+    }
+    none("fences that no litmus test sees", faults);
+    // The driver's rings; the device's queues and its way to sleep; both sides of ring buffers.
+    assert!(users >= 5, "{users} files use the fence");
+}
+
 #[test]
 fn nothing_is_left_for_later() {
     let faults = rust_files()

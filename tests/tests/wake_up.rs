@@ -25,9 +25,14 @@ struct Rig {
 
 impl Rig {
     fn new(device: DeviceConfig, notify: Notify) -> Self {
+        Self::of_depth(device, notify, DriverConfig::default().queue_depth)
+    }
+
+    fn of_depth(device: DeviceConfig, notify: Notify, queue_depth: u32) -> Self {
         let device = Threaded::spawn(device).unwrap();
         let config = DriverConfig {
             notify,
+            queue_depth,
             completion: CompletionMode::Poll,
             ..DriverConfig::default()
         };
@@ -170,7 +175,9 @@ fn a_driver_loses_no_wake_up() {
         look_again_us: LOOK_AGAIN.as_micros() as u32,
         ..DeviceConfig::default()
     };
-    let mut rig = Rig::new(config, Notify::Block);
+    // So few entries that each head is published when its completion is taken: a waiter who had one
+    // left to publish would write with it the KICK that was missing for his command.
+    let mut rig = Rig::of_depth(config, Notify::Block, 4);
     let before = rig.queue.counters();
     for i in 0..COMMANDS {
         // Long and short: from awake to long asleep.

@@ -21,6 +21,7 @@ extern crate std;
 
 pub mod admin;
 pub mod completion;
+pub mod fence;
 pub mod hash;
 pub mod ids;
 pub mod map_type;
@@ -38,6 +39,11 @@ pub use map_type::MapType;
 pub use opcode::{AdminOpcode, IoOpcode};
 pub use status::Status;
 pub use submission::{Submission, SubmissionFlags, SubmissionWords};
+
+/// What `fence` is made of; the litmus tests have loom's here.
+mod atomic {
+    pub(crate) use core::sync::atomic::{Ordering, fence};
+}
 
 /// Major version of the ABI: a driver refuses a device whose major version differs.
 pub const ABI_MAJOR: u16 = 1;

@@ -3,7 +3,7 @@
 use crate::DmaBuffer;
 use crate::word::LINE_WORDS;
 use std::convert::Infallible;
-use std::sync::atomic::{AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Aligned 8-byte words in memory that host and device share, with the ordering rules of
 /// `docs/abi.md` §10 in the hands of whoever uses them.
@@ -27,9 +27,6 @@ pub trait SharedWords {
     ///
     /// When there is no such word.
     fn store(&self, offset: usize, value: u64, order: Ordering) -> Result<(), Self::Fault>;
-
-    /// No later load passes an earlier store.
-    fn full_fence(&self);
 }
 
 /// Memory whose 64-byte lines can be had as words of their own, checked once for all eight: what a
@@ -61,11 +58,6 @@ impl SharedWords for DmaBuffer {
     fn store(&self, offset: usize, value: u64, order: Ordering) -> Result<(), Infallible> {
         self.store_u64(offset, value, order);
         Ok(())
-    }
-
-    #[inline(always)]
-    fn full_fence(&self) {
-        fence(Ordering::SeqCst);
     }
 }
 
@@ -103,10 +95,5 @@ impl SharedWords for BufferLine<'_> {
     fn store(&self, offset: usize, value: u64, order: Ordering) -> Result<(), Infallible> {
         self.word(offset).store(value, order);
         Ok(())
-    }
-
-    #[inline(always)]
-    fn full_fence(&self) {
-        fence(Ordering::SeqCst);
     }
 }

@@ -3,6 +3,7 @@
 //!
 //! Written over [`SharedWords`] and [`SharedLines`], so that the litmus tests run this very code over loom's words.
 
+use crate::fence::full_fence;
 use offmap_abi::completion::{COMPLETION_BYTES, COMPLETION_WORDS};
 use offmap_abi::notify::{
     EventWord, NOTIFY_CQ_EVENT, NOTIFY_CQ_HEAD, NOTIFY_SQ_EVENT, NOTIFY_SQ_TAIL,
@@ -127,15 +128,29 @@ impl Rings {
     }
 
     /// Asks in the notify block at `block` for an interrupt at the next completion (rule N4). The
-    /// word is visible before any look that follows, so that either that look sees a completion, or
-    /// the device, which looks at the word after it posted, sees that it is wanted.
-    pub(crate) fn ask_for_interrupt<W>(&self, words: &W, block: usize)
+    /// word is visible before the look that follows, so that either that look sees the completion, or
+    /// the device, which looks at the word after it posted, sees that it is wanted. Whether there
+    /// is nothing to take: only then may the caller sleep.
+    #[must_use = "a completion may have come before the word was visible"]
+    pub(crate) fn ask_for_interrupt<W>(&self, words: &W, block: usize) -> bool
     where
-        W: SharedWords<Fault = Infallible>,
+        W: SharedLines<Fault = Infallible>,
     {
         let event = EventWord::armed_at(self.head).to_word();
         let Ok(()) = words.store(block + NOTIFY_CQ_EVENT, event, Ordering::Release);
-        words.full_fence();
+        full_fence();
+        !self.has_next(words)
+    }
+
+    /// Whether the next completion is there.
+    pub(crate) fn has_next<W>(&self, words: &W) -> bool
+    where
+        W: SharedLines<Fault = Infallible>,
+    {
+        let at = self.cq + self.depth.position(self.head) as usize * COMPLETION_BYTES;
+        let Ok(line) = words.line(at);
+        let Ok(word0) = line.load(0, Ordering::Acquire);
+        phase_of(word0) == self.depth.phase(self.head)
     }
 }
 
@@ -146,7 +161,7 @@ fn wants_kick<W>(words: &W, block: usize, committed: u32) -> bool
 where
     W: SharedWords<Fault = Infallible>,
 {
-    words.full_fence();
+    full_fence();
     let Ok(word) = words.load(block + NOTIFY_SQ_EVENT, Ordering::Relaxed);
     EventWord::from_word(word).wants(committed)
 }

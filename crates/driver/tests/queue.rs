@@ -186,3 +186,36 @@ fn a_device_without_notify_blocks_gets_doorbells() {
     assert_eq!(queue.counters().doorbells, 1);
     assert_eq!(driver.identity().batch, 0, "nor batches");
 }
+
+/// Commands that are never answered keep their places in the completion ring. What is left for the
+/// others may be as few as the completions whose places the host holds back, to give them back
+/// together: who polls in vain gives back what he has.
+#[test]
+fn polling_in_vain_gives_the_device_room() {
+    for notify in [Notify::Block, Notify::Doorbell] {
+        // A head is published for every second completion.
+        let depth = 8;
+        let (device, mut queue, _) = ready(depth, notify, 8);
+        let mut seen = 0;
+        device.script(move |queue, memory, command| {
+            seen += 1;
+            if seen >= depth {
+                honest(queue, memory, command);
+            }
+        });
+        for _ in 0..depth {
+            queue.write(&Op::Nop).unwrap();
+        }
+        let mut taken = 0;
+        // One goes round and round, over the places of those that are lost.
+        for round in 1..=2 * depth {
+            for _ in 0..3 {
+                taken += queue
+                    .poll_each(|done| assert!(done.status().is_success()))
+                    .unwrap();
+            }
+            assert_eq!(taken as u32, round, "{notify:?}: the device has no room");
+            queue.write(&Op::Nop).unwrap();
+        }
+    }
+}

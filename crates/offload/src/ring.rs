@@ -2,6 +2,7 @@
 
 use crate::errno;
 use crate::nic::{Reservation, Shared};
+use offmap_abi::fence::full_fence;
 use offmap_abi::regs::NO_VECTOR;
 use offmap_abi::ringbuf::{CONSUMER_POSITION, DATA, PAGE_BYTES, PRODUCER_POSITION, memory_bytes};
 use offmap_bpf::device::{MapSpec, OffloadedMap, RingBuffer, RingHeader};
@@ -9,7 +10,7 @@ use offmap_bpf::error::Result;
 use offmap_bpf::uapi::MapFlags;
 use offmap_bpf::{Errno, Error};
 use offmap_driver::{DeviceMap, DmaRegion, Driver, DriverError, Function, MapParams, Vector};
-use std::sync::atomic::{AtomicBool, Ordering, fence};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -144,7 +145,7 @@ impl<F: Function> RingBuffer for NicRing<F> {
         loop {
             let seen = locked(&self.waiting).rung;
             // Rule B3: after the consumer position was stored, and before the look.
-            fence(Ordering::SeqCst);
+            full_fence();
             if ready(false)? {
                 return Ok(true);
             }

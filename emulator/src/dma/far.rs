@@ -10,7 +10,7 @@ use offmap_abi::submission::phase_of;
 use offmap_device_io::{Iova, SharedWords};
 use std::fmt::Debug;
 use std::sync::Arc;
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::Ordering;
 
 /// Memory could not be reached: it is not there, or its owner does not answer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -148,9 +148,5 @@ impl SharedWords for FarWords<'_> {
 
     fn store(&self, offset: usize, value: u64, _order: Ordering) -> Result<(), DmaFault> {
         self.write(offset, &value.to_ne_bytes())
-    }
-
-    fn full_fence(&self) {
-        fence(Ordering::SeqCst);
     }
 }

@@ -4,8 +4,8 @@
 //! nothing that it reads there.
 
 use crate::HostMemory;
+use crate::fence::full_fence;
 use crate::table::layout::{MapSpec, ValueShape};
-use core::sync::atomic::{Ordering, fence};
 use offmap_abi::Status;
 use offmap_abi::regs::NO_VECTOR;
 use offmap_abi::ringbuf::{
@@ -185,7 +185,7 @@ impl RingTable {
         if flags & NO_WAKEUP != 0 {
             return false;
         }
-        fence(Ordering::SeqCst);
+        full_fence();
         // One too many, where the position cannot be read, does no harm.
         host.load_word(self.iova + CONSUMER_POSITION)
             .map_or(true, |consumer| consumer == start)

@@ -4,9 +4,9 @@
 //! Memory is a list of words; an IOVA is a byte offset in it. Each side has a handle of its own,
 //! which can be made to break a rule ([`Weak`]) without a change to the code under test.
 
-use crate::entry;
+use crate::{entry, fence};
 use loom::sync::Arc;
-use loom::sync::atomic::{AtomicU64, Ordering, fence};
+use loom::sync::atomic::{AtomicU64, Ordering};
 use offmap_device_io::{SharedLines, SharedWords};
 use std::convert::Infallible;
 use std::ops::Range;
@@ -68,6 +68,7 @@ impl SharedWords for Words {
 
     fn load(&self, offset: usize, order: Ordering) -> Result<u64, Infallible> {
         let seen = self.words[offset / 8].load(self.order(offset, order));
+        fence::side(self.weak.no_fence);
         Ok(match self.weak.believes {
             Some((at, value)) if at == offset => value,
             _ => seen,
@@ -76,13 +77,8 @@ impl SharedWords for Words {
 
     fn store(&self, offset: usize, value: u64, order: Ordering) -> Result<(), Infallible> {
         self.words[offset / 8].store(value, self.order(offset, order));
+        fence::side(self.weak.no_fence);
         Ok(())
-    }
-
-    fn full_fence(&self) {
-        if !self.weak.no_fence {
-            fence(Ordering::SeqCst);
-        }
     }
 }
 
@@ -113,10 +109,6 @@ impl SharedWords for Line<'_> {
     fn store(&self, offset: usize, value: u64, order: Ordering) -> Result<(), Infallible> {
         self.words.store(self.at + offset, value, order)
     }
-
-    fn full_fence(&self) {
-        self.words.full_fence();
-    }
 }
 
 /// The engine.
@@ -128,10 +120,6 @@ impl Dma {
         let bytes = self.0.words.len() as u64 * 8;
         let end = iova.checked_add(len).filter(|end| *end <= bytes);
         end.map(drop).ok_or(DmaFault)
-    }
-
-    pub(crate) fn full_fence(&self) {
-        self.0.full_fence();
     }
 }
 
@@ -152,10 +140,6 @@ impl SharedWords for Piece<'_> {
     fn store(&self, offset: usize, value: u64, order: Ordering) -> Result<(), DmaFault> {
         let Ok(()) = self.words.store(self.at + offset, value, order);
         Ok(())
-    }
-
-    fn full_fence(&self) {
-        self.words.full_fence();
     }
 }
 

@@ -395,15 +395,10 @@ impl<F: Function> QueuePair<F> {
     /// Sleeps until an interrupt, at most for `time` (rule N4). Returns a completion that came
     /// before it fell asleep.
     fn sleep(&mut self, wanted: Option<u16>, time: Duration) -> Result<Option<u16>, DriverError> {
-        if let Bell::Block { at } = self.bell {
-            // Then the last look. (A queue with doorbells gets an interrupt for each burst, and one
-            // that came before this look ends the sleep at once.)
-            self.rings.ask_for_interrupt(self.region.buffer(), at);
-        }
-        let mut found = self.look(wanted);
-        if let Ok(None) = found
-            && let Some(vector) = &self.vector
-        {
+        let mut found = Ok(None);
+        if !self.may_sleep() {
+            found = self.look(wanted);
+        } else if let Some(vector) = &self.vector {
             self.meter.events.sleeps.bump();
             match self.driver.function().sleep(vector.interrupt(), time) {
                 Ok(true) => self.meter.events.interrupts.bump(),
@@ -439,15 +434,24 @@ impl<F: Function> QueuePair<F> {
         if self.vector.is_none() || !self.done.is_empty() || self.outstanding() == 0 {
             return Ok(false);
         }
-        if let Bell::Block { at } = self.bell {
-            self.rings.ask_for_interrupt(self.region.buffer(), at);
+        if self.may_sleep() {
+            return Ok(true);
         }
-        match self.look(None)? {
-            Some(slot) => {
-                self.stash(slot);
-                Ok(false)
-            }
-            None => Ok(true),
+        if let Some(slot) = self.look(None)? {
+            self.stash(slot);
+        }
+        Ok(false)
+    }
+
+    /// Asks for an interrupt with the next completion, and whether there is none to take yet. A
+    /// queue with doorbells gets an interrupt for each burst, and one that came before this look
+    /// ends the sleep at once.
+    #[must_use = "who sleeps over a completion is not woken for it"]
+    fn may_sleep(&self) -> bool {
+        let buffer = self.region.buffer();
+        match self.bell {
+            Bell::Block { at } => self.rings.ask_for_interrupt(buffer, at),
+            Bell::Doorbell => !self.rings.has_next(buffer),
         }
     }
 

@@ -179,6 +179,9 @@ pub enum Abort {
 
 pub type IoScript = Box<dyn FnMut(&mut Queue, &Memory, Submission) + Send>;
 
+/// What happens while STATUS is read.
+pub type StatusScript = Box<dyn FnMut(&mut BTreeMap<u16, Queue>, &Memory) + Send>;
+
 /// The device's state; tests change what they want it to lie about.
 pub struct State {
     pub vendor: u16,
@@ -204,6 +207,11 @@ pub struct State {
     pub names: Vec<[u8; 16]>,
     /// Admin answers that are held back, and until when.
     late: Vec<(Instant, Completion)>,
+    /// MSI-X vectors; none is ever raised.
+    pub vectors: u32,
+    pub at_status: Option<StatusScript>,
+    /// Times that somebody slept since STATUS was read last.
+    pub sleeps: u32,
     pub io: IoScript,
     pub kicks: Vec<u32>,
     pub doorbells: u32,
@@ -305,6 +313,9 @@ impl Scripted {
                 short_admin: false,
                 names: Vec::new(),
                 late: Vec::new(),
+                vectors: 0,
+                at_status: None,
+                sleeps: 0,
                 io: Box::new(honest),
                 kicks: Vec::new(),
                 doorbells: 0,
@@ -520,7 +531,17 @@ impl Function for Scripted {
     }
 
     fn read32(&self, _bar: u8, offset: BarOffset) -> Result<u32, IoError> {
-        Ok(self.access()?.read(offset.0) as u32)
+        let mut state = self.access()?;
+        let state = &mut *state;
+        if let Some(hook) = state
+            .at_status
+            .as_mut()
+            .filter(|_| offset.0 == regs::STATUS)
+        {
+            hook(&mut state.queues, &state.memory);
+            state.sleeps = 0;
+        }
+        Ok(state.read(offset.0) as u32)
     }
 
     fn read64(&self, _bar: u8, offset: BarOffset) -> Result<u64, IoError> {
@@ -577,15 +598,28 @@ impl Function for Scripted {
     }
 
     fn vectors(&self) -> u32 {
-        0
+        self.state().vectors
     }
 
     fn enable_vector(&self, vector: u32) -> Result<Interrupt, IoError> {
-        Err(IoError::NoVector { vector, vectors: 0 })
+        let vectors = self.vectors();
+        if vector >= vectors {
+            return Err(IoError::NoVector { vector, vectors });
+        }
+        Interrupt::new()
     }
 
     fn disable_vector(&self, vector: u32) -> Result<(), IoError> {
-        Err(IoError::NoVector { vector, vectors: 0 })
+        let vectors = self.vectors();
+        if vector >= vectors {
+            return Err(IoError::NoVector { vector, vectors });
+        }
+        Ok(())
+    }
+
+    fn sleep(&self, interrupt: &Interrupt, timeout: Duration) -> Result<bool, IoError> {
+        self.state().sleeps += 1;
+        interrupt.wait(timeout)
     }
 
     fn reset(&self) -> Result<(), IoError> {
