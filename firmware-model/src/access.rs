@@ -15,12 +15,15 @@ pub enum MemoryFault {
     OutOfRange,
     /// The memory's check code does not match the data: [`Status::MediaError`].
     Media,
+    /// It has not taken place: the engine's turn is over, and what this run comes to is not looked
+    /// at (`crate::engine`).
+    Yielded,
 }
 
 impl From<MemoryFault> for Status {
     fn from(fault: MemoryFault) -> Self {
         match fault {
-            MemoryFault::OutOfRange => Self::Internal,
+            MemoryFault::OutOfRange | MemoryFault::Yielded => Self::Internal,
             MemoryFault::Media => Self::MediaError,
         }
     }
@@ -29,8 +32,38 @@ impl From<MemoryFault> for Status {
 /// Bytes that [`Access::send`] moves at a time where a policy has no better way.
 const PIECE_BYTES: usize = 256;
 
+/// A part of a table at which engines take turns ([`Access::locked`]), named by an address in it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Part {
+    /// What a table has once: counts, free lists, trees.
+    Table(DevAddr),
+    /// What belongs to one home bucket with its chain, or to one value of an array.
+    Entry(DevAddr),
+}
+
+/// Looks at a part that engines write, without its lock, before one of them takes the lock.
+pub const LOOKS_MAX: u32 = 4;
+
 /// An access policy over device memory.
+///
+/// **Engines beside each other.** Tables say which accesses belong together ([`Access::locked`],
+/// [`Access::consistent`]), and the policy decides what that takes. Where nothing else runs between
+/// two accesses it takes nothing, and all of it is gone once compiled. Where engines share memory
+/// ([`Access::SHARED`]) a part has a lock, and a version that goes on when the lock is taken and when
+/// it is given back. Tables keep these rules:
+///
+/// * what [`Part::Table`] names is written with that lock alone; so is which entries there are;
+/// * an entry and the chain that leads to it are written, freed and used again only with the lock of
+///   its [`Part::Entry`];
+/// * no engine waits for the lock of an entry while it holds that of another one, nor for a table's
+///   while it holds an entry's; of maps of maps it takes that of the map (`inner`) before that
+///   of its table. So there is no circle of engines that wait for each other;
+/// * who looks without a lock believes what was found, or that nothing was, only if the part's
+///   version is afterwards what it was before.
 pub trait Access {
+    /// Whether another engine may run between two accesses.
+    const SHARED: bool = false;
+
     /// One read: hands the `len` bytes at `at` to `f`.
     fn with_bytes<R>(
         &mut self,
@@ -39,7 +72,8 @@ pub trait Access {
         f: impl FnOnce(&[u8]) -> R,
     ) -> Result<R, MemoryFault>;
 
-    /// One write: lets `f` fill the `len` bytes at `at`.
+    /// One write: lets `f` fill the `len` bytes at `at`. Of up to 8 bytes that do not cross a multiple
+    /// of 8 it may be a change of what is there, at one moment; of more, it fills all of them.
     fn with_bytes_mut<R>(
         &mut self,
         at: DevAddr,
@@ -88,6 +122,84 @@ pub trait Access {
             self.undo();
         }
         done
+    }
+
+    /// The version of a part that nobody has locked; `None` where somebody has.
+    ///
+    /// # Errors
+    ///
+    /// [`MemoryFault::Yielded`], as of every access.
+    #[inline(always)]
+    fn version(&mut self, part: Part) -> Result<Option<u64>, MemoryFault> {
+        let _ = part;
+        Ok(Some(0))
+    }
+
+    /// Takes the lock of a part. Who has it may take it once more.
+    ///
+    /// # Errors
+    ///
+    /// Likewise.
+    #[inline(always)]
+    fn lock(&mut self, part: Part) -> Result<(), MemoryFault> {
+        let _ = part;
+        Ok(())
+    }
+
+    /// Gives it back, at the moment of the access before.
+    #[inline(always)]
+    fn unlock(&mut self, part: Part) {
+        let _ = part;
+    }
+
+    /// Makes a change with the lock of a part.
+    ///
+    /// # Errors
+    ///
+    /// That of the change.
+    #[inline(always)]
+    fn locked<R>(
+        &mut self,
+        part: Part,
+        change: impl FnOnce(&mut Self) -> Result<R, Status>,
+    ) -> Result<R, Status>
+    where
+        Self: Sized,
+    {
+        self.lock(part)?;
+        let done = change(self);
+        self.unlock(part);
+        done
+    }
+
+    /// Looks at a part as it is at one moment: up to [`LOOKS_MAX`] times beside writers, and then with
+    /// the lock. What `look` does besides may happen as often, and counts only the last time.
+    ///
+    /// # Errors
+    ///
+    /// Those of `look`.
+    #[inline(always)]
+    fn consistent<R>(
+        &mut self,
+        part: Part,
+        mut look: impl FnMut(&mut Self) -> Result<R, Status>,
+    ) -> Result<R, Status>
+    where
+        Self: Sized,
+    {
+        if !Self::SHARED {
+            return look(self);
+        }
+        for _ in 0..LOOKS_MAX {
+            let Some(version) = self.version(part)? else {
+                continue;
+            };
+            let seen = look(self);
+            if self.version(part)? == Some(version) {
+                return seen;
+            }
+        }
+        self.locked(part, look)
     }
 
     /// Copies the `len` bytes at `at` to host memory at `iova`, by DMA. No access to device
@@ -189,6 +301,20 @@ impl<'a, A: Access> Counting<'a, A> {
 }
 
 impl<A: Access> Access for Counting<'_, A> {
+    const SHARED: bool = A::SHARED;
+
+    fn version(&mut self, part: Part) -> Result<Option<u64>, MemoryFault> {
+        self.inner.version(part)
+    }
+
+    fn lock(&mut self, part: Part) -> Result<(), MemoryFault> {
+        self.inner.lock(part)
+    }
+
+    fn unlock(&mut self, part: Part) {
+        self.inner.unlock(part);
+    }
+
     fn with_bytes<R>(
         &mut self,
         at: DevAddr,

@@ -3,9 +3,10 @@
 
 use crate::access::Access;
 use crate::access::{AccessCounts, Counting};
+use crate::datapath::DataPath;
 use crate::dispatch::{Io, Position};
-use crate::inner::{self, Holdings};
-use crate::maps::{Map, Maps};
+use crate::inner;
+use crate::maps::Map;
 use crate::memory::DeviceMemory;
 use crate::table::hash::ChainScan;
 use crate::table::{NextKey, ValueWrite, copy_out};
@@ -39,24 +40,12 @@ fn status(result: Result<(), Status>) -> Status {
 }
 
 #[inline(always)]
-fn check_key(map: &Map, key: &[u8]) -> Result<(), Status> {
+pub(crate) fn check_key(map: &Map, key: &[u8]) -> Result<(), Status> {
     if key.len() == map.key_size() {
         Ok(())
     } else {
         Err(Status::InvalidLength)
     }
-}
-
-/// The map that a handle names for the data path: a live one, or one that was freed while a map
-/// of maps held it.
-#[inline(always)]
-fn reachable<'a>(
-    maps: &'a Maps,
-    holdings: &'a Holdings,
-    handle: MapHandle,
-) -> Result<&'a Map, Status> {
-    maps.get(handle)
-        .or_else(|status| holdings.freed(handle).ok_or(status))
 }
 
 impl<S: Storage> Firmware<S> {
@@ -191,30 +180,7 @@ impl<S: Storage> Firmware<S> {
         key: &[u8],
         value: &mut [u8],
     ) -> Status {
-        status(self.try_engine_lookup(engine, map, key, value))
-    }
-
-    fn try_engine_lookup(
-        &mut self,
-        engine: u32,
-        map: MapHandle,
-        key: &[u8],
-        value: &mut [u8],
-    ) -> Result<(), Status> {
-        self.check_engine(engine)?;
-        let map = reachable(&self.maps, &self.holdings, map)?;
-        check_key(map, key)?;
-        let shape = map.table.value();
-        let value = value
-            .get_mut(..shape.size as usize)
-            .ok_or(Status::InvalidLength)?;
-        let slot = u64::from(engine % shape.slots.max(1));
-        let offset = slot * u64::from(shape.slot_bytes);
-        map.table.with_value(&mut self.memory, key, |memory, at| {
-            let part = at.offset(offset);
-            memory.with_bytes(part, value.len(), |bytes| value.copy_from_slice(bytes))?;
-            map.table.mark(memory, at)
-        })?
+        status(self.data_path(engine).lookup(map, key, value))
     }
 
     /// A pop by data-path engine `engine`: the next value of a queue or stack leaves it for
@@ -222,26 +188,7 @@ impl<S: Storage> Firmware<S> {
     ///
     /// Statuses: `NotFound`, `Unsupported` (other types), `InvalidMap`, `InvalidLength`.
     pub fn engine_pop(&mut self, engine: u32, map: MapHandle, value: &mut [u8]) -> Status {
-        status(self.try_engine_pop(engine, map, value))
-    }
-
-    fn try_engine_pop(
-        &mut self,
-        engine: u32,
-        map: MapHandle,
-        value: &mut [u8],
-    ) -> Result<(), Status> {
-        self.check_engine(engine)?;
-        let map = self.maps.get(map)?;
-        if !map.spec.kind.is_queue() {
-            return Err(Status::Unsupported);
-        }
-        let value = value
-            .get_mut(..map.value_bytes())
-            .ok_or(Status::InvalidLength)?;
-        map.table.take(&mut self.memory, &[], |memory, at| {
-            Ok(memory.with_bytes(at, value.len(), |bytes| value.copy_from_slice(bytes))?)
-        })
+        status(self.data_path(engine).pop(map, value))
     }
 
     /// What a program does with a map of maps: data-path engine `engine` looks `outer_key` up in
@@ -255,25 +202,9 @@ impl<S: Storage> Firmware<S> {
         value: &mut [u8],
     ) -> Status {
         status(
-            self.try_engine_inner(engine, outer, outer_key)
-                .and_then(|inner| self.try_engine_lookup(engine, inner, key, value)),
+            self.data_path(engine)
+                .lookup_inner(outer, outer_key, key, value),
         )
-    }
-
-    fn try_engine_inner(
-        &mut self,
-        engine: u32,
-        outer: MapHandle,
-        key: &[u8],
-    ) -> Result<MapHandle, Status> {
-        self.check_engine(engine)?;
-        let map = self.maps.get(outer)?;
-        check_key(map, key)?;
-        if !map.spec.kind.is_map_of_maps() {
-            return Err(Status::Unsupported);
-        }
-        let found = inner::find(&self.holdings, &mut self.memory, outer, map, key)?;
-        found.ok_or(Status::NotFound)
     }
 
     /// An update by data-path engine `engine` with the value of one CPU: of a per-CPU map it
@@ -287,27 +218,35 @@ impl<S: Storage> Firmware<S> {
         value: &[u8],
         flags: u32,
     ) -> Status {
-        if let Err(status) = self.check_engine(engine) {
-            return status;
+        status(self.data_path(engine).update(map, key, value, flags))
+    }
+
+    /// A counter of a packet: data-path engine `engine` adds `delta`, wrapping, to the little-endian
+    /// 8-byte word at `offset` of the key's value, of a per-CPU map in slot `engine % cpu_slots`. It
+    /// counts as use of the key.
+    ///
+    /// Statuses: `NotFound`, `OutOfRange` (arrays), `Unsupported` (types whose values are not changed in
+    /// place), `InvalidField` (an offset that is no multiple of 8 or leaves the value), `InvalidMap`,
+    /// `InvalidLength`.
+    pub fn engine_add(
+        &mut self,
+        engine: u32,
+        map: MapHandle,
+        key: &[u8],
+        offset: u32,
+        delta: u64,
+    ) -> Status {
+        status(self.data_path(engine).add(map, key, offset, delta))
+    }
+
+    fn data_path(&mut self, engine: u32) -> DataPath<'_, DeviceMemory<S>> {
+        DataPath {
+            engine,
+            engines: self.config.engines,
+            maps: &self.maps,
+            holdings: &self.holdings,
+            access: &mut self.memory,
         }
-        if let Ok(outer) = self.maps.get(map)
-            && outer.spec.kind.is_map_of_maps()
-        {
-            return Status::Unsupported;
-        }
-        status(self.try_update(map, key, flags, |map| {
-            let shape = map.table.value();
-            if value.len() != shape.size as usize {
-                return None;
-            }
-            Some(match shape.slots {
-                0 => ValueWrite::All(value),
-                slots => ValueWrite::Slot {
-                    slot: engine % slots,
-                    value,
-                },
-            })
-        }))
     }
 
     /// A record written by data-path engine `engine` to a RINGBUF map, which is what the helper

@@ -4,7 +4,7 @@
 //! the same tables with a [`MemoryHook`] asked before each access. They are two copies of the
 //! code to the compiler, so that the first pays nothing for the second.
 
-use crate::access::{Access, MemoryFault};
+use crate::access::{Access, MemoryFault, Part};
 use crate::dispatch::{Io, Position};
 use crate::memory::DeviceMemory;
 use crate::{Firmware, HostMemory, Progress, Storage};
@@ -86,6 +86,20 @@ impl<'a, A: Access, K: MemoryHook> Hooked<'a, A, K> {
 }
 
 impl<A: Access, K: MemoryHook> Access for Hooked<'_, A, K> {
+    const SHARED: bool = A::SHARED;
+
+    fn version(&mut self, part: Part) -> Result<Option<u64>, MemoryFault> {
+        self.inner.version(part)
+    }
+
+    fn lock(&mut self, part: Part) -> Result<(), MemoryFault> {
+        self.inner.lock(part)
+    }
+
+    fn unlock(&mut self, part: Part) {
+        self.inner.unlock(part);
+    }
+
     fn with_bytes<R>(
         &mut self,
         at: DevAddr,

@@ -8,7 +8,7 @@
 //! MAP_FREE of a map that is held takes its handle away from the host at once; its memory and its
 //! slot of the map table go when the last entry does. Until then the data path reaches it.
 
-use crate::access::Access;
+use crate::access::{Access, Part};
 use crate::maps::{Map, Maps};
 use crate::table::ValueWrite;
 use crate::table::layout::MapSpec;
@@ -235,20 +235,23 @@ pub(crate) fn update<A: Access>(
     }
     let handle = value.try_into().map_err(|_| Status::InvalidLength)?;
     let new = MapHandle(u32::from_le_bytes(handle));
-    let old = find(holdings, access, outer, map, key)?;
-    let spec = &maps.get(new)?.spec;
-    let template = holdings.outers.get(&outer.0).ok_or(Status::Internal)?;
-    if !is_like(&template.template, spec) {
-        return Err(Status::InvalidField);
-    }
-    map.table
-        .update(access, key, ValueWrite::All(value), flags)?;
-    // In this order, so that a map that replaces itself is held throughout.
-    holdings.hold(outer, new);
-    if let Some(old) = old {
-        holdings.release(outer, old);
-    }
-    Ok(())
+    // What is counted here changes with what the entry holds: one change after the other.
+    access.locked(Part::Table(map.base), |access| {
+        let old = find(holdings, access, outer, map, key)?;
+        let spec = &maps.get(new)?.spec;
+        let template = holdings.outers.get(&outer.0).ok_or(Status::Internal)?;
+        if !is_like(&template.template, spec) {
+            return Err(Status::InvalidField);
+        }
+        map.table
+            .update(access, key, ValueWrite::All(value), flags)?;
+        // In this order, so that a map that replaces itself is held throughout.
+        holdings.hold(outer, new);
+        if let Some(old) = old {
+            holdings.release(outer, old);
+        }
+        Ok(())
+    })
 }
 
 /// DELETE of an outer map.
@@ -259,9 +262,11 @@ pub(crate) fn delete<A: Access>(
     map: &Map,
     key: &[u8],
 ) -> Result<(), Status> {
-    let old = find(holdings, access, outer, map, key)?;
-    let old = old.ok_or(Status::NotFound)?;
-    map.table.delete(access, key)?;
-    holdings.release(outer, old);
-    Ok(())
+    access.locked(Part::Table(map.base), |access| {
+        let old = find(holdings, access, outer, map, key)?;
+        let old = old.ok_or(Status::NotFound)?;
+        map.table.delete(access, key)?;
+        holdings.release(outer, old);
+        Ok(())
+    })
 }

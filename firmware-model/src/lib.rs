@@ -10,6 +10,7 @@
 //! * [`table`]: HASH, LRU_HASH, ARRAY, their per-CPU forms, QUEUE and STACK, laid out in device
 //!   memory.
 //! * [`hook`]: who watches or spoils accesses to device memory.
+//! * [`engine`]: engines that work on the same maps beside each other, access by access.
 //! * [`state`]: all maps as bytes, and back.
 //! * [`time`]: what it would all take on hardware that a profile describes.
 //! * `dispatch`: commands, from a [`Submission`] to its [`Completion`].
@@ -24,8 +25,10 @@ extern crate alloc;
 pub mod access;
 mod allocator;
 mod config;
+mod datapath;
 mod direct;
 mod dispatch;
+pub mod engine;
 /// What rule B3 asks for; the litmus tests have loom's here.
 mod fence {
     pub(crate) use offmap_abi::fence::full_fence;

@@ -563,15 +563,15 @@ impl<A: Access, H: HostMemory> Io<'_, A, H> {
     ) -> Result<usize, Status> {
         let key = self.scratch.keys.get_mut(..arrays.key_size);
         let key = key.ok_or(Status::Internal)?;
-        let next = table.next(self.access, after.then_some(&*key))?;
-        self.access
-            .with_bytes(next.key, key.len(), |bytes| key.copy_from_slice(bytes))?;
-        let iova = element_at(arrays.values, element, arrays.stride)?;
-        self.access
-            .send(next.value, arrays.stride, self.host, iova)?;
-        let iova = element_at(arrays.keys, element, arrays.key_size)?;
-        self.host.write(iova, key)?;
-        Ok(next.visited)
+        let host = &mut *self.host;
+        table.with_listed(self.access, key, after, |access, key, next| {
+            access.with_bytes(next.key, key.len(), |bytes| key.copy_from_slice(bytes))?;
+            let iova = element_at(arrays.values, element, arrays.stride)?;
+            access.send(next.value, arrays.stride, host, iova)?;
+            let iova = element_at(arrays.keys, element, arrays.key_size)?;
+            host.write(iova, key)?;
+            Ok(next.visited)
+        })
     }
 
     fn dump_value(

@@ -2,7 +2,7 @@
 
 use super::layout::{Geometry, MapSpec, ValueShape};
 use super::{ValueWrite, exists, write_value};
-use crate::access::Access;
+use crate::access::{Access, Part};
 use offmap_abi::{DevAddr, Status};
 
 /// An array at its place in device memory.
@@ -34,9 +34,61 @@ impl ArrayTable {
         &self,
         access: &mut A,
         index: u32,
-        f: impl FnOnce(&mut A, DevAddr) -> R,
-    ) -> R {
-        f(access, self.value_at(index))
+        f: impl FnOnce(&mut A, DevAddr) -> Result<R, Status>,
+    ) -> Result<R, Status> {
+        let at = self.value_at(index);
+        access.locked(Part::Entry(at), |access| f(access, at))
+    }
+
+    /// Calls `f` with the address of the key's value; with `held`, `NotFound` where that is the handle
+    /// of no map.
+    #[inline(always)]
+    pub(crate) fn with_value<A: Access, R>(
+        &self,
+        access: &mut A,
+        key: &[u8],
+        held: bool,
+        mut f: impl FnMut(&mut A, DevAddr) -> R,
+    ) -> Result<R, Status> {
+        let at = self.find(key)?;
+        access.consistent(Part::Entry(at), |access| {
+            if held && self.holds_none(access, at)? {
+                return Err(Status::NotFound);
+            }
+            Ok(f(access, at))
+        })
+    }
+
+    /// Calls `f` once with that address, or why there is none.
+    pub(crate) fn visit<A: Access, R>(
+        &self,
+        access: &mut A,
+        key: &[u8],
+        held: bool,
+        f: impl FnOnce(&mut A, Result<DevAddr, Status>) -> R,
+    ) -> Result<R, Status> {
+        let at = match self.find(key) {
+            Ok(at) => at,
+            Err(status) => return Ok(f(access, Err(status))),
+        };
+        access.locked(Part::Entry(at), |access| {
+            let found = match held && self.holds_none(access, at)? {
+                true => Err(Status::NotFound),
+                false => Ok(at),
+            };
+            Ok(f(access, found))
+        })
+    }
+
+    /// As [`Self::with_index`], by key.
+    pub(crate) fn modify<A: Access, R>(
+        &self,
+        access: &mut A,
+        key: &[u8],
+        f: impl FnOnce(&mut A, DevAddr) -> Result<R, Status>,
+    ) -> Result<R, Status> {
+        let at = self.find(key)?;
+        access.locked(Part::Entry(at), |access| f(access, at))
     }
 
     #[inline(always)]
@@ -69,7 +121,9 @@ impl ArrayTable {
     ) -> Result<(), Status> {
         let at = self.find(key)?;
         exists(flags)?;
-        write_value(access, at, &self.value, value, false)
+        access.locked(Part::Entry(at), |access| {
+            write_value(access, at, &self.value, value, false)
+        })
     }
 
     /// Whether the value at `index` is the handle of no map.
@@ -81,25 +135,16 @@ impl ArrayTable {
         Ok(access.read::<4>(at)? == [0; 4])
     }
 
-    /// As [`Self::find`] in an array of maps: `NotFound` for an entry that holds none.
-    #[inline]
-    pub(crate) fn find_held(
-        &self,
-        access: &mut impl Access,
-        key: &[u8],
-    ) -> Result<DevAddr, Status> {
-        let at = self.find(key)?;
-        if self.holds_none(access, at)? {
-            return Err(Status::NotFound);
-        }
-        Ok(at)
-    }
-
     /// Empties an entry of an array of maps.
     pub(crate) fn clear(&self, access: &mut impl Access, key: &[u8]) -> Result<(), Status> {
-        let at = self.find_held(access, key)?;
-        let stored = self.value.stored as usize;
-        Ok(access.with_bytes_mut(at, stored, |bytes| bytes.fill(0))?)
+        let at = self.find(key)?;
+        access.locked(Part::Entry(at), |access| {
+            if self.holds_none(access, at)? {
+                return Err(Status::NotFound);
+            }
+            let stored = self.value.stored as usize;
+            Ok(access.with_bytes_mut(at, stored, |bytes| bytes.fill(0))?)
+        })
     }
 
     /// Index after `key`; 0 when `key` is absent or out of range.

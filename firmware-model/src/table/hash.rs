@@ -41,7 +41,7 @@ use super::bucket::{BUCKET_BYTES, Bucket, Probe, Tags, tag_of};
 use super::layout::{DESCRIPTION_BYTES, Geometry, MapSpec, ValueShape};
 use super::occupancy::Occupancy;
 use super::{LANES, ValueWrite, exists, fill_padded, write_value};
-use crate::access::Access;
+use crate::access::{Access, Part};
 use core::ops::ControlFlow;
 use offmap_abi::hash::KeyHash;
 use offmap_abi::submission::UPDATE_EXIST;
@@ -208,10 +208,44 @@ impl HashTable {
         &self,
         access: &mut A,
         key: &[u8],
-        f: impl FnOnce(&mut A, DevAddr) -> R,
+        mut f: impl FnMut(&mut A, DevAddr) -> R,
     ) -> Result<R, Status> {
+        if A::SHARED {
+            let part = self.chain(self.hash_of(key));
+            return access.consistent(part, |access| {
+                let at = self.find(access, key)?;
+                Ok(f(access, at))
+            });
+        }
         let at = self.find(access, key)?;
         Ok(f(access, at))
+    }
+
+    /// As [`Self::with_value`], and nothing else happens to the value meanwhile.
+    pub(crate) fn modify<A: Access, R>(
+        &self,
+        access: &mut A,
+        key: &[u8],
+        f: impl FnOnce(&mut A, DevAddr) -> Result<R, Status>,
+    ) -> Result<R, Status> {
+        access.locked(self.chain(self.hash_of(key)), |access| {
+            let at = self.find(access, key)?;
+            let done = f(access, at)?;
+            self.mark(access, at)?;
+            Ok(done)
+        })
+    }
+
+    /// What a table has once.
+    #[inline(always)]
+    fn part(&self) -> Part {
+        Part::Table(self.state)
+    }
+
+    /// The chain of a hash's home bucket, or of that number, with its entries.
+    #[inline(always)]
+    fn chain(&self, home: u64) -> Part {
+        Part::Entry(self.home_at(home))
     }
 
     /// Address of the key's value.
@@ -364,6 +398,21 @@ impl HashTable {
         keys: impl ExactSizeIterator<Item = K> + Clone,
         mut visit: impl FnMut(&mut A, usize, Result<DevAddr, Status>) -> ControlFlow<()>,
     ) {
+        if A::SHARED {
+            // One after the other: each is looked at and visited at one moment.
+            for (lane, key) in keys.enumerate() {
+                let key = key.as_ref();
+                let chain = self.chain(self.hash.hash(key));
+                let visited = access.locked(chain, |access| {
+                    let found = self.find(access, key);
+                    Ok(visit(access, lane, found))
+                });
+                if !matches!(visited, Ok(ControlFlow::Continue(()))) {
+                    return;
+                }
+            }
+            return;
+        }
         let count = keys.len().min(LANES);
         let mut hashes = [0; LANES];
         for (key, hash) in keys.clone().zip(&mut hashes) {
@@ -423,20 +472,61 @@ impl HashTable {
     }
 
     /// Stores a value under a key.
-    pub(crate) fn update(
+    pub(crate) fn update<A: Access>(
         &self,
-        access: &mut impl Access,
+        access: &mut A,
         key: &[u8],
         value: ValueWrite<'_>,
         flags: u32,
     ) -> Result<(), Status> {
         let hash = self.hash.hash(key);
+        if A::SHARED && self.overwrite(access, hash, key, value, flags)? {
+            return Ok(());
+        }
+        access.locked(self.part(), |access| {
+            self.store(access, hash, key, value, flags)
+        })
+    }
+
+    /// Stores a value under a key that is there, without the table's lock; `false`: it is not there.
+    fn overwrite(
+        &self,
+        access: &mut impl Access,
+        hash: u64,
+        key: &[u8],
+        value: ValueWrite<'_>,
+        flags: u32,
+    ) -> Result<bool, Status> {
+        access.locked(self.chain(hash), |access| {
+            let Located::Present(spot) = self.locate(access, hash, key)? else {
+                return Ok(false);
+            };
+            exists(flags)?;
+            let at = self.value_at(self.entry_at(spot.reference)?);
+            write_value(access, at, &self.value, value, false)?;
+            self.mark(access, at)?;
+            Ok(true)
+        })
+    }
+
+    /// Stores a value under a key, with the table's lock.
+    #[inline(always)]
+    fn store<A: Access>(
+        &self,
+        access: &mut A,
+        hash: u64,
+        key: &[u8],
+        value: ValueWrite<'_>,
+        flags: u32,
+    ) -> Result<(), Status> {
         match self.locate(access, hash, key)? {
             Located::Present(spot) => {
                 exists(flags)?;
                 let at = self.value_at(self.entry_at(spot.reference)?);
-                write_value(access, at, &self.value, value, false)?;
-                self.mark(access, at)
+                access.locked(self.chain(hash), |access| {
+                    write_value(access, at, &self.value, value, false)?;
+                    self.mark(access, at)
+                })
             }
             Located::Absent { .. } if flags == UPDATE_EXIST => Err(Status::NotFound),
             Located::Absent { mut last, mut tags } => {
@@ -453,38 +543,60 @@ impl HashTable {
                     (last, tags) = (l, t);
                 }
                 let reused = state.entry_free != 0 && !full;
-                let reference = self.take_entry(access, &mut state)?;
-                if let Some(recency) = self.recency {
-                    let at = recency.offset(reference.into());
-                    access.write(at, [u8::from(reused)])?;
-                }
-                let entry = self.entry_at(reference)?;
-                access.with_bytes_mut(entry, self.value_offset as usize, |bytes| {
-                    fill_padded(bytes, key);
-                })?;
-                write_value(access, self.value_at(entry), &self.value, value, true)?;
-                // The entry is whole before a bucket refers to it.
-                let tag = tag_of(hash);
-                match tags.matches(0).first() {
-                    Some(slot) => {
-                        Bucket::write_reference(access, last, slot, reference)?;
-                        Bucket::write_tags(access, last, tags.with(slot, tag))?;
-                        // Only a home bucket is ever empty.
-                        if tags == Tags(0) {
-                            self.occupancy.set(access, hash & self.home_mask)?;
-                        }
-                    }
-                    None => {
-                        let index = self.take_bucket(access, &mut state)?;
-                        let (at, _) = self.overflow_at(index + 1)?;
-                        Bucket::write_new(access, at, tag, reference)?;
-                        Bucket::write_link(access, last, index + 1)?;
-                    }
-                }
-                state.count += 1;
-                self.store_state(access, &state)
+                access.locked(self.chain(hash), |access| {
+                    let end = (last, tags);
+                    self.insert(access, hash, key, value, end, &mut state, reused)
+                })
             }
         }
+    }
+
+    /// Adds a key that is not there, at the end of its chain.
+    #[inline(always)]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "what the search for the key has found goes with the key"
+    )]
+    fn insert(
+        &self,
+        access: &mut impl Access,
+        hash: u64,
+        key: &[u8],
+        value: ValueWrite<'_>,
+        (last, tags): (DevAddr, Tags),
+        state: &mut State,
+        reused: bool,
+    ) -> Result<(), Status> {
+        let reference = self.take_entry(access, state)?;
+        if let Some(recency) = self.recency {
+            let at = recency.offset(reference.into());
+            access.write(at, [u8::from(reused)])?;
+        }
+        let entry = self.entry_at(reference)?;
+        access.with_bytes_mut(entry, self.value_offset as usize, |bytes| {
+            fill_padded(bytes, key);
+        })?;
+        write_value(access, self.value_at(entry), &self.value, value, true)?;
+        // The entry is whole before a bucket refers to it.
+        let tag = tag_of(hash);
+        match tags.matches(0).first() {
+            Some(slot) => {
+                Bucket::write_reference(access, last, slot, reference)?;
+                Bucket::write_tags(access, last, tags.with(slot, tag))?;
+                // Only a home bucket is ever empty.
+                if tags == Tags(0) {
+                    self.occupancy.set(access, hash & self.home_mask)?;
+                }
+            }
+            None => {
+                let index = self.take_bucket(access, state)?;
+                let (at, _) = self.overflow_at(index + 1)?;
+                Bucket::write_new(access, at, tag, reference)?;
+                Bucket::write_link(access, last, index + 1)?;
+            }
+        }
+        state.count += 1;
+        self.store_state(access, state)
     }
 
     /// The value at `at`, one of this table's, was used.
@@ -524,7 +636,9 @@ impl HashTable {
         let key_size = self.key_size as usize;
         let hash = access.with_bytes(entry, key_size, |key| self.hash.hash(key))?;
         let spot = self.spot_of(access, hash, victim)?;
-        self.remove(access, hash & self.home_mask, &spot)
+        access.locked(self.chain(hash), |access| {
+            self.remove(access, hash & self.home_mask, &spot)
+        })
     }
 
     /// Where the reference to an entry stands, whose key has this hash.
@@ -563,12 +677,16 @@ impl HashTable {
         f: impl FnOnce(&mut A, DevAddr) -> Result<R, Status>,
     ) -> Result<R, Status> {
         let hash = self.hash.hash(key);
-        let Located::Present(spot) = self.locate(access, hash, key)? else {
-            return Err(Status::NotFound);
-        };
-        let taken = f(access, self.value_at(self.entry_at(spot.reference)?))?;
-        self.remove(access, hash & self.home_mask, &spot)?;
-        Ok(taken)
+        access.locked(self.part(), |access| {
+            let Located::Present(spot) = self.locate(access, hash, key)? else {
+                return Err(Status::NotFound);
+            };
+            access.locked(self.chain(hash), |access| {
+                let taken = f(access, self.value_at(self.entry_at(spot.reference)?))?;
+                self.remove(access, hash & self.home_mask, &spot)?;
+                Ok(taken)
+            })
+        })
     }
 
     /// Removes the entry at a spot in the chain of `home`.

@@ -18,7 +18,7 @@
 
 use super::layout::{DESCRIPTION_BYTES, Geometry, MapSpec, ValueShape};
 use super::{ValueWrite, exists, fill_padded, write_value};
-use crate::access::Access;
+use crate::access::{Access, Part};
 use offmap_abi::submission::UPDATE_EXIST;
 use offmap_abi::{DevAddr, Status};
 
@@ -227,10 +227,31 @@ impl LpmTable {
         &self,
         access: &mut A,
         key: &[u8],
-        f: impl FnOnce(&mut A, DevAddr) -> R,
+        mut f: impl FnMut(&mut A, DevAddr) -> R,
     ) -> Result<R, Status> {
-        let at = self.longest(access, key)?;
-        Ok(f(access, at))
+        access.consistent(self.part(), |access| {
+            let at = self.longest(access, key)?;
+            Ok(f(access, at))
+        })
+    }
+
+    /// As [`Self::with_value`], and nothing else happens to the trie meanwhile.
+    pub(crate) fn modify<A: Access, R>(
+        &self,
+        access: &mut A,
+        key: &[u8],
+        f: impl FnOnce(&mut A, DevAddr) -> Result<R, Status>,
+    ) -> Result<R, Status> {
+        access.locked(self.part(), |access| {
+            let at = self.longest(access, key)?;
+            f(access, at)
+        })
+    }
+
+    /// All of the trie: nodes of many keys lie on one path.
+    #[inline(always)]
+    pub(crate) fn part(&self) -> Part {
+        Part::Table(self.state)
     }
 
     /// The address of that value.
@@ -298,6 +319,16 @@ impl LpmTable {
         value: ValueWrite<'_>,
         flags: u32,
     ) -> Result<(), Status> {
+        access.locked(self.part(), |access| self.store(access, key, value, flags))
+    }
+
+    fn store(
+        &self,
+        access: &mut impl Access,
+        key: &[u8],
+        value: ValueWrite<'_>,
+        flags: u32,
+    ) -> Result<(), Status> {
         let prefix = self.prefix_of(key).ok_or(Status::OutOfRange)?;
         let mut state = self.load_state(access)?;
         let place = self.place(access, state.root, key)?;
@@ -349,6 +380,10 @@ impl LpmTable {
 
     /// Removes a prefix; one that is longer than the key has bits is `OutOfRange`.
     pub(crate) fn delete(&self, access: &mut impl Access, key: &[u8]) -> Result<(), Status> {
+        access.locked(self.part(), |access| self.remove(access, key))
+    }
+
+    fn remove(&self, access: &mut impl Access, key: &[u8]) -> Result<(), Status> {
         let prefix = self.prefix_of(key).ok_or(Status::OutOfRange)?;
         let mut state = self.load_state(access)?;
         let place = self.place(access, state.root, key)?;
@@ -382,18 +417,31 @@ impl LpmTable {
         &self,
         access: &mut A,
         key: Option<&[u8]>,
-        f: impl FnOnce(&mut A, DevAddr) -> R,
+        mut f: impl FnMut(&mut A, DevAddr) -> R,
     ) -> Result<R, Status> {
-        let next = self.next(access, key)?;
-        Ok(f(access, next.key))
+        access.consistent(self.part(), |access| {
+            let next = self.next(access, key)?;
+            Ok(f(access, next.key))
+        })
+    }
+
+    /// Calls `f`, once, with the key that is in `key` and where the one after it stands; with the first
+    /// one of all without `after`.
+    pub(crate) fn with_listed<A: Access, R>(
+        &self,
+        access: &mut A,
+        key: &mut [u8],
+        after: bool,
+        f: impl FnOnce(&mut A, &mut [u8], Listed) -> Result<R, Status>,
+    ) -> Result<R, Status> {
+        access.locked(self.part(), |access| {
+            let next = self.next(access, after.then_some(&*key))?;
+            f(access, key, next)
+        })
     }
 
     /// The key after `key`, likewise.
-    pub(crate) fn next(
-        &self,
-        access: &mut impl Access,
-        key: Option<&[u8]>,
-    ) -> Result<Listed, Status> {
+    fn next(&self, access: &mut impl Access, key: Option<&[u8]>) -> Result<Listed, Status> {
         let mut visited = 0;
         let (mut link, mut above) = match self.after(access, key, &mut visited)? {
             Next::At(node) => return self.listed(&node, visited),

@@ -175,15 +175,12 @@ impl Table {
         &self,
         access: &mut A,
         key: &[u8],
-        f: impl FnOnce(&mut A, DevAddr) -> R,
+        mut f: impl FnMut(&mut A, DevAddr) -> R,
     ) -> Result<R, Status> {
         match self {
             Self::Hash(table) => table.with_value(access, key, f),
-            Self::Array(table) => Ok(f(access, table.find(key)?)),
-            Self::ArrayOfMaps(table) => {
-                let at = table.find_held(access, key)?;
-                Ok(f(access, at))
-            }
+            Self::Array(table) => table.with_value(access, key, false, f),
+            Self::ArrayOfMaps(table) => table.with_value(access, key, true, f),
             Self::Ring(_) => Err(Status::Unsupported),
             Self::Lpm(table) => table.with_value(access, key, f),
             Self::Bloom(table) => {
@@ -191,6 +188,24 @@ impl Table {
                 Ok(f(access, at))
             }
             Self::Queue(table) => table.peek(access, f),
+        }
+    }
+
+    /// As [`Self::with_value`] for a change of the value: no other engine changes it or the entry
+    /// meanwhile, and the entry counts as used. `Unsupported` where values are not changed in place.
+    pub(crate) fn modify<A: Access, R>(
+        &self,
+        access: &mut A,
+        key: &[u8],
+        f: impl FnOnce(&mut A, DevAddr) -> Result<R, Status>,
+    ) -> Result<R, Status> {
+        match self {
+            Self::Hash(table) => table.modify(access, key, f),
+            Self::Array(table) => table.modify(access, key, f),
+            Self::Lpm(table) => table.modify(access, key, f),
+            Self::ArrayOfMaps(_) | Self::Bloom(_) | Self::Queue(_) | Self::Ring(_) => {
+                Err(Status::Unsupported)
+            }
         }
     }
 
@@ -220,22 +235,16 @@ impl Table {
     ) {
         match self {
             Self::Hash(table) => table.visit_many(access, keys, key_size, visit),
-            Self::Array(table) => {
+            Self::Array(table) if !A::SHARED => {
                 for (lane, key) in keys.chunks_exact(key_size).enumerate() {
                     if visit(access, lane, table.find(key)).is_break() {
                         return;
                     }
                 }
             }
-            Self::Lpm(_) | Self::Bloom(_) | Self::ArrayOfMaps(_) => {
+            Self::Array(_) | Self::Lpm(_) | Self::Bloom(_) | Self::ArrayOfMaps(_) => {
                 for (lane, key) in keys.chunks_exact(key_size).enumerate() {
-                    let found = match self {
-                        Self::Lpm(table) => table.longest(access, key),
-                        Self::Bloom(table) => table.find(access, key),
-                        Self::ArrayOfMaps(table) => table.find_held(access, key),
-                        _ => Err(Status::Internal),
-                    };
-                    if visit(access, lane, found).is_break() {
+                    if self.visit_one(access, key, lane, &mut visit).is_break() {
                         return;
                     }
                 }
@@ -243,6 +252,35 @@ impl Table {
             // Without keys there is no lane, and batches of rings are refused before.
             Self::Queue(_) | Self::Ring(_) => {}
         }
+    }
+
+    /// Looks up one key and visits the result.
+    fn visit_one<A: Access>(
+        &self,
+        access: &mut A,
+        key: &[u8],
+        lane: usize,
+        visit: &mut impl FnMut(&mut A, usize, Result<DevAddr, Status>) -> ControlFlow<()>,
+    ) -> ControlFlow<()> {
+        // Called once, so that what it counts is counted once; hence with the lock.
+        let visited = match self {
+            Self::Array(table) | Self::ArrayOfMaps(table) => {
+                let held = matches!(self, Self::ArrayOfMaps(_));
+                table.visit(access, key, held, |access, found| {
+                    visit(access, lane, found)
+                })
+            }
+            Self::Lpm(table) => access.locked(table.part(), |access| {
+                let found = table.longest(access, key);
+                Ok(visit(access, lane, found))
+            }),
+            Self::Bloom(table) => {
+                let found = table.find(access, key);
+                Ok(visit(access, lane, found))
+            }
+            Self::Hash(_) | Self::Queue(_) | Self::Ring(_) => Err(Status::Internal),
+        };
+        visited.unwrap_or(ControlFlow::Break(()))
     }
 
     /// Stores a value; `flags` is one of the `UPDATE_*` of [`offmap_abi::submission`].
@@ -300,7 +338,7 @@ impl Table {
         &self,
         access: &mut A,
         key: Option<&[u8]>,
-        f: impl FnOnce(&mut A, NextKey) -> R,
+        mut f: impl FnMut(&mut A, NextKey) -> R,
     ) -> Result<R, Status> {
         match self {
             Self::Hash(table) => table.with_next(access, key, |a, at| f(a, NextKey::At(at))),

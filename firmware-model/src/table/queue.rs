@@ -6,7 +6,7 @@
 
 use super::layout::{DESCRIPTION_BYTES, Geometry, MapKind, MapSpec, ValueShape};
 use super::{ValueWrite, write_value};
-use crate::access::Access;
+use crate::access::{Access, Part};
 use offmap_abi::submission::{UPDATE_ANY, UPDATE_EXIST};
 use offmap_abi::{DevAddr, Status};
 
@@ -66,8 +66,23 @@ impl QueueTable {
         self.values.offset(u64::from(slot) * self.stride)
     }
 
+    /// All of the ring.
+    #[inline(always)]
+    fn part(&self) -> Part {
+        Part::Table(self.state)
+    }
+
     /// Calls `f` with the address of the value that would leave next.
     pub(crate) fn peek<A: Access, R>(
+        &self,
+        access: &mut A,
+        mut f: impl FnMut(&mut A, DevAddr) -> R,
+    ) -> Result<R, Status> {
+        access.consistent(self.part(), |access| self.look(access, &mut f))
+    }
+
+    #[inline(always)]
+    fn look<A: Access, R>(
         &self,
         access: &mut A,
         f: impl FnOnce(&mut A, DevAddr) -> R,
@@ -88,14 +103,16 @@ impl QueueTable {
         access: &mut A,
         f: impl FnOnce(&mut A, DevAddr) -> Result<R, Status>,
     ) -> Result<R, Status> {
-        let popped = self.peek(access, f)??;
-        let mut state = self.load(access)?;
-        state.count = state.count.checked_sub(1).ok_or(Status::Internal)?;
-        if !self.is_stack {
-            state.oldest = self.slot(state, 1);
-        }
-        self.store(access, state)?;
-        Ok(popped)
+        access.locked(self.part(), |access| {
+            let popped = self.look(access, f)??;
+            let mut state = self.load(access)?;
+            state.count = state.count.checked_sub(1).ok_or(Status::Internal)?;
+            if !self.is_stack {
+                state.oldest = self.slot(state, 1);
+            }
+            self.store(access, state)?;
+            Ok(popped)
+        })
     }
 
     /// Appends a value. In a full ring [`UPDATE_EXIST`] overwrites the oldest one.
@@ -108,19 +125,21 @@ impl QueueTable {
         if !matches!(flags, UPDATE_ANY | UPDATE_EXIST) {
             return Err(Status::InvalidField);
         }
-        let mut state = self.load(access)?;
-        let full = state.count == self.max_entries;
-        if full && flags != UPDATE_EXIST {
-            return Err(Status::Full);
-        }
-        let at = self.value_at(self.slot(state, state.count));
-        write_value(access, at, &self.value, value, true)?;
-        if full {
-            state.oldest = self.slot(state, 1);
-        } else {
-            state.count += 1;
-        }
-        self.store(access, state)
+        access.locked(self.part(), |access| {
+            let mut state = self.load(access)?;
+            let full = state.count == self.max_entries;
+            if full && flags != UPDATE_EXIST {
+                return Err(Status::Full);
+            }
+            let at = self.value_at(self.slot(state, state.count));
+            write_value(access, at, &self.value, value, true)?;
+            if full {
+                state.oldest = self.slot(state, 1);
+            } else {
+                state.count += 1;
+            }
+            self.store(access, state)
+        })
     }
 
     /// Values in the ring.

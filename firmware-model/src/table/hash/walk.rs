@@ -14,10 +14,12 @@ impl HashTable {
         &self,
         access: &mut A,
         key: Option<&[u8]>,
-        f: impl FnOnce(&mut A, DevAddr) -> R,
+        mut f: impl FnMut(&mut A, DevAddr) -> R,
     ) -> Result<R, Status> {
-        let at = self.next(access, key)?;
-        Ok(f(access, at))
+        access.consistent(self.part(), |access| {
+            let at = self.next(access, key)?;
+            Ok(f(access, at))
+        })
     }
 
     fn next(&self, access: &mut impl Access, key: Option<&[u8]>) -> Result<DevAddr, Status> {
@@ -48,7 +50,7 @@ impl HashTable {
         access: &mut impl Access,
         from: u64,
     ) -> Result<Option<u64>, Status> {
-        self.occupancy.next(access, from)
+        access.consistent(self.part(), |access| self.occupancy.next(access, from))
     }
 
     /// The least reference in the chain of `home` that is greater than `after`.
@@ -107,10 +109,33 @@ impl HashTable {
         references: &mut Vec<u32>,
         room: usize,
         remove: bool,
+        each: impl FnMut(&mut A, usize, DevAddr, DevAddr) -> Result<(), Status>,
+    ) -> Result<usize, Status> {
+        let chain = self.chain(home);
+        if !remove {
+            return access.locked(chain, |access| {
+                self.visit_locked(access, home, references, room, false, each)
+            });
+        }
+        access.locked(self.part(), |access| {
+            access.locked(chain, |access| {
+                self.visit_locked(access, home, references, room, true, each)
+            })
+        })
+    }
+
+    #[inline(always)]
+    fn visit_locked<A: Access>(
+        &self,
+        access: &mut A,
+        home: u64,
+        references: &mut Vec<u32>,
+        room: usize,
+        remove: bool,
         mut each: impl FnMut(&mut A, usize, DevAddr, DevAddr) -> Result<(), Status>,
     ) -> Result<usize, Status> {
         let needed = self.collect(access, home, references, room)?;
-        if needed > room {
+        if needed > room || needed == 0 {
             return Ok(needed);
         }
         for (index, &reference) in references.iter().enumerate() {
@@ -125,9 +150,9 @@ impl HashTable {
 
     /// Collects the references of a chain in ascending order, if there are at most `room`;
     /// returns how many there are.
-    fn collect(
+    fn collect<A: Access>(
         &self,
-        access: &mut impl Access,
+        access: &mut A,
         home: u64,
         references: &mut Vec<u32>,
         room: usize,
@@ -142,8 +167,8 @@ impl HashTable {
         })?;
         let max_entries = self.max_entries;
         let valid = references.iter().all(|&reference| reference < max_entries);
-        // The tree of bits promised that there is one.
-        if count == 0 || !valid {
+        // The tree of bits promised that there is one; beside other engines, a moment ago.
+        if count == 0 && !A::SHARED || !valid {
             return Err(Status::Internal);
         }
         references.sort_unstable();
