@@ -6,9 +6,19 @@
 //!
 //! * [`pcie`]: packets and bytes on a PCI Express link, and how long the link needs for them.
 //! * [`profile`]: a device, its host and the link between them, as data.
+//! * [`bus`]: DMA, doorbells and interrupts over the link; [`memory`]: accesses to device memory, by tier.
+//! * [`meter`]: commands, charged event by event.
+//! * [`histogram`]: how times are distributed.
+//! * [`resource`]: what operations wait for: links, ports, tags, engines, caches of translations.
 
+pub mod bus;
+pub mod histogram;
+pub mod memory;
+pub mod meter;
+mod metered;
 pub mod pcie;
 pub mod profile;
+pub mod resource;
 
 use core::fmt;
 use core::ops::{Add, AddAssign, Sub};

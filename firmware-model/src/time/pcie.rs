@@ -233,7 +233,14 @@ impl LinkSpec {
 /// Pieces into which `bytes` from `address` on fall when each ends at a multiple of `size`, a power of two.
 #[inline(always)]
 const fn pieces(address: u64, bytes: u64, size: u64) -> u64 {
-    ((address & (size - 1)) + bytes).div_ceil(size)
+    round_up((address & (size - 1)) + bytes, size)
+}
+
+/// How often `size`, a power of two, goes into `bytes`, rounded up: by shifting, since this is asked for each
+/// access.
+#[inline(always)]
+const fn round_up(bytes: u64, size: u64) -> u64 {
+    (bytes + size - 1) >> size.trailing_zeros()
 }
 
 impl Link {
@@ -283,7 +290,7 @@ impl Link {
             let off = address & (boundary - 1);
             let to_request = request - (address & (request - 1));
             if off == 0 && to_request >= bytes {
-                bytes.div_ceil(payload)
+                round_up(bytes, payload)
             } else {
                 self.completions_apart(address, bytes)
             }
@@ -321,7 +328,7 @@ impl Link {
             first
         };
         // `max_read_request` is a multiple of the payload, so that what follows the first request is counted whole.
-        (head > 0) as u64 + (first - head).div_ceil(payload) + (bytes - first).div_ceil(payload)
+        (head > 0) as u64 + round_up(first - head, payload) + round_up(bytes - first, payload)
     }
 
     /// A completion with `bytes` of data in one packet: what a read of a register is answered with.

@@ -1,0 +1,265 @@
+//! What crosses the link: doorbells, DMA in both directions, interrupts.
+//!
+//! A read by DMA: the engine's setup, the request on the link, the translation of its address, the host, the
+//! completions on the link, and the way from the DMA engine to where engines find the data, which begins when
+//! all have arrived. A write: setup, packets, translation, and the host; the device does not wait for it.
+
+use super::pcie::{INTERRUPT_BYTES, Link};
+use super::profile::TimingProfile;
+use super::resource::{Pool, Server, Tags};
+use super::{PerByte, Picos};
+
+/// Bytes of a doorbell: one word.
+const DOORBELL_BYTES: u64 = 8;
+
+/// The link and what is at both of its ends, with all that is under way on it.
+#[derive(Clone, Debug)]
+pub struct Bus {
+    link: Link,
+    /// From the device to the host: requests, writes, interrupts.
+    up: Server,
+    /// From the host to the device: completions, doorbells.
+    down: Server,
+    tags: Pool,
+    /// The front of the DMA engine.
+    issue: Server,
+    issue_time: Picos,
+    setup: Picos,
+    /// The way from the DMA engine to where engines find what was read.
+    store: Server,
+    per_store: PerByte,
+    mmio_write: Picos,
+    read: Picos,
+    write: Picos,
+    remote_node: Picos,
+    /// What of it is added to all accesses at the moment.
+    remote: Picos,
+    interrupt: Picos,
+    doorbell: Picos,
+    iommu: Option<Iotlb>,
+    counts: BusCounts,
+}
+
+#[derive(Clone, Debug)]
+struct Iotlb {
+    tags: Tags,
+    walkers: Pool,
+    page_shift: u32,
+    miss: Picos,
+}
+
+/// What went over the link so far.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct BusCounts {
+    /// Reads by DMA, and writes.
+    pub reads: u64,
+    /// See `reads`.
+    pub writes: u64,
+    /// Doorbells.
+    pub doorbells: u64,
+    /// Interrupts.
+    pub interrupts: u64,
+    /// Bytes of all packets to the host.
+    pub up_bytes: u64,
+    /// Bytes of all packets to the device.
+    pub down_bytes: u64,
+    /// Translations that the IOTLB had, counted a page at a time.
+    pub iotlb_hits: u64,
+    /// Translations for which the page table was walked.
+    pub iotlb_misses: u64,
+}
+
+/// A write that was posted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Posted {
+    /// The DMA engine has it: the device goes on.
+    pub taken: Picos,
+    /// The host sees it.
+    pub visible: Picos,
+}
+
+impl Bus {
+    /// A bus on which nothing is under way.
+    pub fn new(profile: &TimingProfile) -> Self {
+        let (host, device) = (&profile.host, &profile.device);
+        Self {
+            link: profile.link,
+            up: Server::default(),
+            down: Server::default(),
+            tags: Pool::new(device.read_tags),
+            issue: Server::default(),
+            issue_time: device.dma_issue,
+            setup: device.dma_setup,
+            store: Server::default(),
+            per_store: device.store(),
+            mmio_write: host.mmio_write,
+            read: match host.warm {
+                true => host.read,
+                false => host.read + host.memory,
+            },
+            write: host.write,
+            remote_node: host.remote_node,
+            remote: Picos::ZERO,
+            interrupt: host.interrupt,
+            doorbell: device.doorbell,
+            iommu: host.iommu.as_ref().map(|iommu| Iotlb {
+                tags: Tags::new(iommu.entries.into(), iommu.page_bytes),
+                walkers: Pool::new(iommu.walkers),
+                page_shift: iommu.page_bytes.trailing_zeros(),
+                miss: iommu.miss,
+            }),
+            counts: BusCounts::default(),
+        }
+    }
+
+    /// Says whether host memory is on another NUMA node than the device.
+    pub fn set_remote(&mut self, remote: bool) {
+        self.remote = match remote {
+            true => self.remote_node,
+            false => Picos::ZERO,
+        };
+    }
+
+    /// What went over it so far.
+    pub fn counts(&self) -> BusCounts {
+        self.counts
+    }
+
+    /// The host stores a doorbell at `at`: when the device begins to act on it.
+    pub fn doorbell(&mut self, at: Picos) -> Picos {
+        let bytes = self.link.write(0, DOORBELL_BYTES).bytes;
+        let time = self.link.wire(bytes);
+        self.counts.doorbells += 1;
+        self.counts.down_bytes += bytes;
+        self.down.book(at + self.mmio_write, time) + time + self.doorbell
+    }
+
+    /// A read of host memory, wished for at `at`: when the data are where engines find them.
+    #[inline]
+    pub fn read(&mut self, at: Picos, iova: u64, bytes: u64) -> Picos {
+        self.counts.reads += 1;
+        let start = self.issue.book(at + self.setup, self.issue_time);
+        let most = u64::from(self.link.spec().max_read_request);
+        let arrived = if (iova & (most - 1)).saturating_add(bytes) <= most {
+            self.request(start, iova, bytes)
+        } else {
+            self.requests(start, iova, bytes, most)
+        };
+        let time = self.per_store.of(bytes);
+        self.store.book(arrived, time) + time
+    }
+
+    /// Several requests, one after the other on the link: when the last completion is there.
+    #[inline(never)]
+    fn requests(&mut self, start: Picos, iova: u64, bytes: u64, most: u64) -> Picos {
+        let mut arrived = start;
+        let mut done = 0;
+        while done < bytes {
+            let at = iova.wrapping_add(done);
+            let piece = (most - (at & (most - 1))).min(bytes - done);
+            arrived = arrived.max(self.request(start, at, piece));
+            done += piece;
+        }
+        arrived
+    }
+
+    /// One request: when its completions are there.
+    #[inline(always)]
+    fn request(&mut self, at: Picos, iova: u64, bytes: u64) -> Picos {
+        let tlps = self.link.read(iova, bytes);
+        let ask = self.link.wire(tlps.requests.bytes);
+        let answer = self.link.wire(tlps.completions.bytes);
+        let host = self.read + self.remote;
+        self.counts.up_bytes += tlps.requests.bytes;
+        self.counts.down_bytes += tlps.completions.bytes;
+        let tag = self.tags.ask(at, ask + host + answer);
+        let sent = self.up.book(tag.from, ask) + ask;
+        let reached = self.translate(sent, iova, bytes) + host;
+        let done = self.down.book(reached, answer) + answer;
+        self.tags.hand_back(tag, done);
+        done
+    }
+
+    /// A write to host memory, wished for at `at`.
+    #[inline]
+    pub fn write(&mut self, at: Picos, iova: u64, bytes: u64) -> Posted {
+        self.counts.writes += 1;
+        let taken = self.issue.book(at + self.setup, self.issue_time);
+        Posted {
+            taken,
+            visible: self.post(taken, iova, bytes),
+        }
+    }
+
+    /// Packets of a write: when the host sees them.
+    #[inline(always)]
+    fn post(&mut self, at: Picos, iova: u64, bytes: u64) -> Picos {
+        let packets = self.link.write(iova, bytes).bytes;
+        let time = self.link.wire(packets);
+        self.counts.up_bytes += packets;
+        let sent = self.up.book(at, time) + time;
+        self.translate(sent, iova, bytes) + self.write + self.remote
+    }
+
+    /// A message-signalled interrupt, sent at `at`: when whom it wakes begins to run. Its address is no page of
+    /// memory, so that it needs no translation.
+    pub fn interrupt(&mut self, at: Picos) -> Picos {
+        let bytes = self.link.write(0, INTERRUPT_BYTES.into()).bytes;
+        let time = self.link.wire(bytes);
+        self.counts.interrupts += 1;
+        self.counts.up_bytes += bytes;
+        self.up.book(at, time) + time + self.interrupt
+    }
+
+    /// When the addresses of an access that arrives at `at` are translated.
+    #[inline(always)]
+    fn translate(&mut self, at: Picos, iova: u64, bytes: u64) -> Picos {
+        let Some(iotlb) = &mut self.iommu else {
+            return at;
+        };
+        let last = iova.saturating_add(bytes.saturating_sub(1));
+        if iova >> iotlb.page_shift == last >> iotlb.page_shift {
+            if iotlb.tags.touch(iova) {
+                self.counts.iotlb_hits += 1;
+                return at;
+            }
+            self.counts.iotlb_misses += 1;
+            return iotlb.walk(at);
+        }
+        self.translate_pages(at, iova, last)
+    }
+
+    #[inline(never)]
+    fn translate_pages(&mut self, at: Picos, iova: u64, last: u64) -> Picos {
+        let mut done = at;
+        let Some(iotlb) = &mut self.iommu else {
+            return at;
+        };
+        for page in iova >> iotlb.page_shift..=last >> iotlb.page_shift {
+            if iotlb.tags.touch(page << iotlb.page_shift) {
+                self.counts.iotlb_hits += 1;
+            } else {
+                self.counts.iotlb_misses += 1;
+                done = done.max(iotlb.walk(at));
+            }
+        }
+        done
+    }
+
+    /// Forgets all translations, as when the host unmaps memory.
+    pub fn forget_translations(&mut self) {
+        if let Some(iotlb) = &mut self.iommu {
+            iotlb.tags.clear();
+        }
+    }
+}
+
+impl Iotlb {
+    #[inline(never)]
+    fn walk(&mut self, at: Picos) -> Picos {
+        let walker = self.walkers.ask(at, self.miss);
+        let done = walker.from + self.miss;
+        self.walkers.hand_back(walker, done);
+        done
+    }
+}

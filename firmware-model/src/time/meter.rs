@@ -1,0 +1,416 @@
+//! The meter: commands, charged event by event while they are carried out.
+//!
+//! Whoever has the queues reports, for each of them: that its turn begins ([`Meter::turn`]), for each command that
+//! it is fetched ([`Meter::fetch`]) and completed ([`Meter::complete`]), and that the turn ends, with an interrupt
+//! or without ([`Meter::end_turn`]). Between fetch and completion the firmware charges each access to device memory
+//! and each DMA.
+//!
+//! The commands of one turn were there together: they were published with one doorbell, and they contend for the
+//! link, its tags, the engines and the memory. The host publishes the next ones of that queue when it has seen
+//! the last of these, and takes no time for it. Commands of another queue that come meanwhile contend with them, too:
+//! no queue's turn begins before one that was begun already.
+
+use super::Picos;
+use super::bus::{Bus, BusCounts};
+use super::histogram::Histogram;
+use super::memory::{TierCounts, TierRange, TieredMemory};
+use super::profile::{ProfileError, TIERS_MAX, TimingProfile};
+use super::resource::{Grant, Pool};
+use alloc::boxed::Box;
+use alloc::string::String;
+use alloc::vec::Vec;
+use offmap_abi::DevAddr;
+
+/// Bytes of a descriptor, and of a completion.
+const ENTRY_BYTES: u64 = 64;
+/// Opcodes that are told apart; greater ones count as the last.
+const OPCODES: usize = 32;
+/// Commands of a turn that are kept until it ends. Of a longer turn the first ones are counted as if no interrupt
+/// ended it.
+const TURN_MAX: usize = 64;
+
+/// Where a command's time went. What is waited for counts where it is waited for, so that the parts add up to
+/// the whole.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Parts {
+    /// From the host's store to the device's reaction.
+    pub doorbell: Picos,
+    /// The descriptor's way to the device.
+    pub fetch: Picos,
+    /// For an engine, and its cycles.
+    pub engine: Picos,
+    /// For keys and values that the device reads or writes by DMA.
+    pub payload: Picos,
+    /// For device memory, by tier.
+    pub tables: [Picos; TIERS_MAX],
+    /// The completion's way to the host.
+    pub completion: Picos,
+    /// From there to whom the interrupt wakes, where one was sent.
+    pub interrupt: Picos,
+}
+
+impl Parts {
+    /// All of it.
+    pub fn total(&self) -> Picos {
+        let tables = self.tables.iter().fold(Picos::ZERO, |sum, t| sum + *t);
+        self.doorbell
+            + self.fetch
+            + self.engine
+            + self.payload
+            + tables
+            + self.completion
+            + self.interrupt
+    }
+
+    #[inline(always)]
+    fn add(&mut self, other: &Self, tiers: usize) {
+        self.doorbell += other.doorbell;
+        self.fetch += other.fetch;
+        self.engine += other.engine;
+        self.payload += other.payload;
+        for (ours, theirs) in self.tables.iter_mut().zip(&other.tables).take(tiers) {
+            *ours += *theirs;
+        }
+        self.completion += other.completion;
+        self.interrupt += other.interrupt;
+    }
+}
+
+/// What commands of one opcode took.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct OpTimes {
+    /// The opcode.
+    pub opcode: u8,
+    /// Their latencies.
+    pub latencies: Histogram,
+    /// Elements that they were about.
+    pub elements: u64,
+    /// The parts of all of them together.
+    pub parts: Parts,
+}
+
+/// What a meter has seen.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Modelled {
+    /// The profile's name.
+    pub profile: String,
+    /// Of each opcode that was seen.
+    pub ops: Vec<OpTimes>,
+    /// The tiers, with the accesses to them.
+    pub tiers: Vec<(String, TierCounts)>,
+    /// What went over the link.
+    pub bus: BusCounts,
+    /// A hash over all latencies in order: two runs that agree in it had the same times.
+    pub digest: u64,
+    /// The modelled moment at which the last command was done.
+    pub end: Picos,
+}
+
+/// A command that is being charged.
+#[derive(Clone, Copy, Debug)]
+struct Current {
+    /// When the host rang.
+    arrival: Picos,
+    /// How far it got.
+    now: Picos,
+    engine: Option<Grant>,
+    /// When the host sees the last of the payload.
+    payload_visible: Picos,
+    parts: Parts,
+}
+
+impl Current {
+    const NONE: Self = Self {
+        arrival: Picos::ZERO,
+        now: Picos::ZERO,
+        engine: None,
+        payload_visible: Picos::ZERO,
+        parts: Parts {
+            doorbell: Picos::ZERO,
+            fetch: Picos::ZERO,
+            engine: Picos::ZERO,
+            payload: Picos::ZERO,
+            tables: [Picos::ZERO; TIERS_MAX],
+            completion: Picos::ZERO,
+            interrupt: Picos::ZERO,
+        },
+    };
+}
+
+/// A command that is done, and not counted yet.
+#[derive(Clone, Copy, Debug)]
+struct Ended {
+    opcode: u8,
+    elements: u32,
+    visible: Picos,
+    parts: Parts,
+}
+
+#[derive(Clone, Debug, Default)]
+struct QueueClock {
+    /// When the host has seen all that was completed.
+    seen: Picos,
+    /// The command that is under way from one turn to the next.
+    suspended: Option<Box<Current>>,
+}
+
+/// See the [module](self).
+#[derive(Clone, Debug)]
+pub struct Meter {
+    profile: String,
+    tier_names: Vec<String>,
+    bus: Bus,
+    memory: TieredMemory,
+    engines: Pool,
+    /// How long the last command had an engine, which is what the next one asks for.
+    engine_hold: Picos,
+    command_time: Picos,
+    element_time: Picos,
+    access_time: Picos,
+    queues: Vec<QueueClock>,
+    /// The beginning of the latest turn.
+    latest: Picos,
+    /// The turn at hand: when the host rang, and when the device reacted.
+    arrival: Picos,
+    ready: Picos,
+    current: Current,
+    ended: Vec<Ended>,
+    ops: [Option<Box<OpTimes>>; OPCODES],
+    digest: u64,
+    end: Picos,
+}
+
+impl Meter {
+    /// A meter for a device as the profile has it.
+    ///
+    /// # Errors
+    ///
+    /// [`ProfileError`], when the profile cannot be.
+    pub fn new(profile: &TimingProfile) -> Result<Self, ProfileError> {
+        profile.check()?;
+        let cycles = profile.device.cycles;
+        Ok(Self {
+            profile: profile.name.clone(),
+            tier_names: profile.tiers.iter().map(|tier| tier.name.clone()).collect(),
+            bus: Bus::new(profile),
+            memory: TieredMemory::new(profile),
+            engines: Pool::new(profile.device.engines),
+            engine_hold: Picos::ZERO,
+            command_time: profile.cycles(cycles.command.into()),
+            element_time: profile.cycles(cycles.element.into()),
+            access_time: profile.cycles(cycles.access.into()),
+            queues: Vec::new(),
+            latest: Picos::ZERO,
+            arrival: Picos::ZERO,
+            ready: Picos::ZERO,
+            current: Current::NONE,
+            ended: Vec::with_capacity(TURN_MAX),
+            ops: [const { None }; OPCODES],
+            digest: 0,
+            end: Picos::ZERO,
+        })
+    }
+
+    /// Says which addresses of device memory belong to which tier: [`TieredMemory::place`].
+    ///
+    /// # Errors
+    ///
+    /// [`ProfileError`], and everything stays as it was.
+    pub fn place(&mut self, ranges: &[TierRange]) -> Result<(), ProfileError> {
+        self.memory.place(ranges)
+    }
+
+    /// Says whether host memory is on another NUMA node than the device.
+    pub fn set_remote(&mut self, remote: bool) {
+        self.bus.set_remote(remote);
+    }
+
+    /// Host memory was unmapped: no translation is known any more.
+    pub fn forget_translations(&mut self) {
+        self.bus.forget_translations();
+    }
+
+    fn queue(&mut self, queue: u16) -> &mut QueueClock {
+        let n = usize::from(queue);
+        if n >= self.queues.len() {
+            self.queues.resize_with(n + 1, QueueClock::default);
+        }
+        &mut self.queues[n]
+    }
+
+    /// A queue's turn begins, in which commands are found that the host has published.
+    #[inline]
+    pub fn turn(&mut self, queue: u16) {
+        // A turn that was broken off, since its queue stopped, has no end of its own.
+        if !self.ended.is_empty() {
+            self.count_ended();
+        }
+        let seen = self.queue(queue).seen;
+        self.arrival = self.latest.max(seen);
+        self.latest = self.arrival;
+        self.ready = self.bus.doorbell(self.arrival);
+    }
+
+    /// A queue's turn begins in which the command that is under way gets on.
+    pub fn turn_on(&mut self, queue: u16) {
+        if let Some(current) = self.queue(queue).suspended.take() {
+            self.current = *current;
+            (self.arrival, self.ready) = (self.current.arrival, self.current.now);
+        }
+    }
+
+    /// The command at hand is not done, and gets on in a later turn.
+    pub fn suspend(&mut self, queue: u16) {
+        let current = self.current;
+        self.queue(queue).suspended = Some(Box::new(current));
+    }
+
+    /// A queue is gone, or reset, with what was under way in it.
+    pub fn forget(&mut self, queue: u16) {
+        if let Some(clock) = self.queues.get_mut(usize::from(queue)) {
+            clock.suspended = None;
+        }
+    }
+
+    /// The descriptor at `iova` is fetched, and an engine takes the command.
+    #[inline]
+    pub fn fetch(&mut self, iova: u64) {
+        let fetched = self.bus.read(self.ready, iova, ENTRY_BYTES);
+        let engine = self.engines.ask(fetched, self.engine_hold);
+        let now = engine.from + self.command_time;
+        let current = &mut self.current;
+        *current = Current::NONE;
+        current.arrival = self.arrival;
+        current.parts.doorbell = self.ready - self.arrival;
+        current.parts.fetch = fetched - self.ready;
+        current.parts.engine = now - fetched;
+        current.engine = Some(engine);
+        current.now = now;
+    }
+
+    /// An access to `bytes` of device memory at `at`, for which the engine waits.
+    #[inline]
+    pub fn table(&mut self, at: DevAddr, bytes: u64) {
+        let current = &mut self.current;
+        let begin = current.now + self.access_time;
+        let (done, tier) = self.memory.access(begin, at, bytes);
+        current.parts.engine += self.access_time;
+        current.parts.tables[tier] += done - begin;
+        current.now = done;
+    }
+
+    /// A DMA read of `bytes` at `iova`, for which the engine waits.
+    #[inline]
+    pub fn payload_read(&mut self, iova: u64, bytes: u64) {
+        let done = self.bus.read(self.current.now, iova, bytes);
+        let current = &mut self.current;
+        current.parts.payload += done - current.now;
+        current.now = done;
+    }
+
+    /// A DMA write of `bytes` to `iova`, which is posted.
+    #[inline]
+    pub fn payload_write(&mut self, iova: u64, bytes: u64) {
+        let posted = self.bus.write(self.current.now, iova, bytes);
+        let current = &mut self.current;
+        current.parts.payload += posted.taken - current.now;
+        current.now = posted.taken;
+        current.payload_visible = current.payload_visible.max(posted.visible);
+    }
+
+    /// The command, which was about `elements` elements, is completed with an entry at `iova`.
+    #[inline]
+    pub fn complete(&mut self, opcode: u8, elements: u32, iova: u64) {
+        let thought = match elements {
+            0 | 1 => self.element_time,
+            n => self.element_time.times(n.into()),
+        };
+        let current = &mut self.current;
+        let now = current.now + thought;
+        current.parts.engine += thought;
+        let posted = self.bus.write(now, iova, ENTRY_BYTES);
+        // A completion passes no payload that was written before it.
+        let visible = posted.visible.max(current.payload_visible);
+        current.parts.completion = visible - now;
+        if let Some(engine) = current.engine.take() {
+            self.engine_hold = now - engine.from;
+            self.engines.hand_back(engine, now);
+        }
+        let parts = current.parts;
+        if self.ended.len() == TURN_MAX {
+            self.count_ended();
+        }
+        self.ended.push(Ended {
+            opcode,
+            elements,
+            visible,
+            parts,
+        });
+    }
+
+    /// The turn ends, with an interrupt for its completions or without.
+    #[inline]
+    pub fn end_turn(&mut self, queue: u16, interrupt: bool) {
+        let Some(last) = self.ended.iter().map(|ended| ended.visible).max() else {
+            return;
+        };
+        let mut seen = last;
+        if interrupt {
+            seen = self.bus.interrupt(last);
+            for ended in &mut self.ended {
+                ended.parts.interrupt = seen - ended.visible;
+            }
+        }
+        let clock = self.queue(queue);
+        clock.seen = clock.seen.max(seen);
+        self.end = self.end.max(seen);
+        self.count_ended();
+    }
+
+    #[inline]
+    fn count_ended(&mut self) {
+        let tiers = self.tier_names.len();
+        for ended in &self.ended {
+            let n = usize::from(ended.opcode).min(OPCODES - 1);
+            let latency = ended.parts.total();
+            let mixed = (self.digest ^ latency.0 ^ (n as u64) << 58).rotate_left(23);
+            self.digest = mixed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            let op = self.ops[n].get_or_insert_with(|| OpTimes::new(n as u8));
+            op.latencies.record(latency);
+            op.elements += u64::from(ended.elements);
+            op.parts.add(&ended.parts, tiers);
+        }
+        self.ended.clear();
+    }
+
+    /// What was counted so far.
+    pub fn modelled(&self) -> Modelled {
+        let tiers = self.tier_names.iter().cloned();
+        Modelled {
+            profile: self.profile.clone(),
+            ops: self.ops.iter().flatten().map(|op| (**op).clone()).collect(),
+            tiers: tiers.zip(self.memory.counts()).collect(),
+            bus: self.bus.counts(),
+            digest: self.digest,
+            end: self.end,
+        }
+    }
+
+    /// Forgets what was counted, and goes on.
+    pub fn clear(&mut self) {
+        self.ops = [const { None }; OPCODES];
+        self.digest = 0;
+    }
+}
+
+impl OpTimes {
+    #[cold]
+    fn new(opcode: u8) -> Box<Self> {
+        Box::new(Self {
+            opcode,
+            latencies: Histogram::default(),
+            elements: 0,
+            parts: Parts::default(),
+        })
+    }
+}
