@@ -217,6 +217,9 @@ impl Device {
         if let Some(engine) = self.faults.as_deref_mut() {
             engine.forget_queue(queue);
         }
+        if let Some(meter) = self.timing.as_deref_mut() {
+            meter.forget(queue.0);
+        }
         Some(Status::Success)
     }
 

@@ -17,6 +17,7 @@ use crate::faults::Engine;
 use crate::msix::Msix;
 use crate::queue::{Announce, Coalescing, Queue, QueueSpec, Stop};
 use crate::regs::RegisterFile;
+use crate::timing::{self, Timing};
 use offmap_abi::regs::{self, Control, DeviceStatus, FatalCause, Features};
 use offmap_abi::ring::RingDepth;
 use offmap_abi::{CompletionWords, IoOpcode, MapHandle, QueueId, RequestId, Status};
@@ -117,6 +118,10 @@ pub struct Device {
     pub(crate) clock: Clock,
     /// What the device does wrong on purpose, since it was first given a plan.
     pub(crate) faults: Option<Box<Engine>>,
+    /// What its commands are charged to.
+    pub(crate) timing: Timing,
+    /// Either of the two is there.
+    pub(crate) watched: bool,
     pub(crate) diagnostics: Diagnostics,
 }
 
@@ -173,6 +178,8 @@ impl Device {
             queue_depth_max: config.queue_depth_max,
             turns: config.turns,
             faults: None,
+            timing: None,
+            watched: false,
             diagnostics: Diagnostics::default(),
         })
     }
@@ -191,16 +198,16 @@ impl Device {
         if !self.running {
             return Step::Idle;
         }
-        if self.faults.is_some() {
-            return self.step_with_faults();
+        if self.watched {
+            return self.step_watched();
         }
-        self.work::<false>()
+        self.work::<false, false>()
     }
 
-    /// A step's work. `FAULTS`: past the sites of a fault plan; they are two copies of the code,
-    /// so that a device without a plan pays for none of it.
+    /// A step's work. `FAULTS`: past the sites of a fault plan; `TIMED`: with a meter charged. They are copies of
+    /// the code, so that a device without either pays for none of it.
     #[inline(always)]
-    pub(crate) fn work<const FAULTS: bool>(&mut self) -> Step {
+    pub(crate) fn work<const FAULTS: bool, const TIMED: bool>(&mut self) -> Step {
         let mut spent = 0;
         if self.holding {
             self.raise_held();
@@ -218,22 +225,22 @@ impl Device {
         if self.favours > 0 && self.favoured < self.queues.len() {
             self.favours -= 1;
             for _ in 0..FAVOURED_LOOKS {
-                let cost = self.serve_queue::<FAULTS>(self.favoured);
+                let cost = self.serve_queue::<FAULTS, TIMED>(self.favoured);
                 if (FAULTS && self.befell()) || cost > 0 {
                     return Step::Worked;
                 }
             }
         }
-        self.serve_round::<FAULTS>(spent)
+        self.serve_round::<FAULTS, TIMED>(spent)
     }
 
     /// Serves the queues that have not had their turn in this round.
-    fn serve_round<const FAULTS: bool>(&mut self, mut spent: u32) -> Step {
+    fn serve_round<const FAULTS: bool, const TIMED: bool>(&mut self, mut spent: u32) -> Step {
         // A command of the admin queue may add a queue or take one away.
         while self.next < self.queues.len() {
             let index = self.next;
             self.next += 1;
-            let cost = self.serve_queue::<FAULTS>(index);
+            let cost = self.serve_queue::<FAULTS, TIMED>(index);
             if FAULTS && self.befell() {
                 return Step::Worked;
             }
@@ -252,13 +259,13 @@ impl Device {
 
     /// Gives a queue its turn; what that cost, 0 if there was nothing to do.
     #[inline]
-    fn serve_queue<const FAULTS: bool>(&mut self, index: usize) -> u32 {
+    fn serve_queue<const FAULTS: bool, const TIMED: bool>(&mut self, index: usize) -> u32 {
         let mut spent = 0;
         let queue = &self.queues[index];
         let result = if queue.id().is_admin() {
             self.serve_admin().map(|cost| spent = cost)
         } else if queue.is_serving() {
-            self.serve_io::<FAULTS>(index, &mut spent)
+            self.serve_io::<FAULTS, TIMED>(index, &mut spent)
         } else {
             return 0;
         };
@@ -273,7 +280,11 @@ impl Device {
     /// Runs a burst of an I/O queue, past the sites of a fault plan or not. A queue with a command
     /// under way gets on with that one.
     #[inline]
-    fn serve_io<const FAULTS: bool>(&mut self, index: usize, spent: &mut u32) -> Result<(), Stop> {
+    fn serve_io<const FAULTS: bool, const TIMED: bool>(
+        &mut self,
+        index: usize,
+        spent: &mut u32,
+    ) -> Result<(), Stop> {
         let queue = &mut self.queues[index];
         let context = queue.id().0;
         if queue.under_way().is_some() {
@@ -284,13 +295,23 @@ impl Device {
                     Some(progress) => progress,
                     None => return Ok(()),
                 }
+            } else if TIMED {
+                timing::resume(&mut self.timing, queue, &mut self.dma, &mut self.firmware)
             } else {
                 self.firmware.resume_io(context, &mut Host(&mut self.dma))
             };
             match progress {
-                Progress::More => return Ok(()),
+                Progress::More => {
+                    if TIMED {
+                        timing::suspended(&mut self.timing, queue);
+                    }
+                    return Ok(());
+                }
                 Progress::Done(completion) => {
                     queue.set_under_way(None);
+                    if TIMED {
+                        timing::completed(&mut self.timing, queue, &completion.into());
+                    }
                     if FAULTS {
                         let (dma, doorbells) = (&self.dma, &self.doorbells);
                         burst::post(&mut self.faults, queue, dma, doorbells, completion)?;
@@ -300,6 +321,7 @@ impl Device {
                 }
             }
         }
+        let mut begun = false;
         while *spent < BURST && !(FAULTS && burst::befalls(&self.faults)) {
             if !queue.fetch_next(&self.dma, &self.doorbells)? {
                 break;
@@ -308,6 +330,9 @@ impl Device {
                 self.firmware.warm(queue.loaded());
             }
             let aborted = queue.take_abort();
+            if TIMED {
+                timing::fetched(&mut self.timing, queue, &mut begun);
+            }
             let command = queue.current();
             let is_batch = IoOpcode(command.opcode).is_batch();
             let request = command.request();
@@ -325,6 +350,9 @@ impl Device {
                         continue;
                     }
                 }
+            } else if TIMED {
+                let (dma, firmware) = (&mut self.dma, &mut self.firmware);
+                aborted || timing::run(&mut self.timing, queue, dma, firmware, &mut done)
             } else {
                 let host = &mut Host(&mut self.dma);
                 aborted || self.firmware.io_to(context, command, host, &mut done)
@@ -334,8 +362,14 @@ impl Device {
                 let (dma, doorbells) = (&self.dma, &self.doorbells);
                 burst::post(&mut self.faults, queue, dma, doorbells, done.into())?;
             } else if ended {
+                if TIMED {
+                    timing::completed(&mut self.timing, queue, &done);
+                }
                 queue.post_words(&self.dma, &done)?;
             } else {
+                if TIMED {
+                    timing::suspended(&mut self.timing, queue);
+                }
                 queue.set_under_way(Some(request));
                 *spent = (*spent).max(PIECE_COST);
                 break;
@@ -343,6 +377,9 @@ impl Device {
         }
         if FAULTS && burst::befalls(&self.faults) {
             return Ok(());
+        }
+        if TIMED {
+            return self.announce_timed(index);
         }
         self.announce(index)
     }
@@ -671,6 +708,9 @@ impl Device {
     ///
     /// As [`Dma::unmap`].
     pub fn dma_unmap(&mut self, iova: Iova, len: usize) -> Result<(), IoError> {
+        if let Some(meter) = self.timing.as_deref_mut() {
+            meter.forget_translations();
+        }
         self.dma.unmap(iova, len)
     }
 
@@ -680,6 +720,9 @@ impl Device {
     ///
     /// As [`Dma::unmap_range`].
     pub fn dma_unmap_range(&mut self, range: Option<(Iova, u64)>) -> Result<(), IoError> {
+        if let Some(meter) = self.timing.as_deref_mut() {
+            meter.forget_translations();
+        }
         match range {
             Some((iova, len)) => self.dma.unmap_range(iova, len).map(drop),
             None => {

@@ -39,6 +39,7 @@ mod queue;
 pub mod regs;
 mod state;
 mod threaded;
+mod timing;
 #[cfg(feature = "vfio-user")]
 pub mod vfio_user;
 mod wake;

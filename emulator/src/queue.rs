@@ -345,6 +345,18 @@ impl Queue {
         self.current.get()
     }
 
+    /// Where it lies in host memory.
+    #[inline]
+    pub(crate) fn current_iova(&self) -> u64 {
+        self.sq.iova_of(self.offset(self.fetched.wrapping_sub(1)))
+    }
+
+    /// Where the next completion goes.
+    #[inline]
+    pub(crate) fn completion_iova(&self) -> u64 {
+        self.cq.iova_of(self.offset(self.posted))
+    }
+
     /// Takes the next submission, if there is one and its completion will have room; whether it
     /// did. It is in [`Queue::current`] then.
     ///

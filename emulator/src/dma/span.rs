@@ -39,6 +39,12 @@ impl Span {
         }
     }
 
+    /// The address of the byte at `offset`.
+    #[inline(always)]
+    pub(crate) fn iova_of(&self, offset: u64) -> u64 {
+        self.iova.wrapping_add(offset)
+    }
+
     /// Where the `len` bytes at `offset` of the span are.
     ///
     /// # Errors

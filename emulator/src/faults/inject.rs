@@ -56,6 +56,7 @@ impl Device {
             .faults
             .get_or_insert_with(|| Box::new(Engine::new(Arc::clone(clock))));
         engine.load(plan, seed);
+        self.watched = true;
     }
 
     /// What the plan has done so far; without one, nothing.
@@ -120,7 +121,7 @@ impl Device {
             // Time goes by: the device is busy, and must not park over it.
             return Step::Worked;
         }
-        match self.work::<true>() {
+        match self.work::<true, false>() {
             Step::Idle if released => Step::Worked,
             step => step,
         }

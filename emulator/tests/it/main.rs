@@ -9,5 +9,8 @@ mod msix;
 mod operation;
 mod queues;
 mod registers;
+mod timing;
+#[path = "../support/timing_profile.rs"]
+mod timing_profile;
 mod under_way;
 mod wake_up;

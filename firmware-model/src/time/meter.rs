@@ -109,6 +109,7 @@ pub struct Modelled {
 /// A command that is being charged.
 #[derive(Clone, Copy, Debug)]
 struct Current {
+    opcode: u8,
     /// When the host rang.
     arrival: Picos,
     /// How far it got.
@@ -121,6 +122,7 @@ struct Current {
 
 impl Current {
     const NONE: Self = Self {
+        opcode: 0,
         arrival: Picos::ZERO,
         now: Picos::ZERO,
         engine: None,
@@ -272,20 +274,27 @@ impl Meter {
         }
     }
 
-    /// The descriptor at `iova` is fetched, and an engine takes the command.
+    /// The descriptor at `iova`, of a command with that opcode, is fetched, and an engine takes it.
     #[inline]
-    pub fn fetch(&mut self, iova: u64) {
+    pub fn fetch(&mut self, opcode: u8, iova: u64) {
         let fetched = self.bus.read(self.ready, iova, ENTRY_BYTES);
         let engine = self.engines.ask(fetched, self.engine_hold);
         let now = engine.from + self.command_time;
         let current = &mut self.current;
         *current = Current::NONE;
+        current.opcode = opcode;
         current.arrival = self.arrival;
         current.parts.doorbell = self.ready - self.arrival;
         current.parts.fetch = fetched - self.ready;
         current.parts.engine = now - fetched;
         current.engine = Some(engine);
         current.now = now;
+    }
+
+    /// The opcode of the command at hand.
+    #[inline(always)]
+    pub fn opcode(&self) -> u8 {
+        self.current.opcode
     }
 
     /// An access to `bytes` of device memory at `at`, for which the engine waits.
@@ -320,7 +329,7 @@ impl Meter {
 
     /// The command, which was about `elements` elements, is completed with an entry at `iova`.
     #[inline]
-    pub fn complete(&mut self, opcode: u8, elements: u32, iova: u64) {
+    pub fn complete(&mut self, elements: u32, iova: u64) {
         let thought = match elements {
             0 | 1 => self.element_time,
             n => self.element_time.times(n.into()),
@@ -336,7 +345,7 @@ impl Meter {
             self.engine_hold = now - engine.from;
             self.engines.hand_back(engine, now);
         }
-        let parts = current.parts;
+        let (opcode, parts) = (current.opcode, current.parts);
         if self.ended.len() == TURN_MAX {
             self.count_ended();
         }
