@@ -22,6 +22,10 @@ pub struct Document {
     pub shard: [u64; 2],
     /// Operations on maps; each element of a batch counts.
     pub operations: u64,
+    /// Of those, the ones whose answer was held against a map's specification.
+    pub verified: u64,
+    /// The others: of unknown outcome, aborted, cut off or excused by a fault, or in an undecided history.
+    pub excused: u64,
     /// Scheduler steps.
     pub steps: u64,
     /// Seeds whose device had a fault plan.
@@ -144,6 +148,8 @@ impl Document {
             from,
             shard: [shard.0, shard.1],
             operations: report.operations,
+            verified: report.verified,
+            excused: report.operations.saturating_sub(report.verified),
             steps: report.steps,
             faulty_seeds: report.faulty_seeds,
             faults_injected: report.faults_injected,
@@ -200,10 +206,12 @@ impl Document {
         );
         let _ = writeln!(
             text,
-            "{} seeds, {} operations and {} steps in {:.1} s; {} map histories, {} of them \
-             searched, {} undecided; digest {}",
+            "{} seeds, {} operations ({} verified, {} excused) and {} steps in {:.1} s; {} map \
+             histories, {} of them searched, {} undecided; digest {}",
             self.seeds,
             self.operations,
+            self.verified,
+            self.excused,
             self.steps,
             self.seconds,
             self.histories,

@@ -81,6 +81,9 @@ pub struct Report {
     pub seeds: u64,
     /// Operations on maps; each element of a batch counts.
     pub operations: u64,
+    /// Of those, the ones whose answer was held against a specification. The others are of unknown outcome,
+    /// were aborted, belong to a history that is undecided or was never closed, or a fault excuses them.
+    pub verified: u64,
     /// Scheduler steps.
     pub steps: u64,
     /// Events that happened, by kind.
@@ -151,6 +154,7 @@ impl Report {
     fn take(&mut self, outcome: &Outcome) {
         self.seeds += 1;
         self.operations += outcome.operations;
+        self.verified += outcome.verified;
         self.steps += outcome.ticks;
         for (event, count) in &outcome.events {
             *self.events.entry(event).or_default() += count;

@@ -131,8 +131,10 @@ pub(crate) struct Excuses {
     pub(crate) wild: bool,
     /// A KICK was lost since the device parked.
     pub(crate) kick_lost: bool,
-    /// An interrupt was lost, or comes late, since the last reset.
-    pub(crate) interrupt_lost: bool,
+    /// Queues of which an interrupt was lost, or comes late, since their host looked last.
+    interrupts_lost: Vec<u16>,
+    /// Steps in which the device does nothing, from now on.
+    slow_left: u64,
     /// MAP_CREATEs that may be refused.
     pub(crate) no_memory: u64,
     queues: Vec<QueueExcuse>,
@@ -150,6 +152,7 @@ impl Excuses {
     /// A queue id has a new owner.
     pub(crate) fn forget_queue(&mut self, queue: u16) {
         self.queues.retain(|q| q.queue != queue);
+        self.interrupts_lost.retain(|q| *q != queue);
         self.lost.retain(|(q, _)| *q != queue);
         self.commands.retain(|c| c.queue != queue);
     }
@@ -163,12 +166,25 @@ impl Excuses {
     pub(crate) fn reset(&mut self) {
         self.slow_steps = 0;
         (self.disturbed, self.admin, self.wild) = (false, false, false);
-        (self.kick_lost, self.interrupt_lost) = (false, false);
+        self.kick_lost = false;
+        self.slow_left = 0;
+        self.interrupts_lost.clear();
     }
 
-    /// Whether slow memory may make anything late that has no deadline.
+    /// Whether slow memory holds the device up now.
     pub(crate) fn slow(&self) -> bool {
-        self.slow_steps > 0
+        self.slow_left > 0
+    }
+
+    /// The host of a queue looks at its completions, and then sleeps: what the interrupts that were lost
+    /// would have told is seen.
+    pub(crate) fn looked(&mut self, queue: QueueId) {
+        self.interrupts_lost.retain(|lost| *lost != queue.0);
+    }
+
+    /// Whether an interrupt of a queue was lost, or comes late, since its host looked last.
+    pub(crate) fn interrupt_lost(&self, queue: QueueId) -> bool {
+        self.interrupts_lost.contains(&queue.0)
     }
 
     pub(crate) fn queue(&self, queue: QueueId) -> QueueExcuse {
@@ -239,6 +255,11 @@ impl World {
         }
     }
 
+    /// The device has done a step, or let one pass that it is slow by.
+    pub(crate) fn stepped(&mut self) {
+        self.excuses.slow_left = self.excuses.slow_left.saturating_sub(1);
+    }
+
     /// Looks whether the device has done wrong since the last call.
     #[inline]
     pub(crate) fn learn(&mut self) {
@@ -267,6 +288,7 @@ impl World {
         match behaviour {
             Behaviour::Slow { steps } => {
                 self.excuses.slow_steps += u64::from(steps);
+                self.excuses.slow_left += u64::from(steps);
                 self.excuses.disturbed |= self.excuses.slow_steps > FREE_STEPS;
             }
             Behaviour::StopFirmware | Behaviour::Fatal => self.excuses.disturbed = true,
@@ -316,7 +338,7 @@ impl World {
                 self.plant_beside(Mutation::StoreAndRefuse, queue, request);
             }
             Behaviour::Drop | Behaviour::Delay(_) if site == Site::Interrupt => {
-                self.excuses.interrupt_lost = true;
+                self.excuses.interrupts_lost.push(queue);
             }
             // An interrupt that comes twice is only a hint, and a completion that others overtake only late.
             Behaviour::Drop

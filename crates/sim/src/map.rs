@@ -268,6 +268,20 @@ impl SimMap {
         value_of(bytes).or_else(|| self.spoiled.then_some(GARBAGE))
     }
 
+    /// Operations whose answer the specification speaks of: not those of unknown outcome, those that a
+    /// fault has cut off, and those that met a value which nobody knows. For a history that was judged.
+    pub(crate) fn verified(&self) -> u64 {
+        let known = |call: &&Call| {
+            let garbage = match call.kind {
+                Kind::Spoil => true,
+                Kind::Update { value, .. } => value == GARBAGE,
+                _ => false,
+            };
+            !garbage && !matches!(call.answer, Answer::Unknown | Answer::Value(GARBAGE))
+        };
+        self.calls.iter().filter(known).count() as u64
+    }
+
     /// Checks all that was seen of the map.
     pub(crate) fn judge(&mut self) -> Verdict {
         self.cut_off();

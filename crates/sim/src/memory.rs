@@ -796,9 +796,11 @@ impl Memory {
                 .device_word(notify + NOTIFY_CQ_HEAD as u64)
                 .unwrap_or(0);
             let ring = &self.rings[index];
-            // Without room for completions there is nothing that it could do.
-            let room = ring.posted.wrapping_sub(head as u32) < ring.depth.entries();
-            if room && EventWord::from_word(event).wants(tail as u32) {
+            let event = EventWord::from_word(event);
+            // Without room for completions there is nothing that it could do. A command has its place from
+            // when it was fetched, and keeps it if its completion is lost; the event word says how many were.
+            let room = event.index.wrapping_sub(head as u32) < ring.depth.entries();
+            if room && event.wants(tail as u32) {
                 return Some((ring.queue, ring.parked_full));
             }
         }

@@ -50,6 +50,8 @@ const RESETS: u32 = 40;
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Outcome {
     pub(crate) operations: u64,
+    /// Of those, the ones whose answer was held against a specification.
+    pub(crate) verified: u64,
     pub(crate) events: BTreeMap<&'static str, u64>,
     pub(crate) injected: BTreeMap<String, u64>,
     pub(crate) violation: Option<Fault>,
@@ -605,7 +607,10 @@ impl Run {
         drop(world);
         self.outcome.maps += 1;
         match map.judge() {
-            Verdict::Explained { searched } => self.outcome.searched += u64::from(searched),
+            Verdict::Explained { searched } => {
+                self.outcome.searched += u64::from(searched);
+                self.outcome.verified += map.verified();
+            }
             Verdict::Undecided => self.outcome.undecided += 1,
             Verdict::Wrong(Fault { check, what }) => {
                 let name = format!("map {} ({}, {:?})", map.serial, map.map_type, map.spec);

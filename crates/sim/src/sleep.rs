@@ -48,6 +48,9 @@ impl World {
         self.capture();
         let until = self.now_ns + timeout.as_nanos() as u64;
         let known = self.memory.completions_known(self.cpu());
+        if let Some(queue) = self.memory.queue_of(self.cpu()) {
+            self.excuses.looked(queue);
+        }
         let mut over_since = None;
         while self.now_ns < until {
             self.now_ns += self.rng.below(NAP_NS);
@@ -59,7 +62,8 @@ impl World {
                 return Ok(true);
             }
             let sleeps_over = self.memory.completions_since(self.cpu(), known);
-            if !sleeps_over || self.removed || self.now_ns < self.stalled_until {
+            let held_up = self.now_ns < self.stalled_until || self.excuses.slow();
+            if !sleeps_over || self.removed || held_up {
                 over_since = None;
                 continue;
             }
@@ -83,8 +87,7 @@ impl World {
             return;
         };
         let excused = self.excuses.disturbed
-            || self.excuses.interrupt_lost
-            || self.excuses.slow()
+            || self.excuses.interrupt_lost(queue)
             || self.excuses.queue(queue).any()
             || !self.device.is_running();
         if !excused {

@@ -405,16 +405,14 @@ impl World {
         }
         self.before_step();
         let step = self.device.step();
+        self.stepped();
         self.collect();
         step
     }
 
     /// Whether a fault lets the device sleep over commands of a queue.
     fn may_miss_wake_up(&self, queue: QueueId) -> bool {
-        self.excuses.disturbed
-            || self.excuses.kick_lost
-            || self.excuses.queue(queue).any()
-            || self.excuses.lost(queue).next().is_some()
+        self.excuses.disturbed || self.excuses.kick_lost || self.excuses.queue(queue).any()
     }
 
     /// Takes over what the device has stored.
