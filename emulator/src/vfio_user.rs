@@ -191,6 +191,17 @@ impl Served<'_> {
         self.refusals = 0;
         self.told_of_messages = false;
         (self.tell)("a client has come");
+        self.say_if_unplugged();
+    }
+
+    /// A NIC that its fault plan has pulled out stays out, as a card would that nobody plugs in again: the
+    /// next clients find it gone, and would not know why.
+    fn say_if_unplugged(&mut self) {
+        if let Ok(true) = self.device.front_end.with_device(|d| d.is_gone()) {
+            (self.tell)(
+                "the fault plan has unplugged the NIC: clients read all ones from it until it is served anew",
+            );
+        }
     }
 
     fn end(&mut self, ended: &Ended) {
@@ -207,6 +218,7 @@ impl Served<'_> {
             Ended::Broken(e) => (self.tell)(&format!("the client was dropped: {e}")),
             _ => (self.tell)("the client has left"),
         }
+        self.say_if_unplugged();
     }
 
     /// A device whose thread has panicked serves nobody any more.

@@ -48,13 +48,26 @@ fn quoted(cell: &str) -> Vec<&str> {
     cell.split('`').skip(1).step_by(2).collect()
 }
 
-/// Functions of a file that are tests.
+/// Whether an attribute keeps a test from running: `ignore`, with a reason or without, or under a
+/// condition.
+fn ignores(attr: &syn::Attribute) -> bool {
+    let words = |tokens: String| {
+        let is_word = |c: char| c.is_alphanumeric() || c == '_';
+        tokens.split(|c| !is_word(c)).any(|word| word == "ignore")
+    };
+    attr.path().is_ident("ignore")
+        || attr.path().is_ident("cfg_attr")
+            && matches!(&attr.meta, syn::Meta::List(list) if words(list.tokens.to_string()))
+}
+
+/// Functions of a file that are tests, and are run.
 #[derive(Default)]
 struct Tests(BTreeSet<String>);
 
 impl<'a> Visit<'a> for Tests {
     fn visit_item_fn(&mut self, item: &'a syn::ItemFn) {
-        if item.attrs.iter().any(|attr| attr.path().is_ident("test")) {
+        let is_test = item.attrs.iter().any(|attr| attr.path().is_ident("test"));
+        if is_test && !item.attrs.iter().any(ignores) {
             self.0.insert(item.sig.ident.to_string());
         }
         visit::visit_item_fn(self, item);
@@ -70,9 +83,15 @@ impl<'a> Visit<'a> for Tests {
         {
             let text = item.tokens.to_string();
             let words: Vec<&str> = text.split_whitespace().collect();
-            for pair in words.windows(2).filter(|pair| pair[0] == "fn") {
-                let name = pair[1].split('(').next().unwrap_or_default();
-                self.0.insert(name.to_string());
+            let mut ignored = false;
+            for pair in words.windows(2) {
+                ignored |= pair[0].trim_matches(['#', '[', ']']) == "ignore";
+                if pair[0] == "fn" {
+                    let name = pair[1].split('(').next().unwrap_or_default();
+                    if !std::mem::take(&mut ignored) {
+                        self.0.insert(name.to_string());
+                    }
+                }
             }
         }
     }
@@ -208,6 +227,38 @@ fn every_ordering_rule_names_where_it_is_tried() {
         .count();
     assert_eq!(in_abi, RULES.len(), "rules in docs/abi.md");
     assert_eq!(rows.len(), RULES.len(), "lines in {page}");
+}
+
+/// A test that is not run shows nothing.
+#[test]
+fn an_ignored_test_is_none() {
+    let text = r#"
+        #[test]
+        fn runs() {}
+        #[test]
+        #[ignore]
+        fn rests() {}
+        #[test]
+        #[ignore = "it is slow"]
+        fn rests_for_a_reason() {}
+        #[test]
+        #[cfg_attr(debug_assertions, ignore = "it is slow")]
+        fn rests_at_times() {}
+        fn is_none() {}
+        proptest! {
+            #[test]
+            fn runs_too(x in 0..3) {}
+            #[test]
+            #[ignore]
+            fn rests_too(x in 0..3) {}
+            #[test]
+            fn runs_again(x in 0..3) {}
+        }
+    "#;
+    let mut tests = Tests::default();
+    tests.visit_file(&syn::parse_file(text).expect("Rust"));
+    let found: Vec<&str> = tests.0.iter().map(String::as_str).collect();
+    assert_eq!(found, ["runs", "runs_again", "runs_too"]);
 }
 
 /// The test itself sees what it is there to see.

@@ -3,7 +3,7 @@
 
 use crate::args::NicArgs;
 use crate::state_file::{StateFile, StateFileError};
-use offmap_emulator::faults::{FaultFileError, FaultPlan};
+use offmap_emulator::faults::{FaultFileError, FaultPlan, FaultReport};
 use offmap_emulator::vfio_user::{ServeError, Server};
 use offmap_emulator::{Device, DeviceConfig, Diagnostics, StateError};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -107,9 +107,10 @@ pub fn run(args: &NicArgs, tell: &mut dyn FnMut(&str)) -> Result<(), NicError> {
     served.and(saved)?;
     if args.stats {
         tell(&counted(&server.device().diagnostics()?));
-        if plan.is_some() {
-            let injected = server.device().faults_injected()?;
-            tell(&format!("faults injected: {injected}"));
+    }
+    if plan.is_some() {
+        for line in injected(&server.device().fault_report()?) {
+            tell(&line);
         }
     }
     tell("told to stop");
@@ -135,6 +136,21 @@ fn counted(device: &Diagnostics) -> String {
         device.cut_short,
         device.cuts,
     )
+}
+
+/// What a fault plan has done: in all, and rule by rule.
+fn injected(report: &FaultReport) -> Vec<String> {
+    let mut lines = vec![format!("faults injected: {}", report.injected())];
+    lines.extend(report.rules.iter().map(|rule| {
+        let does = format!("{} at {}", rule.behaviour, rule.site);
+        let name = match rule.name == does {
+            true => does,
+            false => format!("{} ({does})", rule.name),
+        };
+        let (injected, matched) = (rule.injected, rule.matched);
+        format!("{name}: injected {injected} times, of {matched} that it matched")
+    }));
+    lines
 }
 
 /// Every file of client memory is held open while it is mapped: as many as the system lets this

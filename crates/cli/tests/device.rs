@@ -233,30 +233,9 @@ fn a_plan_is_for_the_devices_of_each_case() {
 /// What a NIC in a process of its own has counted is said when it is told to stop.
 #[test]
 fn a_nic_says_at_the_end_what_it_counted() {
-    let plan = "format = 1\n\n[[rule]]\nsite = \"complete\"\nopcode = \"Nop\"\nbehaviour = \"duplicate\"\nnth = 7\n";
-    let folder = std::env::temp_dir().join(format!("offmap-test-stats-{}", std::process::id()));
-    std::fs::create_dir_all(&folder).expect("a folder");
-    let (path, socket) = (folder.join("plan.toml"), folder.join("nic.sock"));
-    std::fs::write(&path, plan).expect("a plan");
-    let mut command = Command::new(env!("CARGO_BIN_EXE_offmap"));
-    command.args(["nic", "--memory", "2M", "--stats", "--socket"]);
-    command.arg(&socket).arg("--faults").arg(&path);
-    let nic = command.stderr(Stdio::piped()).spawn().expect("it starts");
-    let started = Instant::now();
-    while UnixStream::connect(&socket).is_err() {
-        assert!(started.elapsed() < PATIENCE, "no socket");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    let device = format!("vfio-user:{}", socket.display());
-    let out = test(&["--device", &device, "--only", "a_parked_device_wakes"]);
+    let rule = "site = \"complete\"\nopcode = \"Nop\"\nbehaviour = \"duplicate\"\nnth = 7";
+    let (out, said) = served("stats", rule, &["--stats"], &["a_parked_device_wakes"]);
     assert_eq!(out.status.code(), Some(1), "{}", text(&out.stdout));
-    let pid = nic.id().to_string();
-    let killed = Command::new("kill").args(["-TERM", &pid]).status();
-    assert!(killed.expect("kill").success());
-    let out = nic.wait_with_output().expect("it ends");
-    std::fs::remove_dir_all(&folder).expect("the folder goes");
-    assert_eq!(out.status.code(), Some(0));
-    let said = text(&out.stderr);
     let line = said
         .lines()
         .find(|line| line.contains("the device was kicked "));
@@ -271,6 +250,52 @@ fn a_nic_says_at_the_end_what_it_counted() {
     // With a plan no KICK is answered by who wrote it.
     assert!(kicks > 0 && answered == 0 && parks > 0, "{line}");
     assert!(said.contains("offmap: faults injected: "), "{said}");
+}
+
+/// Without `--stats`, too: what its plan did, rule by rule, and that the NIC is out since.
+#[test]
+fn a_nic_says_what_its_fault_plan_did() {
+    let rule = "name = \"pulled\"\nsite = \"fetch\"\nopcode = \"Nop\"\nbehaviour = \"unplug\"";
+    let (out, said) = served("unplug", rule, &[], &["a_parked_device_wakes"]);
+    assert_eq!(out.status.code(), Some(1), "{}", text(&out.stdout));
+    for sentence in [
+        "the fault plan has unplugged the NIC: clients read all ones",
+        "offmap: faults injected: 1\n",
+        "pulled (unplug at fetch): injected 1 times",
+    ] {
+        assert!(said.contains(sentence), "no \"{sentence}\" in {said}");
+    }
+    assert!(!said.contains("was kicked"), "{said}");
+}
+
+/// A case of the conformance suite on a NIC with one fault rule: what the suite came to, and what the NIC said
+/// until it was told to stop.
+fn served(name: &str, rule: &str, more: &[&str], cases: &[&str]) -> (Output, String) {
+    let plan = format!("format = 1\n\n[[rule]]\n{rule}\n");
+    let folder = std::env::temp_dir().join(format!("offmap-test-{name}-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).expect("a folder");
+    let (path, socket) = (folder.join("plan.toml"), folder.join("nic.sock"));
+    std::fs::write(&path, plan).expect("a plan");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_offmap"));
+    command.args(["nic", "--memory", "2M", "--socket"]);
+    command.arg(&socket).arg("--faults").arg(&path).args(more);
+    let nic = command.stderr(Stdio::piped()).spawn().expect("it starts");
+    let started = Instant::now();
+    while UnixStream::connect(&socket).is_err() {
+        assert!(started.elapsed() < PATIENCE, "no socket");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let device = format!("vfio-user:{}", socket.display());
+    let mut args = vec!["--device", &device];
+    args.extend(cases.iter().flat_map(|case| ["--only", *case]));
+    let tested = test(&args);
+    let pid = nic.id().to_string();
+    let killed = Command::new("kill").args(["-TERM", &pid]).status();
+    assert!(killed.expect("kill").success());
+    let out = nic.wait_with_output().expect("it ends");
+    std::fs::remove_dir_all(&folder).expect("the folder goes");
+    assert_eq!(out.status.code(), Some(0));
+    (tested, text(&out.stderr).to_string())
 }
 
 /// The device vanishes: the case fails, and the others are not tried one after the other.

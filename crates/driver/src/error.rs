@@ -162,7 +162,9 @@ pub enum DriverError {
         after: Duration,
     },
     /// The admin queue failed before, or a reset did not succeed: [`crate::Driver::reset`].
-    #[error("the device is down since an earlier failure, until it is reset")]
+    #[error(
+        "the device is down since an earlier failure: a reset brings it back, unless it is gone"
+    )]
     Down,
     /// The device was reset since the queue or the map was made, so that it is gone.
     #[error("the device was reset since this queue or map was made")]
