@@ -154,6 +154,10 @@ impl Span {
         Self { iova }
     }
 
+    pub(crate) fn iova_of(&self, offset: u64) -> u64 {
+        self.iova + offset
+    }
+
     fn piece<'d>(&self, dma: &'d Dma, offset: u64) -> Piece<'d> {
         Piece {
             words: &dma.0,
