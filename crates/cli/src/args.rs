@@ -284,10 +284,11 @@ pub struct DeviceTestArgs {
     #[arg(long, conflicts_with = "json")]
     pub list: bool,
 
-    /// The longest that a case may take, in seconds; after one that takes longer none is run
-    #[arg(long, value_name = "SECONDS", default_value_t = 60,
+    /// The longest that a case may take without an answer of the device, in seconds, and ten times that in all;
+    /// after one that takes longer none is run
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, alias = "deadline",
           value_parser = clap::value_parser!(u64).range(1..=86_400))]
-    pub deadline: u64,
+    pub case_limit: u64,
 
     /// Have the device do wrong what this fault plan says (see docs/faults.md)
     #[arg(long, value_name = "FILE", conflicts_with = "list")]

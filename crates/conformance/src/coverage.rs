@@ -25,12 +25,21 @@ static ADMIN: Counts = Counts::new();
 static IO: Counts = Counts::new();
 static STATUSES: Counts = Counts::new();
 
+/// Answers of devices so far, of all hosts: what tells a device that goes on from one that does not.
+static ANSWERS: AtomicU64 = AtomicU64::new(0);
+
+/// Completions that devices have given the hosts of this process so far.
+pub fn answers() -> u64 {
+    ANSWERS.load(Ordering::Relaxed)
+}
+
 pub(crate) fn sent(queue: QueueId, opcode: u8) {
     let counts = if queue == QueueId::ADMIN { &ADMIN } else { &IO };
     counts.bump(opcode);
 }
 
 pub(crate) fn got(status: Status) {
+    ANSWERS.fetch_add(1, Ordering::Relaxed);
     if let Ok(status) = u8::try_from(status.0) {
         STATUSES.bump(status);
     }

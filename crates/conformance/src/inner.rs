@@ -1,11 +1,13 @@
 //! Maps of maps (abi §7.5).
 
-use super::Bench;
 use super::elements::Table;
 use super::host::{Host, Queue};
+use super::maps::SEARCHED_MAX;
+use super::{Bench, skip};
 use offmap_abi::admin::{MapAttr, MapCreateBody};
+use offmap_abi::regs::{self, Features};
 use offmap_abi::{IoOpcode, MapHandle, Status};
-use offmap_device_io::Function;
+use offmap_device_io::{BarOffset, Function};
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromZeros, IntoBytes};
 
@@ -150,4 +152,68 @@ pub fn a_held_map_goes_with_its_last_holder<F: Function>(bench: &Bench<F>) {
         assert_eq!(host.free(a), Status::Success);
         assert_eq!(host.free(template), Status::Success);
     }
+}
+
+/// What an entry of a map of maps holds is known apart from device memory: an entry that was changed through
+/// the window is found out, until it is as it was.
+pub fn an_entry_that_the_window_changed_is_internal<F: Function>(bench: &Bench<F>) {
+    /// No map of the case has it.
+    const NOBODY: u32 = 0x7fff_fff1;
+    let host = bench.host_with(|wanted| wanted.memory_bytes = SEARCHED_MAX);
+    host.need_features(Features::MEMORY_WINDOW);
+    let mut queue = bench.queue(&host, 1, 4);
+    let body = Host::<F>::map_body;
+    let template = host.map(&body(HASH, 4, 8, 4));
+    let other = host.map(&body(HASH, 4, 8, 4));
+    let outer = try_outer(&host, body(ARRAY_OF_MAPS, 4, 4, 3), template).unwrap();
+    assert_eq!(put(&host, &mut queue, outer, 1, template), Status::Success);
+    let function = host.function();
+    let memory = host.identify().memory_bytes.get().min(SEARCHED_MAX);
+    let look = |at: u64| function.read32(2, BarOffset(at)).unwrap();
+    let mut entry = None;
+    'search: for base in (0..memory).step_by(regs::WINDOW_BYTES as usize) {
+        let window = BarOffset(regs::WINDOW_BASE);
+        function.write64(0, window, base).unwrap();
+        for pair in (0..regs::WINDOW_BYTES).step_by(8) {
+            let both = function.read64(2, BarOffset(pair)).unwrap();
+            for at in [pair, pair + 4] {
+                if (both >> (8 * (at - pair))) as u32 != template.0 {
+                    continue;
+                }
+                // The handle may stand elsewhere, too: the entry is where another one comes to be.
+                assert_eq!(put(&host, &mut queue, outer, 1, other), Status::Success);
+                let moved = look(at) == other.0;
+                assert_eq!(put(&host, &mut queue, outer, 1, template), Status::Success);
+                if moved && look(at) == template.0 {
+                    entry = Some(at);
+                    break 'search;
+                }
+            }
+        }
+    }
+    let Some(at) = entry else {
+        skip(format!(
+            "the entry is not in the first {} MiB of device memory, and no more is searched",
+            SEARCHED_MAX >> 20
+        ));
+    };
+    for wrong in [NOBODY, other.0] {
+        function.write32(2, BarOffset(at), wrong).unwrap();
+        let mut table = Table::new(&host, &mut queue, outer, (4, 4), 1);
+        assert_eq!(table.lookup(&key(1)), Ok(wrong.to_le_bytes().to_vec()));
+        assert_eq!(table.delete(&key(1)), Status::Internal);
+        let again = table.update(&key(1), &template.0.to_le_bytes(), 0);
+        assert_eq!(again, Status::Internal);
+        function.write32(2, BarOffset(at), template.0).unwrap();
+        assert_eq!(
+            table.update(&key(1), &other.0.to_le_bytes(), 0),
+            Status::Success
+        );
+        assert_eq!(
+            table.update(&key(1), &template.0.to_le_bytes(), 0),
+            Status::Success
+        );
+    }
+    let mut table = Table::new(&host, &mut queue, outer, (4, 4), 1);
+    assert_eq!(table.delete(&key(1)), Status::Success);
 }

@@ -210,6 +210,7 @@ macro_rules! conformance_suite {
                 interrupts_arrive = "§10 rule N4",
                 interrupts_only_when_armed = "§4.2 event words, §10 rule N4",
                 abort_answers = "§6.5 ABORT",
+                a_command_under_way_can_be_interrupted = "§6.5 ABORT, §8 Interrupted",
                 deleting_a_queue_completes_what_it_held = "§6.2 QUEUE_DELETE",
                 a_tail_too_far_stops_the_queue = "§4.3 a queue that stops",
                 several_queues_from_several_threads = "§7 order of commands",
@@ -242,7 +243,8 @@ macro_rules! conformance_suite {
                 queues_and_stacks_have_no_keys = "§7.4 queues and stacks";
             inner:
                 maps_of_maps_take_maps_like_the_template = "§7.5 maps of maps",
-                a_held_map_goes_with_its_last_holder = "§7.5 maps of maps, MAP_FREE";
+                a_held_map_goes_with_its_last_holder = "§7.5 maps of maps, MAP_FREE",
+                an_entry_that_the_window_changed_is_internal = "§7.5 maps of maps, §8 Internal";
             rings:
                 a_ring_has_memory_and_no_elements = "§7.6 ring buffers",
                 unusable_rings_are_refused = "§7.6 ring buffers",

@@ -18,7 +18,7 @@ const PERCPU_HASH: u32 = 5;
 const PERCPU_ARRAY: u32 = 6;
 /// The most device memory that a case fills, and that one searches.
 const FILLED_MAX: u64 = 64 << 20;
-const SEARCHED_MAX: u64 = 2 << 20;
+pub(crate) const SEARCHED_MAX: u64 = 2 << 20;
 
 fn key(size: usize, i: u32) -> Vec<u8> {
     let mut key = vec![0xa5; size];

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use zerocopy::little_endian::{U16, U32, U64};
 
 const HASH: u32 = 1;
+const ARRAY: u32 = 2;
 
 /// What QUEUE_CREATE and QUEUE_DELETE refuse, and that every queue there is can be had.
 pub fn limits_are_kept<F: Function>(bench: &Bench<F>) {
@@ -202,6 +203,50 @@ pub fn abort_answers<F: Function>(bench: &Bench<F>) {
         }
         assert_eq!(queue.poll(), None);
     }
+}
+
+/// ABORT of a long command, at one moment of it after the other: it completes as the answer to ABORT says it
+/// will, and the queue goes on. A device that is done with the command each time is as good.
+pub fn a_command_under_way_can_be_interrupted<F: Function>(bench: &Bench<F>) {
+    /// The most that a command moves, and of device memory a half.
+    const BYTES_MAX: u64 = 4 << 20;
+    let host = bench.host();
+    let mut queue = bench.queue(&host, 1, 8);
+    let has = host.identify();
+    let count = has
+        .batch
+        .get()
+        .min(has.entries_per_map.get())
+        .clamp(1, 4096);
+    let bytes = (has.memory_bytes.get() / 2).min(BYTES_MAX);
+    let value = (bytes / u64::from(count) / 8 * 8).clamp(8, has.value_bytes.get().into()) as u32;
+    let map = host.map(&Host::<F>::map_body(ARRAY, 4, value, count));
+    let sizes = (4, value as usize);
+    let mut table = Table::new(&host, &mut queue, map, sizes, count as usize);
+    for attempt in 0..200 {
+        let dump = table.batch(IoOpcode::BatchDump, count, 0, 0);
+        let id = dump.request();
+        table.queue.submit(dump);
+        // A device on this thread works while it is waited for.
+        for _ in 0..attempt % 16 {
+            host.function().progress();
+        }
+        let answer = host.abort(QueueId(1), id);
+        let done = table.queue.wait();
+        assert_eq!(done.request(), id);
+        let said = match done.status() {
+            Status::Success | Status::NotFound => Status::NotFound,
+            Status::Aborted | Status::Interrupted => Status::Success,
+            status => panic!("{status:?}"),
+        };
+        assert_eq!(answer, said, "ABORT of what ended as {:?}", done.status());
+        if done.status() == Status::Interrupted {
+            break;
+        }
+    }
+    let whole = table.dump(IoOpcode::BatchDump, count, 0);
+    assert!([Status::Success, Status::NotFound].contains(&whole.status));
+    assert_eq!(whole.elements.len(), count as usize);
 }
 
 /// A deleted queue's entries complete, done or aborted, before the deletion does.

@@ -1,7 +1,7 @@
 //! Runs cases one by one: what came of each, in which time, and none of them for ever.
 
 use crate::host::{self, Host, Notify};
-use crate::{Bench, Skipped, conformance_suite};
+use crate::{Bench, Skipped, conformance_suite, coverage};
 use offmap_device_io::Function;
 use std::any::Any;
 use std::panic::{self, AssertUnwindSafe};
@@ -63,17 +63,21 @@ pub struct Ran {
     pub took: Duration,
 }
 
+/// How many times [`Limits::case`] a case may take in all.
+pub const ENDLESS: u32 = 10;
+
 /// How the suite is run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Limits {
-    /// The longest that a case may take; after that it has failed.
+    /// The longest that a case may take without an answer of the device; after that it has failed. While the
+    /// device answers a case may take [`ENDLESS`] times that: a slow machine is no fault of the device.
     pub case: Duration,
     /// The longest that a case waits for any one thing.
     pub patience: Duration,
 }
 
 impl Default for Limits {
-    /// A minute for a case, five seconds for an answer.
+    /// A minute without an answer for a case, five seconds for an answer.
     fn default() -> Self {
         Self {
             case: Duration::from_secs(60),
@@ -130,13 +134,63 @@ fn payload_text(payload: &(dyn Any + Send)) -> &str {
         .unwrap_or("a panic without words")
 }
 
-/// Runs one case on a thread of its own. `None`: it did not end in time, and its thread is left
-/// behind with what it holds.
+/// How a case did not end: its thread is left behind with what it holds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Late {
+    /// Nothing came from the device for the limit of a case.
+    Silent,
+    /// The device went on, so many answers, for [`ENDLESS`] times that.
+    Endless(u64),
+}
+
+impl Late {
+    /// What is said of it.
+    fn sentence(self, limits: &Limits) -> String {
+        match self {
+            Self::Silent => format!(
+                "no end, and no answer of the device for {:?}; where the machine is that busy, --case-limit gives \
+                 a case more time",
+                limits.case
+            ),
+            Self::Endless(answers) => format!(
+                "no end within {:?}, though the device went on and gave {answers} answers: the case does not end, or \
+                 the machine is too slow for it; --case-limit gives it more time",
+                limits.case * ENDLESS
+            ),
+        }
+    }
+}
+
+/// Waits for the end of a case, as long as the device goes on.
+fn await_end<T>(ended: &mpsc::Receiver<T>, limit: Duration) -> Result<T, Late> {
+    let (started, first) = (Instant::now(), coverage::answers());
+    let (mut seen, mut since) = (first, started);
+    loop {
+        // Often enough that a limit is kept to a tenth.
+        match ended.recv_timeout((limit / 10).max(Duration::from_millis(1))) {
+            Ok(ended) => return Ok(ended),
+            Err(RecvTimeoutError::Disconnected) => return Err(Late::Silent),
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+        let (now, answers) = (Instant::now(), coverage::answers());
+        if answers != seen {
+            (seen, since) = (answers, now);
+        }
+        if now.duration_since(since) >= limit {
+            return Err(Late::Silent);
+        }
+        if now.duration_since(started) >= limit.saturating_mul(ENDLESS) {
+            return Err(Late::Endless(answers - first));
+        }
+    }
+}
+
+/// Runs one case on a thread of its own.
 fn run_case<F: Function>(
     case: Case<F>,
     bench: &Arc<Bench<F>>,
-    deadline: Duration,
-) -> Option<Outcome> {
+    limit: Duration,
+) -> Result<Outcome, Late> {
     let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     keep_panics();
     *first_panic() = None;
@@ -152,22 +206,21 @@ fn run_case<F: Function>(
     });
     let thread = match started {
         Ok(thread) => thread,
-        Err(e) => return Some(Outcome::Failed(format!("no thread for the case: {e}"))),
+        Err(e) => return Ok(Outcome::Failed(format!("no thread for the case: {e}"))),
     };
-    let outcome = match ended.recv_timeout(deadline) {
-        Ok(Ok(())) => Outcome::Passed,
-        Ok(Err(payload)) => match payload.downcast::<Skipped>() {
+    let outcome = match await_end(&ended, limit)? {
+        Ok(()) => Outcome::Passed,
+        Err(payload) => match payload.downcast::<Skipped>() {
             Ok(skipped) => Outcome::Skipped(skipped.0),
             Err(payload) => {
                 let first = first_panic().take();
                 Outcome::Failed(first.unwrap_or_else(|| payload_text(&*payload).into()))
             }
         },
-        Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => return None,
     };
     // It has said how it ended, and does nothing after that.
     let _ = thread.join();
-    Some(outcome)
+    Ok(outcome)
 }
 
 /// What gives a bench for the device: at first, for each way of notifying, and after a failure,
@@ -240,18 +293,18 @@ impl<F: Function> Runner<'_, '_, F> {
             },
         };
         match run_case(case, &bench, self.limits.case) {
-            None => {
+            Err(late) => {
                 self.given_up = Some(format!("{} has not ended", case.name));
-                Outcome::Failed(format!("no end within {:?}", self.limits.case))
+                Outcome::Failed(late.sentence(self.limits))
             }
-            Some(failed @ Outcome::Failed(_)) => {
+            Ok(failed @ Outcome::Failed(_)) => {
                 drop(bench);
                 if let Err(why) = self.renew() {
                     self.given_up = Some(format!("the device does not come up any more: {why}"));
                 }
                 failed
             }
-            Some(outcome) => {
+            Ok(outcome) => {
                 self.bench = Some(bench);
                 outcome
             }
@@ -270,12 +323,59 @@ impl<F: Function> Runner<'_, '_, F> {
             },
         };
         match run_case(bring_up, &bench, self.limits.case) {
-            Some(Outcome::Passed) => {
+            Ok(Outcome::Passed) => {
                 self.bench = Some(bench);
                 Ok(())
             }
-            Some(Outcome::Failed(why) | Outcome::Skipped(why)) => Err(why),
-            None => Err(format!("nothing within {:?}", self.limits.case)),
+            Ok(Outcome::Failed(why) | Outcome::Skipped(why)) => Err(why),
+            Err(late) => Err(late.sentence(self.limits)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use offmap_abi::Status;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    /// A case that ends late ends well while the device answers; it is late when the device says nothing more,
+    /// or goes on for ever. What is said names the two apart.
+    #[test]
+    fn a_slow_case_is_late_only_without_answers() {
+        const LIMIT: Duration = Duration::from_millis(200);
+        let answering = Arc::new(AtomicBool::new(true));
+        let device = thread::spawn({
+            let answering = Arc::clone(&answering);
+            move || {
+                while answering.load(Ordering::Relaxed) {
+                    coverage::got(Status::Success);
+                    thread::sleep(Duration::from_millis(1));
+                }
+            }
+        });
+        let (done, ended) = mpsc::channel();
+        let case = thread::spawn(move || {
+            thread::sleep(3 * LIMIT);
+            done.send(7).unwrap();
+        });
+        assert_eq!(await_end(&ended, LIMIT), Ok(7));
+        case.join().unwrap();
+        let (_never, ended) = mpsc::channel::<u8>();
+        let late = await_end(&ended, LIMIT).unwrap_err();
+        assert!(matches!(late, Late::Endless(n) if n > 0), "{late:?}");
+        answering.store(false, Ordering::Relaxed);
+        device.join().unwrap();
+        let silent = await_end(&ended, LIMIT).unwrap_err();
+        assert_eq!(silent, Late::Silent);
+        let limits = Limits {
+            case: LIMIT,
+            ..Limits::default()
+        };
+        let said = late.sentence(&limits);
+        assert!(said.contains("went on") && said.contains("2s"), "{said}");
+        let said = silent.sentence(&limits);
+        assert!(said.contains("no answer of the device for 200ms"), "{said}");
+        assert!(said.contains("--case-limit"), "{said}");
     }
 }
