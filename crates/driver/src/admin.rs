@@ -5,7 +5,9 @@ use crate::queue::{FAST_TURNS, HEALTH_FIRST, HEALTH_LAST, SPIN_TURNS, YIELD_TURN
 use crate::registers::Registers;
 use crate::rings::Rings;
 use crate::{CompletionFault, DriverError};
-use offmap_abi::admin::{IdentifyBody, IdentifyData, LimitDetail};
+use offmap_abi::admin::{
+    IdentifyBody, IdentifyData, LimitDetail, MapDescription, MapListBody, MapListed,
+};
 use offmap_abi::completion::INLINE_RESULT_BYTES;
 use offmap_abi::notify::{cq_doorbell, sq_doorbell};
 use offmap_abi::ring::RingDepth;
@@ -13,7 +15,7 @@ use offmap_abi::{AdminOpcode, Completion, MapHandle, QueueId, RequestId, Status,
 use offmap_device_io::{DmaRegion, Function, PAGE_BYTES};
 use std::sync::Arc;
 use std::time::Duration;
-use zerocopy::{FromBytes, Immutable, IntoBytes};
+use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
 
 /// The admin queue's rings, followed by one page for what a command refers to.
 pub(crate) struct AdminQueue<F: Function> {
@@ -113,6 +115,34 @@ impl<F: Function> AdminQueue<F> {
             Ok(data) => Ok(data),
             Err(_) => unreachable!("the array has the struct's size"),
         }
+    }
+
+    /// The maps from `cursor` on, as many as fit a page, with the cursor that follows; and the completion.
+    pub(crate) fn list(
+        &mut self,
+        function: &F,
+        cursor: u32,
+        timeout: Duration,
+    ) -> Result<(Completion, Vec<MapDescription>, u32), DriverError> {
+        const EACH: usize = size_of::<MapDescription>();
+        let body = MapListBody {
+            // Zeroes: what the device does not write is no map.
+            iova: self.attach(&[]).into(),
+            len: (PAGE_BYTES as u32).into(),
+            cursor: cursor.into(),
+            reserved: [0; 32],
+        };
+        let done = self.command(function, AdminOpcode::MapList, None, &body, timeout)?;
+        let bytes = done.count.get() as usize;
+        if bytes > PAGE_BYTES || !bytes.is_multiple_of(EACH) {
+            return Err(bad(&done, CompletionFault::Count));
+        }
+        let mut maps = vec![MapDescription::new_zeroed(); bytes / EACH];
+        let into = maps.as_mut_slice().as_mut_bytes();
+        self.region.buffer().read(2 * self.ring_bytes, into);
+        // The count is that of the list, and says nothing of the payload.
+        let listed: MapListed = done.payload_as();
+        Ok((done, maps, listed.cursor.get()))
     }
 
     /// Runs one command to its end, which takes at most `timeout`. Statuses other than success

@@ -1,5 +1,7 @@
 //! One device: its admin operations and its life cycle.
 
+mod adopt;
+
 use crate::admin::{self, AdminQueue};
 use crate::bringup::{self, Identity};
 use crate::generations::Generations;
@@ -7,6 +9,7 @@ use crate::queue::stats::{DriverStats, Meters};
 use crate::registers::Registers;
 use crate::vectors::{Vector, Vectors};
 use crate::{CompletionFault, DeviceMap, DriverConfig, DriverError, MapParams, QueuePair};
+pub use adopt::AdoptedMap;
 use offmap_abi::admin::{
     AbortBody, EmptyBody, MapAttr, MapCreateBody, MapCreated, MapInfo, QueueCreateBody,
     QueueDeleteBody,
@@ -17,7 +20,7 @@ use offmap_device_io::{
     BarMapping, BarOffset, DmaPlacement, DmaRegion, Function, IoError, IovaAllocator,
 };
 use std::fmt;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 use zerocopy::{Immutable, IntoBytes};
@@ -28,7 +31,7 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(1);
 /// A device that has been brought up.
 ///
 /// Admin operations take a lock and wait for the device; they are not for the hot path.
-/// Dropping the last handle disables the device, which frees its maps.
+/// Dropping the last handle disables the device, which frees its maps, unless [`Driver::leave_maps`] was called.
 pub struct Driver<F: Function> {
     function: Arc<F>,
     config: DriverConfig,
@@ -45,6 +48,8 @@ pub struct Driver<F: Function> {
     reset_count: AtomicU32,
     admin: Mutex<Admin<F>>,
     meters: Meters,
+    /// Dropping the driver does not disable the device ([`Driver::leave_maps`]).
+    leaves_maps: AtomicBool,
     resets: AtomicU64,
     failed_resets: AtomicU64,
 }
@@ -135,6 +140,7 @@ impl<F: Function> Driver<F> {
                 quarantine: Vec::new(),
             }),
             meters: Meters::default(),
+            leaves_maps: AtomicBool::new(false),
             resets: AtomicU64::new(0),
             failed_resets: AtomicU64::new(0),
         }))
@@ -599,7 +605,10 @@ impl<F: Function> Drop for Driver<F> {
     fn drop(&mut self) {
         // Rings and quarantined memory are unmapped afterwards: the device lets go of them
         // first, by being disabled or else by a reset. `dma_unmap` revokes what is left.
-        let _ = bringup::stop(&*self.function, STOP_TIMEOUT);
+        // What is to keep its maps is left to its transport, and loses its access all the same.
+        if !self.leaves_maps.load(Ordering::Relaxed) {
+            let _ = bringup::stop(&*self.function, STOP_TIMEOUT);
+        }
     }
 }
 

@@ -28,6 +28,9 @@ pub enum CompletionFault {
     /// It returned a map handle that no map can have.
     #[error("its map handle is 0, which no map has")]
     Handle,
+    /// Its list has a map that cannot be, one twice, or more than the device says that it can have.
+    #[error("it lists a map that cannot be, one twice, or more than there may be")]
+    Listed,
 }
 
 /// Every failure of the driver.

@@ -28,7 +28,7 @@ mod vectors;
 
 pub use bringup::Identity;
 pub use config::{Coalescing, CompletionMode, DriverConfig, Notify, Timing};
-pub use driver::Driver;
+pub use driver::{AdoptedMap, Driver};
 pub use error::{CompletionFault, DriverError, SubmitError};
 pub use map::{DeviceMap, MapParams};
 pub use offmap_abi::admin::{Limit, MapInfo};

@@ -5,10 +5,12 @@ use offmap_abi::regs::{self, NO_VECTOR};
 use offmap_abi::ringbuf::memory_bytes;
 use offmap_abi::{IoOpcode, MapHandle, MapType, Status};
 use offmap_device_io::DmaRegion;
+use offmap_driver::{Driver, DriverConfig, MapParams};
+use offmap_emulator::DeviceConfig;
 use offmap_tests::command::offmap;
 use offmap_tests::conformance::elements::Table;
 use offmap_tests::conformance::host::{Host, Notify, Queue, QueueOptions};
-use offmap_tests::served::{PATIENCE, SocketFolder, attach};
+use offmap_tests::served::{PATIENCE, ServerThread, SocketFolder, attach};
 use offmap_vfio_user::VfioUser;
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use rustix::process::{Pid, Signal, kill_process};
@@ -529,4 +531,69 @@ fn a_save_leaves_a_whole_file_for_its_owner_and_nothing_else() {
     assert!(said.contains("the state is not saved"), "{said}");
     assert_eq!(fs::read(&state).expect("it is there"), old);
     drop(Nic::start(&folder, &state));
+}
+
+/// A host with a driver that leaves its maps: the next one's driver finds them, by name, and goes on with
+/// them. One that does not leave them leaves none.
+#[test]
+fn a_driver_takes_over_the_maps_of_the_one_before() {
+    let mut config = DeviceConfig::default();
+    config.firmware.memory_bytes = 16 << 20;
+    config.keep_maps = true;
+    let server = ServerThread::spawn(config);
+    let driver = || {
+        let function = Arc::new(attach(&server.path()));
+        Driver::bring_up(function, DriverConfig::default()).expect("a driver")
+    };
+    let params = |n: u8| MapParams {
+        map_type: 1 + u32::from(n % 2),
+        key_size: 4,
+        value_size: 8 * (1 + u32::from(n)),
+        max_entries: 100 + u32::from(n),
+        name: [b'a' + n; 16],
+        ..MapParams::default()
+    };
+    let value = |n: u8| vec![n; 8 * (1 + usize::from(n))];
+    let before = driver();
+    let mut queue = before.create_queue().expect("a queue");
+    // More than one answer of MAP_LIST holds.
+    const MAPS: u8 = 100;
+    for n in 0..MAPS {
+        let map = before.create_map(&params(n)).expect("a map");
+        let key = u32::from(n).to_le_bytes();
+        let stored = queue.update(&map, &key, &value(n), 0).expect("an answer");
+        assert_eq!(stored, Status::Success);
+    }
+    assert_eq!(
+        before.adopt_maps().expect("a list").len(),
+        usize::from(MAPS)
+    );
+    assert!(before.leave_maps());
+    drop((queue, before));
+
+    let after = driver();
+    let mut queue = after.create_queue().expect("a queue");
+    let mut adopted = after.adopt_maps().expect("a list");
+    adopted.sort_by_key(|map| map.params.name);
+    assert_eq!(adopted.len(), usize::from(MAPS));
+    for (n, found) in (0..MAPS).zip(&adopted) {
+        assert_eq!(found.params, params(n));
+        assert!(found.map.bytes() > 0);
+        let mut out = value(0).repeat(1 + usize::from(n));
+        let key = u32::from(n).to_le_bytes();
+        let read = queue.lookup(&found.map, &key, &mut out).expect("an answer");
+        assert_eq!((read, out), (Status::Success, value(n)));
+    }
+    after.free_map(&adopted[7].map).expect("it is freed");
+    assert_eq!(
+        after.adopt_maps().expect("a list").len(),
+        usize::from(MAPS) - 1
+    );
+    // After a reset of the driver's there are none, and what was adopted is known to be gone.
+    after.reset().expect("a reset");
+    assert!(after.adopt_maps().expect("a list").is_empty());
+    assert!(after.query_map(&adopted[8].map).is_err());
+    after.create_map(&params(1)).expect("a map");
+    drop((queue, after));
+    assert!(driver().adopt_maps().expect("a list").is_empty());
 }
