@@ -49,5 +49,6 @@ pub use device::{Clock, Device, Diagnostics, Step, bar_info};
 pub use error::EmulatorError;
 pub use function::{Emulated, FrontEnd};
 pub use inline::{Inline, InlineFrontEnd};
+pub use offmap_firmware_model::ConfigError as FirmwareError;
 pub use state::StateError;
 pub use threaded::{Threaded, ThreadedFrontEnd};

@@ -15,6 +15,7 @@ pub mod device;
 pub mod diff;
 mod expected;
 pub mod faulty;
+pub mod log;
 pub mod nic;
 pub mod object;
 pub mod open;

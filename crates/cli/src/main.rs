@@ -10,6 +10,7 @@ use offmap_cli::bench::{self, BenchArgs};
 use offmap_cli::demo::{self, DemoError, Progress};
 use offmap_cli::device::{self, test};
 use offmap_cli::diff;
+use offmap_cli::log::Log;
 use offmap_cli::nic::{self, NicError};
 use offmap_cli::profile;
 use offmap_cli::sim;
@@ -153,13 +154,14 @@ fn simulate(args: &SimArgs) -> ExitCode {
 
 fn serve(args: &NicArgs) -> ExitCode {
     // Clients come and go for as long as the process runs: what happens is said as it happens.
-    let mut tell = |sentence: &str| {
-        let _ = writeln!(std::io::stderr(), "offmap: {sentence}");
-    };
-    match nic::run(args, &mut tell) {
+    let log = Log::new(std::io::stderr());
+    let served = nic::run(args, &mut |sentence| log.tell(sentence));
+    drop(log);
+    match served {
         Ok(()) => ExitCode::SUCCESS,
         Err(
             error @ (NicError::Serve(_)
+            | NicError::Option { .. }
             | NicError::Faults(_)
             | NicError::State(_)
             | NicError::Restore(_)),

@@ -5,7 +5,9 @@ use crate::args::NicArgs;
 use crate::state_file::{StateFile, StateFileError};
 use offmap_emulator::faults::{FaultFileError, FaultPlan, FaultReport};
 use offmap_emulator::vfio_user::{ServeError, Server};
-use offmap_emulator::{Device, DeviceConfig, Diagnostics, StateError};
+use offmap_emulator::{
+    Device, DeviceConfig, Diagnostics, EmulatorError, FirmwareError, StateError,
+};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::low_level::pipe;
@@ -20,9 +22,19 @@ use thiserror::Error;
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum NicError {
+    /// An option has a value that no device can be built from.
+    #[error("{option} {value}: it must be {expected}")]
+    Option {
+        /// The option, with its dashes.
+        option: &'static str,
+        /// What was given.
+        value: u64,
+        /// What may be given.
+        expected: String,
+    },
     /// The device or the socket.
     #[error(transparent)]
-    Serve(#[from] ServeError),
+    Serve(ServeError),
     /// The fault plan cannot be used.
     #[error(transparent)]
     Faults(#[from] FaultFileError),
@@ -44,6 +56,47 @@ pub enum NicError {
     /// No client can be accepted any more.
     #[error("cannot serve clients any more: {0}")]
     Accept(io::Error),
+}
+
+/// The options by the names that the device's configuration has for them.
+const OPTIONS: [(&str, &str); 10] = [
+    ("queue_pairs", "--queue-pairs"),
+    ("queue_depth_max", "--queue-depth"),
+    ("vectors", "--vectors"),
+    ("polls_before_park", "--polls"),
+    ("look_again_us", "--look-again-us"),
+    ("memory_bytes", "--memory"),
+    ("ports", "--ports"),
+    ("maps", "--maps"),
+    ("entries_per_map", "--map-entries"),
+    ("entries_total", "--total-entries"),
+];
+
+impl From<ServeError> for NicError {
+    fn from(error: ServeError) -> Self {
+        let (field, value, expected) = match &error {
+            ServeError::Device(EmulatorError::Config {
+                field,
+                value,
+                expected,
+            }) => (*field, *value, (*expected).to_owned()),
+            ServeError::Device(EmulatorError::Firmware(FirmwareError::Limit {
+                name,
+                value,
+                min,
+                max,
+            })) => (*name, *value, format!("from {min} to {max}")),
+            _ => return Self::Serve(error),
+        };
+        match OPTIONS.iter().find(|(name, _)| *name == field) {
+            Some((_, option)) => Self::Option {
+                option,
+                value,
+                expected,
+            },
+            None => Self::Serve(error),
+        }
+    }
 }
 
 /// The device that the arguments describe.

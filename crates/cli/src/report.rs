@@ -267,6 +267,17 @@ impl Report {
         table
     }
 
+    /// Where all that differs is that the NIC says ENODEV: how many operations agreed.
+    fn lost_after(&self) -> Option<u64> {
+        let mut kinds = self.maps.iter().flat_map(|map| &map.disagreements);
+        let gone = |answer: &DisagreementReport| answer.device.contains("ENODEV");
+        let total: u64 = self.maps.iter().map(|map| map.disagreements_total).sum();
+        let told = kinds.clone().map(|kind| 1 + kind.alike).sum::<u64>();
+        // Kinds that were only counted may be anything.
+        let all = !self.agree && told == total && total > 0 && kinds.all(gone);
+        all.then(|| self.operations.saturating_sub(total))
+    }
+
     fn closing(&self) -> String {
         let refused = self.maps_total - self.maps_offloaded;
         let offloaded = match (self.maps_total, self.maps_offloaded) {
@@ -279,7 +290,19 @@ impl Report {
             (total, some) => format!("{some} of {total} maps were offloaded"),
         };
         let differences: u64 = self.maps.iter().map(|map| map.disagreements_total).sum();
-        if !self.agree {
+        if let Some(lost) = self.lost_after() {
+            format!(
+                "The device is GONE (ENODEV): it was unplugged, reset by others, or the process that served it has \
+                 ended. {offloaded}; {} {} then failed, and before that host and NIC agreed on {}.",
+                grouped(differences),
+                if differences == 1 {
+                    "operation"
+                } else {
+                    "operations"
+                },
+                grouped(lost)
+            )
+        } else if !self.agree {
             format!(
                 "{offloaded}, and host and NIC DISAGREED {} in {} operations.",
                 times(differences),
