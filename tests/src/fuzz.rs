@@ -4,6 +4,8 @@
 mod bytes;
 pub mod device;
 pub mod driver;
+pub mod state;
+pub mod wire;
 
 use offmap_bpf::{Caller, System, SystemConfig, UserArena, UserMemory, command};
 

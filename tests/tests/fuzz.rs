@@ -107,6 +107,39 @@ fn a_lying_host() {
     assert!(fatal < inputs, "no input got further");
 }
 
+/// A client that says anything, to the server with the device behind it.
+#[test]
+fn a_lying_client() {
+    let mut total = fuzz::wire::Ran::default();
+    campaign("a lying client", 4096, |input| {
+        let ran = fuzz::wire::wire(input);
+        total.messages += ran.messages;
+        total.answered.0 += ran.answered.0;
+        total.answered.1 += ran.answered.1;
+        total.closed += ran.closed;
+    });
+    println!("a lying client: {total:?}");
+    // It gets past the first checks often enough, and not always.
+    let (good, bad) = total.answered;
+    assert!(good > total.messages / 50, "{total:?}");
+    assert!(bad > total.messages / 10 && total.closed > 0, "{total:?}");
+}
+
+/// A state's file that somebody has changed.
+#[test]
+fn a_lying_state() {
+    let (mut restored, mut maps, mut elements) = (0_u64, 0, 0);
+    let inputs = campaign("a lying state", 24, |input| {
+        let ran = fuzz::state::state(input);
+        restored += u64::from(ran.restored);
+        maps += ran.maps;
+        elements += ran.elements;
+    });
+    println!("a lying state: {restored} of {inputs} restored, {maps} maps, {elements} elements");
+    assert!(restored > 0 && restored < inputs, "{restored} of {inputs}");
+    assert!(maps > 0 && elements > 0);
+}
+
 #[test]
 fn raw_calls() {
     let first = setting("OFFMAP_SEED").unwrap_or_else(|| {
