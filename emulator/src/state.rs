@@ -20,7 +20,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 const MAGIC: [u8; 8] = *b"OFFMAPST";
-const VERSION: u32 = 1;
+/// 2: the headers of hash tables lie apart from their backs.
+const VERSION: u32 = 2;
 const HEADER_BYTES: u64 = 24;
 const SUM_BYTES: u64 = 32;
 /// Bytes that are read at a time to check the sum.

@@ -10,7 +10,7 @@
 use crate::access::Access;
 use crate::maps::Maps;
 use crate::table::Table;
-use crate::table::bucket::BUCKET_BYTES;
+use crate::table::bucket::HEADER_BYTES;
 use crate::table::hash::HashTable;
 use crate::{Firmware, Storage};
 use offmap_abi::submission::ElementBody;
@@ -29,7 +29,7 @@ pub(crate) const HOMES: u64 = 4;
 /// for the buckets after those.
 #[inline]
 pub(crate) fn warm_homes(table: &HashTable, access: &mut impl Access, home: u64) {
-    if table.home_count() * BUCKET_BYTES < LARGE_BYTES / 4 {
+    if table.home_count() * HEADER_BYTES < LARGE_BYTES / 16 {
         return;
     }
     for next in home + HOMES..home + 2 * HOMES {

@@ -217,14 +217,15 @@ fn a_looping_chain_is_noticed() {
             Status::Success
         );
     }
-    // Sixteen home buckets from byte 128 on, then nine overflow buckets.
-    let overflow = 128 + 16 * 64;
-    for home in 0..16 {
-        firmware.write_memory(DevAddr(128 + home * 64 + 8), &1u32.to_le_bytes());
+    // Headers of 16 bytes from byte 128 on, of sixteen home buckets and nine overflow buckets; then
+    // backs of 48 bytes. All home buckets are full and lead to the first overflow bucket, which is full
+    // and linked to itself.
+    let backs = 128 + 25u64 * 16;
+    let backs = backs.next_multiple_of(64);
+    for bucket in 0..17 {
+        firmware.write_memory(DevAddr(128 + bucket * 16), &[0xff; 8]);
+        firmware.write_memory(DevAddr(backs + bucket * 48), &1u32.to_le_bytes());
     }
-    // The first overflow bucket: full, and linked to itself.
-    firmware.write_memory(DevAddr(overflow + 8), &1u32.to_le_bytes());
-    firmware.write_memory(DevAddr(overflow + 16), &[0xff; 8]);
     for n in 0u32..80 {
         let mut value = [0; 4];
         let status = firmware.lookup(map, &n.to_le_bytes(), &mut value);

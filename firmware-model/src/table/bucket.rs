@@ -1,25 +1,33 @@
-//! A bucket of a hash table: one 64-byte line.
+//! A bucket of a hash table: a header, which is what a lookup reads, and a back, which it rarely does.
 //!
-//! | bytes | |
+//! | bytes of the header | |
 //! |---|---|
-//! | 0..8 | sequence word, for the mirrors' readers; zero until there are mirrors |
-//! | 8..12 | link: index of the next overflow bucket plus one; 0 ends the chain |
-//! | 12..16 | zero |
-//! | 16..24 | eight tags of one byte; 0: the slot is empty |
-//! | 24..32 | zero |
-//! | 32..64 | eight references of four bytes: indexes of entries |
+//! | 0..8 | eight tags of one byte; 0: the slot is empty |
+//! | 8..16 | eight distances of one byte: how far after the home's first place ([`super::hash`]) the entry stands; 255: where the reference says |
+//!
+//! | bytes of the back | |
+//! |---|---|
+//! | 0..4 | link: index of the next overflow bucket plus one; 0 ends the chain. It means something only in a full bucket, and in a free one |
+//! | 4..16 | zero |
+//! | 16..48 | eight references of four bytes: indexes of entries. Each means something only where the distance is 255 |
+//!
+//! Headers lie side by side, so that those of a large table stay in a cache that the whole buckets would
+//! not fit, and so do backs.
 
 use crate::access::{Access, MemoryFault};
 use offmap_abi::DevAddr;
 
-/// Bytes of a bucket.
-pub const BUCKET_BYTES: u64 = 64;
+/// Bytes of a header.
+pub const HEADER_BYTES: u64 = 16;
+/// Bytes of a back.
+pub const BACK_BYTES: u64 = 48;
 /// Entries that a bucket refers to.
 pub const BUCKET_SLOTS: u32 = 8;
+/// The distance of an entry that stands elsewhere.
+pub(crate) const FAR: u8 = 255;
 
-const LINK: u64 = 8;
-const TAGS: u64 = 16;
-const REFERENCES: u64 = 32;
+const LINK: u64 = 0;
+const REFERENCES: u64 = 16;
 
 const LOW_SEVEN: u64 = 0x7f7f_7f7f_7f7f_7f7f;
 const ONES: u64 = 0x0101_0101_0101_0101;
@@ -30,177 +38,114 @@ pub(crate) fn tag_of(hash: u64) -> u8 {
     ((hash >> 56) as u8).max(1)
 }
 
-/// A copy of a bucket.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Bucket {
-    line: [u8; BUCKET_BYTES as usize],
+/// A copy of a header.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Header {
+    pub(crate) tags: Tags,
+    /// Slot 0 is the lowest byte.
+    distances: u64,
 }
 
-impl Bucket {
-    /// Reads the bucket at `at`: one access.
-    #[inline(always)]
-    pub(crate) fn read(access: &mut impl Access, at: DevAddr) -> Result<Self, MemoryFault> {
-        Ok(Self {
-            line: access.read(at)?,
-        })
-    }
-
-    /// What a lookup of `tag` needs of the bucket at `at`, without a copy of the line: one
-    /// access.
-    #[inline(always)]
-    pub(crate) fn probe(
-        access: &mut impl Access,
-        at: DevAddr,
-        tag: u8,
-    ) -> Result<Probe, MemoryFault> {
-        access.with_bytes(at, BUCKET_BYTES as usize, |line| {
-            let Ok(line) = <&[u8; BUCKET_BYTES as usize]>::try_from(line) else {
-                return Err(MemoryFault::OutOfRange);
-            };
-            let mut rest = tags_of(line).matches(tag);
-            let candidate = rest.next().map(|slot| reference_of(line, slot));
-            Ok(Probe {
-                candidate,
-                rest,
-                link: link_of(line),
-            })
-        })?
-    }
-
-    /// The bucket at `at` as [`Access::peek`] sees it.
-    #[inline(always)]
-    pub(crate) fn peek(access: &mut impl Access, at: DevAddr) -> Option<Self> {
-        let line = access.peek(at, BUCKET_BYTES as usize, |line| line.try_into().ok())??;
-        Some(Self { line })
-    }
-
-    /// The candidate of [`Bucket::probe`], likewise.
-    #[inline(always)]
-    pub(crate) fn peek_candidate(access: &mut impl Access, at: DevAddr, tag: u8) -> Option<u32> {
-        access.peek(at, BUCKET_BYTES as usize, |line| {
-            let line = line.try_into().ok()?;
-            let slot = tags_of(line).matches(tag).first()?;
-            Some(reference_of(line, slot))
-        })?
-    }
-
-    /// Writes a whole bucket with one reference in it.
-    pub(crate) fn write_new(
-        access: &mut impl Access,
-        at: DevAddr,
-        tag: u8,
-        reference: u32,
-    ) -> Result<(), MemoryFault> {
-        let mut line = [0; BUCKET_BYTES as usize];
-        line[TAGS as usize] = tag;
-        line[REFERENCES as usize..][..4].copy_from_slice(&reference.to_le_bytes());
-        access.write(at, line)
-    }
-
-    /// Writes a bucket without references that links to `link`.
-    pub(crate) fn write_empty(
-        access: &mut impl Access,
-        at: DevAddr,
-        link: u32,
-    ) -> Result<(), MemoryFault> {
-        let mut line = [0; BUCKET_BYTES as usize];
-        line[LINK as usize..][..4].copy_from_slice(&link.to_le_bytes());
-        access.write(at, line)
-    }
-
-    /// Stores the link of the bucket at `at`.
-    pub(crate) fn write_link(
-        access: &mut impl Access,
-        at: DevAddr,
-        link: u32,
-    ) -> Result<(), MemoryFault> {
-        access.write_u32(at.offset(LINK), link)
-    }
-
-    /// Stores the eight tags of the bucket at `at`.
-    pub(crate) fn write_tags(
-        access: &mut impl Access,
-        at: DevAddr,
-        tags: Tags,
-    ) -> Result<(), MemoryFault> {
-        access.write_u64(at.offset(TAGS), tags.0)
-    }
-
-    /// Stores the reference in `slot` of the bucket at `at`.
-    pub(crate) fn write_reference(
-        access: &mut impl Access,
-        at: DevAddr,
-        slot: u32,
-        reference: u32,
-    ) -> Result<(), MemoryFault> {
-        access.write_u32(at.offset(REFERENCES + 4 * u64::from(slot & 7)), reference)
-    }
-
-    /// Link to the next bucket: its index plus one; 0: none.
-    #[inline(always)]
-    pub(crate) fn link(&self) -> u32 {
-        link_of(&self.line)
-    }
-
-    /// The tags.
-    #[inline(always)]
-    pub(crate) fn tags(&self) -> Tags {
-        tags_of(&self.line)
-    }
-
-    /// The reference in `slot`.
-    #[inline(always)]
-    pub(crate) fn reference(&self, slot: u32) -> u32 {
-        reference_of(&self.line, slot)
-    }
-}
-
-/// What [`Bucket::probe`] found.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Probe {
-    /// The reference in the first slot with the tag.
-    pub(crate) candidate: Option<u32>,
-    /// The other slots with the tag.
-    pub(crate) rest: Slots,
-    /// The bucket's link.
-    pub(crate) link: u32,
-}
-
-impl Probe {
-    /// What an empty bucket yields.
+impl Header {
+    /// That of an empty bucket.
     pub(crate) const EMPTY: Self = Self {
-        candidate: None,
-        rest: Slots(0),
-        link: 0,
+        tags: Tags(0),
+        distances: 0,
     };
 
-    /// Whether there is nothing to look at beyond the candidate.
+    /// Reads the header at `at`: one access.
     #[inline(always)]
-    pub(crate) fn is_last(&self) -> bool {
-        self.rest.first().is_none() && self.link == 0
+    pub(crate) fn read(access: &mut impl Access, at: DevAddr) -> Result<Self, MemoryFault> {
+        access.with_bytes(at, HEADER_BYTES as usize, Self::of)
+    }
+
+    /// The header at `at` as [`Access::peek`] sees it.
+    #[inline(always)]
+    pub(crate) fn peek(access: &mut impl Access, at: DevAddr) -> Option<Self> {
+        access.peek(at, HEADER_BYTES as usize, Self::of)
+    }
+
+    /// Two words: put together as one of 16 bytes, they would be loaded byte by byte.
+    #[inline(always)]
+    fn of(bytes: &[u8]) -> Self {
+        let word = |bytes: &[[u8; 8]], index| {
+            let word: Option<&[u8; 8]> = bytes.get(index);
+            word.map_or(0, |word| u64::from_le_bytes(*word))
+        };
+        let words = bytes.as_chunks::<8>().0;
+        Self {
+            tags: Tags(word(words, 0)),
+            distances: word(words, 1),
+        }
+    }
+
+    /// Writes it: one access.
+    pub(crate) fn write(self, access: &mut impl Access, at: DevAddr) -> Result<(), MemoryFault> {
+        let both = u128::from(self.distances) << 64 | u128::from(self.tags.0);
+        access.write(at, both.to_le_bytes())
+    }
+
+    /// The distance in `slot`.
+    #[inline(always)]
+    pub(crate) fn distance(self, slot: u32) -> u8 {
+        (self.distances >> (8 * (slot & 7))) as u8
+    }
+
+    /// The distance in the first slot with `tag`, which is not 0.
+    #[inline(always)]
+    pub(crate) fn first_distance(self, tag: u8) -> Option<u8> {
+        let x = self.tags.0 ^ (ONES * u64::from(tag));
+        // The lowest bit is exact: a borrow goes up from a slot that matches.
+        let found = x.wrapping_sub(ONES) & !x & !LOW_SEVEN;
+        let shift = found.trailing_zeros() & 0x38;
+        (found != 0).then(|| (self.distances >> shift) as u8)
+    }
+
+    /// With a tag and a distance in `slot`.
+    #[must_use]
+    pub(crate) fn with(self, slot: u32, tag: u8, distance: u8) -> Self {
+        Self {
+            tags: self.tags.with(slot, tag),
+            distances: Tags(self.distances).with(slot, distance).0,
+        }
     }
 }
 
-type Line = [u8; BUCKET_BYTES as usize];
-
-#[inline(always)]
-fn link_of(line: &Line) -> u32 {
-    u32::from_le_bytes([line[8], line[9], line[10], line[11]])
+/// Reads the link of the back at `at`.
+pub(crate) fn read_link(access: &mut impl Access, at: DevAddr) -> Result<u32, MemoryFault> {
+    access.read_u32(at.offset(LINK))
 }
 
-#[inline(always)]
-fn tags_of(line: &Line) -> Tags {
-    let mut word = [0; 8];
-    word.copy_from_slice(&line[16..24]);
-    Tags(u64::from_le_bytes(word))
+/// Stores it.
+pub(crate) fn write_link(
+    access: &mut impl Access,
+    at: DevAddr,
+    link: u32,
+) -> Result<(), MemoryFault> {
+    access.write_u32(at.offset(LINK), link)
 }
 
-#[inline(always)]
-fn reference_of(line: &Line, slot: u32) -> u32 {
-    let at = 32 + 4 * (slot & 7) as usize;
-    let mut word = [0; 4];
-    word.copy_from_slice(&line[at..at + 4]);
-    u32::from_le_bytes(word)
+fn reference_at(at: DevAddr, slot: u32) -> DevAddr {
+    at.offset(REFERENCES + 4 * u64::from(slot & 7))
+}
+
+/// Reads the reference in `slot` of the back at `at`.
+pub(crate) fn read_reference(
+    access: &mut impl Access,
+    at: DevAddr,
+    slot: u32,
+) -> Result<u32, MemoryFault> {
+    access.read_u32(reference_at(at, slot))
+}
+
+/// Stores it.
+pub(crate) fn write_reference(
+    access: &mut impl Access,
+    at: DevAddr,
+    slot: u32,
+    reference: u32,
+) -> Result<(), MemoryFault> {
+    access.write_u32(reference_at(at, slot), reference)
 }
 
 /// The eight tags of a bucket; slot 0 is the lowest byte.
@@ -215,6 +160,12 @@ impl Tags {
         // The sum sets a byte's top bit when any low bit is set, and never carries out of
         // its byte, so the result is exact: an empty slot is never taken for a match.
         Slots(!(((x & LOW_SEVEN) + LOW_SEVEN) | x | LOW_SEVEN))
+    }
+
+    /// Whether all slots are in use.
+    #[inline(always)]
+    pub(crate) fn is_full(self) -> bool {
+        self.matches(0).0 == 0
     }
 
     /// The slots in use.
@@ -238,7 +189,7 @@ impl Tags {
 
 /// A set of slots of one bucket, iterated from slot 0 up.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Slots(u64);
+pub(crate) struct Slots(pub(crate) u64);
 
 impl Slots {
     /// The lowest slot.

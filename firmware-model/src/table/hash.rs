@@ -1,9 +1,16 @@
 //! HASH, LRU_HASH and their per-CPU forms: home buckets with chains of overflow buckets over a pool of entries.
 //!
-//! A hash picks a home bucket by its low bits and a tag by its top byte. A bucket holds tags
-//! and references to entries ([`super::bucket`]); an entry is the key padded to 8 bytes and
+//! A hash picks a home bucket by its low bits and a tag by its top byte. A bucket holds tags and says
+//! where entries stand ([`super::bucket`]); an entry is the key padded to 8 bytes and
 //! the value padded to 8 bytes (per CPU, for PERCPU_HASH). Entries never move, so iteration
 //! can be ordered by reference and is not disturbed when chains are compacted.
+//!
+//! **Where entries stand.** Each home bucket has a first place among the entries, home `h` of `H` that
+//! of number `h * max_entries / H`. A new entry takes the first free place from there on, round and
+//! round, which a tree of bits finds ([`super::occupancy`]). Most often it is less than 255 places on, in
+//! a full table for 29 of 30, and then the bucket's header says all: a lookup reads the header, the
+//! key and the value, and a table's headers are a tenth of what its entries take. Otherwise the
+//! reference is in the bucket's back, one access more. LRU types fill their entries in order instead.
 //!
 //! Chains are compact: every bucket but the last is full, and an overflow bucket is never
 //! empty. A deletion moves the chain's last reference into the hole and frees the last bucket
@@ -14,6 +21,13 @@
 //! overflow buckets for `n >= 1` and none for `n = 0`. Summed over all chains that is at most
 //! `max_entries / 8`, whatever the keys; the pool has `max_entries / 8 + 1`.
 //!
+//! **Accesses.** In a chain of `n` entries and `b = max(1, ceil(n / 8))` buckets a lookup takes at most
+//! `2 n + 2 b + 3` (each bucket's header and link, of each entry with the key's tag the reference and the
+//! key; the home's header again; the value): three of a key that is first of its tag in its home bucket,
+//! one of a key that is not there and whose tag is not either. An insertion takes at most twice that and
+//! a constant, a deletion `2 b` more than that and a constant; an eviction adds `2 EVICT_SCANS` and the deletion.
+//! `tests/bounds.rs` counts them, with keys chosen so that `n` is `max_entries`.
+//!
 //! The host can write device memory through its window, so nothing read from memory is
 //! trusted: references and links are checked against the pools, every walk ends after as many
 //! buckets as there are, and a contradiction ends the command with [`Status::Internal`].
@@ -22,10 +36,9 @@
 //! a tree of bits ([`super::occupancy`]), which is written only when a home bucket becomes empty
 //! or ceases to be.
 //!
-//! The state line, after the map's description: count of entries (4 bytes), entries ever
-//! taken (4), first free entry plus one (4), overflow buckets ever taken (4), first free
-//! overflow bucket plus one (4), the hand of LRU types (4). Free entries are linked through
-//! their first word, free overflow buckets through their link.
+//! The state line, after the map's description: count of entries (4 bytes), the end of those ever
+//! taken (4), zero (4), overflow buckets ever taken (4), first free overflow bucket plus one (4), the
+//! hand of LRU types (4). Free overflow buckets are linked through their link.
 //!
 //! **LRU types** evict when a key is new and the table is full. The policy is CLOCK with a bound:
 //! each entry has a byte of recency, not 0 once it was used, and the hand goes round the entries,
@@ -37,14 +50,17 @@
 
 mod walk;
 
-use super::bucket::{BUCKET_BYTES, Bucket, Probe, Tags, tag_of};
+use super::bucket::{
+    BACK_BYTES, BUCKET_SLOTS, FAR, HEADER_BYTES, Header, Tags, read_link, read_reference, tag_of,
+    write_link, write_reference,
+};
 use super::layout::{DESCRIPTION_BYTES, Geometry, MapSpec, ValueShape};
 use super::occupancy::Occupancy;
 use super::{LANES, ValueWrite, exists, fill_padded, write_value};
-use crate::access::{Access, Part};
+use crate::access::{Access, MemoryFault, Part};
 use core::ops::ControlFlow;
 use offmap_abi::hash::KeyHash;
-use offmap_abi::submission::UPDATE_EXIST;
+use offmap_abi::submission::{UPDATE_EXIST, UPDATE_NOEXIST};
 use offmap_abi::{DevAddr, Status};
 
 /// A hash table at its place in device memory. What is here is read-only for the life of the
@@ -52,18 +68,22 @@ use offmap_abi::{DevAddr, Status};
 #[derive(Clone, Copy, Debug)]
 pub struct HashTable {
     hash: KeyHash,
-    homes: DevAddr,
+    headers: DevAddr,
     home_mask: u64,
+    /// Bits of a home's number.
+    home_bits: u32,
     entries: DevAddr,
     entry_bytes: u64,
     max_entries: u32,
     overflow_count: u32,
-    overflow: DevAddr,
+    backs: DevAddr,
     state: DevAddr,
     value_offset: u32,
     key_size: u32,
     pub(crate) value: ValueShape,
     occupancy: Occupancy,
+    /// Which entries are free.
+    free: Occupancy,
     /// The bytes of recency; `None`: a full table takes no new key.
     recency: Option<DevAddr>,
 }
@@ -73,27 +93,29 @@ pub struct HashTable {
 struct State {
     count: u32,
     entries_taken: u32,
-    entry_free: u32,
     buckets_taken: u32,
     bucket_free: u32,
     /// The entry at which the next eviction starts to look.
     hand: u32,
 }
 
+/// Number of a bucket: home buckets first, then overflow buckets.
+type BucketId = u64;
+
 /// Where a key's reference stands.
 #[derive(Clone, Copy, Debug)]
 struct Spot {
-    at: DevAddr,
+    id: BucketId,
     slot: u32,
     reference: u32,
     /// The bucket before this one in the chain, and the index of this one: `None` for a home.
-    overflow: Option<(DevAddr, u32)>,
+    overflow: Option<(BucketId, u32)>,
 }
 
 /// Where a key is, or where it would go.
 enum Located {
     Present(Spot),
-    Absent { last: DevAddr, tags: Tags },
+    Absent { last: BucketId, header: Header },
 }
 
 /// A bounded walk over all chains that measures the longest.
@@ -114,18 +136,20 @@ impl HashTable {
     pub(crate) fn new(base: DevAddr, spec: &MapSpec, geometry: &Geometry) -> Self {
         Self {
             hash: KeyHash::new(spec.seed),
-            homes: base.offset(geometry.homes),
+            headers: base.offset(geometry.homes),
             home_mask: u64::from(geometry.home_count) - 1,
+            home_bits: geometry.home_count.trailing_zeros(),
             entries: base.offset(geometry.entries),
             entry_bytes: geometry.entry_bytes,
             max_entries: spec.max_entries,
             overflow_count: geometry.overflow_count,
-            overflow: base.offset(geometry.overflow),
+            backs: base.offset(geometry.backs),
             state: base.offset(DESCRIPTION_BYTES),
             value_offset: geometry.value_offset as u32,
             key_size: spec.key_size,
             value: geometry.value,
             occupancy: Occupancy::new(base.offset(geometry.occupancy), geometry.home_count.into()),
+            free: Occupancy::free(base.offset(geometry.free), spec.max_entries.into()),
             recency: spec.kind.is_lru().then(|| base.offset(geometry.recency)),
         }
     }
@@ -136,18 +160,84 @@ impl HashTable {
     }
 
     #[inline(always)]
-    fn home_at(&self, home: u64) -> DevAddr {
-        self.homes.offset((home & self.home_mask) * BUCKET_BYTES)
+    fn home_of(&self, hash: u64) -> BucketId {
+        hash & self.home_mask
     }
 
     #[inline(always)]
-    fn overflow_at(&self, link: u32) -> Result<(DevAddr, u32), Status> {
+    fn header_at(&self, id: BucketId) -> DevAddr {
+        self.headers.offset(id * HEADER_BYTES)
+    }
+
+    #[inline(always)]
+    fn back_at(&self, id: BucketId) -> DevAddr {
+        self.backs.offset(id * BACK_BYTES)
+    }
+
+    /// The overflow bucket at a link, with its index.
+    #[inline(always)]
+    fn overflow_of(&self, link: u32) -> Result<(BucketId, u32), Status> {
         match link.checked_sub(1) {
             Some(index) if index < self.overflow_count => {
-                Ok((self.overflow.offset(u64::from(index) * BUCKET_BYTES), index))
+                Ok((self.home_count() + u64::from(index), index))
             }
             _ => Err(Status::Internal),
         }
+    }
+
+    /// The link of a bucket; 0: its chain ends here.
+    #[inline(always)]
+    fn link_of(
+        &self,
+        access: &mut impl Access,
+        id: BucketId,
+        header: Header,
+    ) -> Result<u32, Status> {
+        if header.tags.is_full() {
+            return Ok(read_link(access, self.back_at(id))?);
+        }
+        Ok(0)
+    }
+
+    /// The first place of a home bucket among the entries.
+    #[inline(always)]
+    fn first_place(&self, home: u64) -> u64 {
+        (home * u64::from(self.max_entries)) >> self.home_bits
+    }
+
+    /// The reference in a slot of a bucket in the chain of `home`.
+    #[inline(always)]
+    fn reference_of(
+        &self,
+        access: &mut impl Access,
+        home: u64,
+        (id, header): (BucketId, Header),
+        slot: u32,
+    ) -> Result<u32, Status> {
+        match header.distance(slot) {
+            FAR => Ok(read_reference(access, self.back_at(id), slot)?),
+            distance => Ok((self.first_place(home) + u64::from(distance)) as u32),
+        }
+    }
+
+    /// Puts a reference into a slot of a bucket in the chain of `home`; what its header is then.
+    fn refer(
+        &self,
+        access: &mut impl Access,
+        home: u64,
+        (id, header): (BucketId, Header),
+        slot: u32,
+        (tag, reference): (u8, u32),
+    ) -> Result<Header, Status> {
+        let distance = u64::from(reference).checked_sub(self.first_place(home));
+        let near = distance.and_then(|distance| u8::try_from(distance).ok());
+        let distance = near.unwrap_or(FAR);
+        if distance == FAR {
+            write_reference(access, self.back_at(id), slot, reference)?;
+        }
+        let header = header.with(slot, tag, distance);
+        header.write(access, self.header_at(id))?;
+        Ok(header)
     }
 
     #[inline(always)]
@@ -183,23 +273,10 @@ impl HashTable {
         hash: u64,
         key: &[u8],
     ) -> Result<(u32, DevAddr), Status> {
-        let tag = tag_of(hash);
-        let mut at = self.home_at(hash);
-        for _ in 0..=self.overflow_count {
-            let bucket = Bucket::read(access, at)?;
-            for slot in bucket.tags().matches(tag) {
-                let reference = bucket.reference(slot);
-                let entry = self.entry_at(reference)?;
-                if self.holds(access, entry, key)? {
-                    return Ok((reference, entry));
-                }
-            }
-            match bucket.link() {
-                0 => return Err(Status::NotFound),
-                link => at = self.overflow_at(link)?.0,
-            }
+        match self.locate(access, hash, key)? {
+            Located::Present(spot) => Ok((spot.reference, self.entry_at(spot.reference)?)),
+            Located::Absent { .. } => Err(Status::NotFound),
         }
-        Err(Status::Internal)
     }
 
     /// Calls `f` with the address of the key's value.
@@ -245,16 +322,23 @@ impl HashTable {
     /// The chain of a hash's home bucket, or of that number, with its entries.
     #[inline(always)]
     fn chain(&self, home: u64) -> Part {
-        Part::Entry(self.home_at(home))
+        Part::Entry(self.header_at(self.home_of(home)))
     }
 
     /// Address of the key's value.
-    #[inline]
+    #[inline(always)]
     fn find(&self, access: &mut impl Access, key: &[u8]) -> Result<DevAddr, Status> {
         // With the length known, the hash and the comparison are a few instructions each.
         match key.len() {
-            4 => self.find_sized::<4>(access, key),
             8 => self.find_sized::<8>(access, key),
+            _ => self.find_other(access, key),
+        }
+    }
+
+    #[inline(never)]
+    fn find_other(&self, access: &mut impl Access, key: &[u8]) -> Result<DevAddr, Status> {
+        match key.len() {
+            4 => self.find_sized::<4>(access, key),
             16 => self.find_sized::<16>(access, key),
             _ => self.find_any(access, key),
         }
@@ -295,15 +379,25 @@ impl HashTable {
     /// Asks for the home bucket of a hash, or of that number.
     #[inline(always)]
     pub(crate) fn warm_bucket(&self, access: &mut impl Access, home: u64) {
-        access.prefetch(self.home_at(home), BUCKET_BYTES);
+        access.prefetch(self.header_at(self.home_of(home)), HEADER_BYTES);
     }
 
     /// The entry that a lookup of a key of that hash would look at first, and its size in bytes: most
     /// likely the key's, if there is one.
     #[inline(always)]
     pub(crate) fn candidate(&self, access: &mut impl Access, hash: u64) -> Option<(DevAddr, u64)> {
-        let reference = Bucket::peek_candidate(access, self.home_at(hash), tag_of(hash))?;
-        let entry = self.entry_at(reference).ok()?;
+        let home = self.home_of(hash);
+        let header = Header::peek(access, self.header_at(home))?;
+        let slot = header.tags.matches(tag_of(hash)).first()?;
+        self.peek_entry(home, header, slot)
+    }
+
+    /// The entry in a slot of a home bucket, where the header says where it is.
+    #[inline(always)]
+    fn peek_entry(&self, home: u64, header: Header, slot: u32) -> Option<(DevAddr, u64)> {
+        let distance = Some(header.distance(slot)).filter(|distance| *distance != FAR)?;
+        let reference = self.first_place(home) + u64::from(distance);
+        let entry = self.entry_at(reference as u32).ok()?;
         Some((entry, self.entry_bytes))
     }
 
@@ -319,12 +413,12 @@ impl HashTable {
         if home > self.home_mask {
             return;
         }
-        let Some(bucket) = Bucket::peek(access, self.home_at(home)) else {
+        let Some(header) = Header::peek(access, self.header_at(home)) else {
             return;
         };
-        for slot in bucket.tags().used() {
-            if let Ok(entry) = self.entry_at(bucket.reference(slot)) {
-                f(access, entry, self.entry_bytes);
+        for slot in header.tags.used() {
+            if let Some((entry, bytes)) = self.peek_entry(home, header, slot) {
+                f(access, entry, bytes);
             }
         }
     }
@@ -334,8 +428,19 @@ impl HashTable {
     #[inline(always)]
     fn find_any(&self, access: &mut impl Access, key: &[u8]) -> Result<DevAddr, Status> {
         let hash = self.hash.hash(key);
-        let probe = Bucket::probe(access, self.home_at(hash), tag_of(hash))?;
-        self.resolve(access, hash, key, &probe)
+        let header = self.probe(access, hash)?;
+        self.resolve(access, hash, key, header)
+    }
+
+    /// Reads the header of a hash's home bucket.
+    #[inline(always)]
+    fn probe(&self, access: &mut impl Access, hash: u64) -> Result<Header, MemoryFault> {
+        let home = self.home_of(hash);
+        if self.recency.is_some() {
+            // Where entries are filled in order the back is needed too: not one after the other.
+            access.prefetch(self.back_at(home), BACK_BYTES);
+        }
+        Header::read(access, self.header_at(home))
     }
 
     /// The end of a lookup whose home bucket was probed.
@@ -345,15 +450,36 @@ impl HashTable {
         access: &mut impl Access,
         hash: u64,
         key: &[u8],
-        probe: &Probe,
+        header: Header,
     ) -> Result<DevAddr, Status> {
-        if let Some(reference) = probe.candidate {
-            let entry = self.entry_at(reference)?;
+        let tag = tag_of(hash);
+        if let Some(distance) = header.first_distance(tag)
+            && distance != FAR
+        {
+            let reference = self.first_place(self.home_of(hash)) + u64::from(distance);
+            let entry = self.entry_at(reference as u32)?;
             if self.holds(access, entry, key)? {
                 return Ok(self.value_at(entry));
             }
         }
-        if probe.is_last() {
+        self.resolve_slowly(access, hash, key, header)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn resolve_slowly(
+        &self,
+        access: &mut impl Access,
+        hash: u64,
+        key: &[u8],
+        header: Header,
+    ) -> Result<DevAddr, Status> {
+        let slots = header.tags.matches(tag_of(hash));
+        // Nothing that was not looked at: the key is not there.
+        let looked = slots
+            .first()
+            .is_none_or(|slot| header.distance(slot) != FAR);
+        if looked && slots.len() <= 1 && !header.tags.is_full() {
             return Err(Status::NotFound);
         }
         self.find_in_chain(access, hash, key)
@@ -418,14 +544,14 @@ impl HashTable {
         for (key, hash) in keys.clone().zip(&mut hashes) {
             *hash = self.hash.hash(key.as_ref());
         }
-        let mut probes = [Ok(Probe::EMPTY); LANES];
-        for (probe, &hash) in probes.iter_mut().zip(&hashes[..count]) {
-            *probe = Bucket::probe(access, self.home_at(hash), tag_of(hash));
+        let mut headers = [Ok(Header::EMPTY); LANES];
+        for (header, &hash) in headers.iter_mut().zip(&hashes[..count]) {
+            *header = self.probe(access, hash);
         }
         let mut found = [Err(Status::NotFound); LANES];
-        for (((key, &hash), probe), found) in keys.zip(&hashes).zip(&probes).zip(&mut found) {
-            *found = match probe {
-                Ok(probe) => self.resolve(access, hash, key.as_ref(), probe),
+        for (((key, &hash), header), found) in keys.zip(&hashes).zip(&headers).zip(&mut found) {
+            *found = match header {
+                Ok(header) => self.resolve(access, hash, key.as_ref(), *header),
                 Err(fault) => Err((*fault).into()),
             };
         }
@@ -437,34 +563,44 @@ impl HashTable {
     }
 
     /// Where `key` is or would go.
+    #[inline(always)]
     fn locate(&self, access: &mut impl Access, hash: u64, key: &[u8]) -> Result<Located, Status> {
+        self.search(access, hash, |access, reference| {
+            self.holds(access, self.entry_at(reference)?, key)
+        })
+    }
+
+    /// Where the first entry of a hash's tag is that `is_it` accepts, or where one would go.
+    #[inline(always)]
+    fn search<A: Access>(
+        &self,
+        access: &mut A,
+        hash: u64,
+        mut is_it: impl FnMut(&mut A, u32) -> Result<bool, Status>,
+    ) -> Result<Located, Status> {
         let tag = tag_of(hash);
-        let mut at = self.home_at(hash);
+        let home = self.home_of(hash);
+        let mut id = home;
         let mut overflow = None;
         for _ in 0..=self.overflow_count {
-            let bucket = Bucket::read(access, at)?;
-            for slot in bucket.tags().matches(tag) {
-                let reference = bucket.reference(slot);
-                if self.holds(access, self.entry_at(reference)?, key)? {
+            let header = Header::read(access, self.header_at(id))?;
+            for slot in header.tags.matches(tag) {
+                let reference = self.reference_of(access, home, (id, header), slot)?;
+                if is_it(access, reference)? {
                     return Ok(Located::Present(Spot {
-                        at,
+                        id,
                         slot,
                         reference,
                         overflow,
                     }));
                 }
             }
-            match bucket.link() {
-                0 => {
-                    return Ok(Located::Absent {
-                        last: at,
-                        tags: bucket.tags(),
-                    });
-                }
+            match self.link_of(access, id, header)? {
+                0 => return Ok(Located::Absent { last: id, header }),
                 link => {
-                    let (next, index) = self.overflow_at(link)?;
-                    overflow = Some((at, index));
-                    at = next;
+                    let (next, index) = self.overflow_of(link)?;
+                    overflow = Some((id, index));
+                    id = next;
                 }
             }
         }
@@ -472,6 +608,7 @@ impl HashTable {
     }
 
     /// Stores a value under a key.
+    #[inline]
     pub(crate) fn update<A: Access>(
         &self,
         access: &mut A,
@@ -479,10 +616,35 @@ impl HashTable {
         value: ValueWrite<'_>,
         flags: u32,
     ) -> Result<(), Status> {
-        let hash = self.hash.hash(key);
-        if A::SHARED && self.overwrite(access, hash, key, value, flags)? {
-            return Ok(());
+        if A::SHARED {
+            let hash = self.hash_of(key);
+            if self.overwrite(access, hash, key, value, flags)? {
+                return Ok(());
+            }
+        } else if flags != UPDATE_NOEXIST {
+            // Alone, as a lookup, and the value goes where it was found.
+            match self.find(access, key) {
+                Ok(at) => {
+                    write_value(access, at, &self.value, value, false)?;
+                    return self.mark(access, at);
+                }
+                Err(Status::NotFound) => {}
+                Err(status) => return Err(status),
+            }
         }
+        self.update_slowly(access, key, value, flags)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn update_slowly(
+        &self,
+        access: &mut impl Access,
+        key: &[u8],
+        value: ValueWrite<'_>,
+        flags: u32,
+    ) -> Result<(), Status> {
+        let hash = self.hash_of(key);
         access.locked(self.part(), |access| {
             self.store(access, hash, key, value, flags)
         })
@@ -529,23 +691,25 @@ impl HashTable {
                 })
             }
             Located::Absent { .. } if flags == UPDATE_EXIST => Err(Status::NotFound),
-            Located::Absent { mut last, mut tags } => {
+            Located::Absent {
+                mut last,
+                mut header,
+            } => {
                 let mut state = self.load_state(access)?;
                 let full = state.count >= self.max_entries;
                 if full {
                     self.evict(access)?;
                     state = self.load_state(access)?;
                     // The chain may be the one that the evicted entry was in.
-                    let Located::Absent { last: l, tags: t } = self.locate(access, hash, key)?
+                    let Located::Absent { last: l, header: h } = self.locate(access, hash, key)?
                     else {
                         return Err(Status::Internal);
                     };
-                    (last, tags) = (l, t);
+                    (last, header) = (l, h);
                 }
-                let reused = state.entry_free != 0 && !full;
                 access.locked(self.chain(hash), |access| {
-                    let end = (last, tags);
-                    self.insert(access, hash, key, value, end, &mut state, reused)
+                    let end = (last, header);
+                    self.insert(access, hash, key, value, end, &mut state, full)
                 })
             }
         }
@@ -563,14 +727,15 @@ impl HashTable {
         hash: u64,
         key: &[u8],
         value: ValueWrite<'_>,
-        (last, tags): (DevAddr, Tags),
+        (last, header): (BucketId, Header),
         state: &mut State,
-        reused: bool,
+        evicted: bool,
     ) -> Result<(), Status> {
-        let reference = self.take_entry(access, state)?;
+        let home = self.home_of(hash);
+        let (reference, reused) = self.take_entry(access, state, home)?;
         if let Some(recency) = self.recency {
             let at = recency.offset(reference.into());
-            access.write(at, [u8::from(reused)])?;
+            access.write(at, [u8::from(reused && !evicted)])?;
         }
         let entry = self.entry_at(reference)?;
         access.with_bytes_mut(entry, self.value_offset as usize, |bytes| {
@@ -578,21 +743,24 @@ impl HashTable {
         })?;
         write_value(access, self.value_at(entry), &self.value, value, true)?;
         // The entry is whole before a bucket refers to it.
-        let tag = tag_of(hash);
-        match tags.matches(0).first() {
+        let refers = (tag_of(hash), reference);
+        match header.tags.matches(0).first() {
             Some(slot) => {
-                Bucket::write_reference(access, last, slot, reference)?;
-                Bucket::write_tags(access, last, tags.with(slot, tag))?;
+                if header.tags.used().len() == BUCKET_SLOTS - 1 {
+                    // The bucket becomes full, and its link means something.
+                    write_link(access, self.back_at(last), 0)?;
+                }
+                self.refer(access, home, (last, header), slot, refers)?;
                 // Only a home bucket is ever empty.
-                if tags == Tags(0) {
-                    self.occupancy.set(access, hash & self.home_mask)?;
+                if header.tags == Tags(0) {
+                    self.occupancy.set(access, home)?;
                 }
             }
             None => {
                 let index = self.take_bucket(access, state)?;
-                let (at, _) = self.overflow_at(index + 1)?;
-                Bucket::write_new(access, at, tag, reference)?;
-                Bucket::write_link(access, last, index + 1)?;
+                let (id, _) = self.overflow_of(index + 1)?;
+                self.refer(access, home, (id, Header::EMPTY), 0, refers)?;
+                write_link(access, self.back_at(last), index + 1)?;
             }
         }
         state.count += 1;
@@ -643,25 +811,10 @@ impl HashTable {
 
     /// Where the reference to an entry stands, whose key has this hash.
     fn spot_of(&self, access: &mut impl Access, hash: u64, reference: u32) -> Result<Spot, Status> {
-        let tag = tag_of(hash);
-        let mut at = self.home_at(hash);
-        let mut overflow = None;
-        for _ in 0..=self.overflow_count {
-            let bucket = Bucket::read(access, at)?;
-            let mut slots = bucket.tags().matches(tag);
-            if let Some(slot) = slots.find(|&slot| bucket.reference(slot) == reference) {
-                return Ok(Spot {
-                    at,
-                    slot,
-                    reference,
-                    overflow,
-                });
-            }
-            let (next, index) = self.overflow_at(bucket.link())?;
-            overflow = Some((at, index));
-            at = next;
+        match self.search(access, hash, |_, found| Ok(found == reference))? {
+            Located::Present(spot) => Ok(spot),
+            Located::Absent { .. } => Err(Status::Internal),
         }
-        Err(Status::Internal)
     }
 
     /// Removes a key.
@@ -696,48 +849,50 @@ impl HashTable {
             return Err(Status::Internal);
         }
         // The chain's last bucket gives its last reference to fill the hole.
-        let mut tail_at = spot.at;
+        let mut tail_id = spot.id;
         let mut tail_overflow = spot.overflow;
-        let mut tail = Bucket::read(access, tail_at)?;
+        let mut tail = Header::read(access, self.header_at(tail_id))?;
         let mut walked = 0;
-        while tail.link() != 0 {
+        loop {
+            let link = self.link_of(access, tail_id, tail)?;
+            if link == 0 {
+                break;
+            }
             if walked == self.overflow_count {
                 return Err(Status::Internal);
             }
             walked += 1;
-            let (next, index) = self.overflow_at(tail.link())?;
-            tail_overflow = Some((tail_at, index));
-            tail_at = next;
-            tail = Bucket::read(access, tail_at)?;
+            let (next, index) = self.overflow_of(link)?;
+            tail_overflow = Some((tail_id, index));
+            tail_id = next;
+            tail = Header::read(access, self.header_at(tail_id))?;
         }
-        let Some(last) = tail.tags().used().last() else {
+        let Some(last) = tail.tags.used().last() else {
             return Err(Status::Internal);
         };
-        let moved = tail.reference(last);
-        let moved_tag = tail.tags().get(last);
-        let mut tail_tags = tail.tags();
-        if tail_at != spot.at {
-            let tags = Bucket::read(access, spot.at)?.tags();
-            Bucket::write_reference(access, spot.at, spot.slot, moved)?;
-            Bucket::write_tags(access, spot.at, tags.with(spot.slot, moved_tag))?;
-        } else if last != spot.slot {
-            Bucket::write_reference(access, spot.at, spot.slot, moved)?;
-            tail_tags = tail_tags.with(spot.slot, moved_tag);
+        if tail_id != spot.id {
+            let moved = self.reference_of(access, home, (tail_id, tail), last)?;
+            let header = Header::read(access, self.header_at(spot.id))?;
+            let refers = (tail.tags.get(last), moved);
+            self.refer(access, home, (spot.id, header), spot.slot, refers)?;
+            tail = tail.with(last, 0, 0);
+        } else {
+            // The last bucket may have its holes anywhere.
+            tail = tail.with(spot.slot, 0, 0);
         }
-        tail_tags = tail_tags.with(last, 0);
         match tail_overflow {
-            Some((previous, index)) if tail_tags == Tags(0) => {
-                Bucket::write_link(access, previous, 0)?;
+            Some((previous, index)) if tail.tags == Tags(0) => {
+                write_link(access, self.back_at(previous), 0)?;
                 self.release_bucket(access, &mut state, index)?;
             }
             _ => {
-                Bucket::write_tags(access, tail_at, tail_tags)?;
-                if tail_tags == Tags(0) {
+                tail.write(access, self.header_at(tail_id))?;
+                if tail.tags == Tags(0) {
                     self.occupancy.clear(access, home)?;
                 }
             }
         }
-        self.release_entry(access, &mut state, spot.reference)?;
+        self.release_entry(access, spot.reference)?;
         state.count -= 1;
         self.store_state(access, &state)
     }
@@ -753,21 +908,13 @@ impl HashTable {
         for (word, bytes) in words.iter_mut().zip(line.as_chunks::<4>().0) {
             *word = u32::from_le_bytes(*bytes);
         }
-        let [
-            count,
-            entries_taken,
-            entry_free,
-            buckets_taken,
-            bucket_free,
-            hand,
-        ] = words;
+        let [count, entries_taken, _, buckets_taken, bucket_free, hand] = words;
         if count > self.max_entries {
             return Err(Status::Internal);
         }
         Ok(State {
             count,
             entries_taken,
-            entry_free,
             buckets_taken,
             bucket_free,
             hand,
@@ -778,7 +925,7 @@ impl HashTable {
         let words = [
             state.count,
             state.entries_taken,
-            state.entry_free,
+            0,
             state.buckets_taken,
             state.bucket_free,
             state.hand,
@@ -790,34 +937,41 @@ impl HashTable {
         Ok(access.write(self.state, line)?)
     }
 
-    /// A free entry: one that was used before, else the next that never was.
-    fn take_entry(&self, access: &mut impl Access, state: &mut State) -> Result<u32, Status> {
-        if let Some(reference) = state.entry_free.checked_sub(1) {
-            state.entry_free = access.read_u32(self.entry_at(reference)?)?;
-            return Ok(reference);
-        }
-        let reference = state.entries_taken;
-        self.entry_at(reference)?;
-        state.entries_taken += 1;
-        Ok(reference)
-    }
-
-    fn release_entry(
+    /// A free entry, the first from the home's first place on, or of all for LRU types; and whether it
+    /// was one before.
+    fn take_entry(
         &self,
         access: &mut impl Access,
         state: &mut State,
-        reference: u32,
-    ) -> Result<(), Status> {
-        access.write_u64(self.entry_at(reference)?, state.entry_free.into())?;
-        state.entry_free = reference + 1;
-        Ok(())
+        home: u64,
+    ) -> Result<(u32, bool), Status> {
+        let from = match self.recency {
+            Some(_) => 0,
+            None => self.first_place(home),
+        };
+        let mut place = self.free.next(access, from)?;
+        if place.is_none() {
+            place = self.free.next(access, 0)?;
+        }
+        // The count says that there is one.
+        let place = place.ok_or(Status::Internal)?;
+        self.free.clear(access, place)?;
+        let place = u32::try_from(place).map_err(|_| Status::Internal)?;
+        let reused = place < state.entries_taken;
+        state.entries_taken = state.entries_taken.max(place.saturating_add(1));
+        Ok((place, reused))
     }
 
-    /// Index of a free overflow bucket, likewise.
+    fn release_entry(&self, access: &mut impl Access, reference: u32) -> Result<(), Status> {
+        self.entry_at(reference)?;
+        self.free.set(access, reference.into())
+    }
+
+    /// Index of a free overflow bucket: one that was used before, else the next that never was.
     fn take_bucket(&self, access: &mut impl Access, state: &mut State) -> Result<u32, Status> {
         if state.bucket_free != 0 {
-            let (at, index) = self.overflow_at(state.bucket_free)?;
-            state.bucket_free = Bucket::read(access, at)?.link();
+            let (id, index) = self.overflow_of(state.bucket_free)?;
+            state.bucket_free = read_link(access, self.back_at(id))?;
             return Ok(index);
         }
         let index = state.buckets_taken;
@@ -834,8 +988,9 @@ impl HashTable {
         state: &mut State,
         index: u32,
     ) -> Result<(), Status> {
-        let (at, _) = self.overflow_at(index + 1)?;
-        Bucket::write_empty(access, at, state.bucket_free)?;
+        let (id, _) = self.overflow_of(index + 1)?;
+        Header::EMPTY.write(access, self.header_at(id))?;
+        write_link(access, self.back_at(id), state.bucket_free)?;
         state.bucket_free = index + 1;
         Ok(())
     }

@@ -7,13 +7,13 @@
 //! * tries: a state line, the nodes, the values (see [`super::lpm`]);
 //! * bloom filters: the bits (see [`super::bloom`]);
 //! * queues and stacks: a state line, the values;
-//! * hash tables: a state line, the home buckets, the overflow buckets, the occupancy tree of
-//!   the home buckets, for LRU types a byte of recency for each entry, the entries (see
-//!   [`super::hash`]).
+//! * hash tables: a state line, the headers of the home buckets and of the overflow buckets, the backs
+//!   of both, the occupancy tree of the home buckets, the tree of free entries, for LRU types a byte of
+//!   recency for each entry, the entries (see [`super::hash`]).
 //!
 //! The geometry itself stays with the firmware, out of the window's reach.
 
-use super::bucket::BUCKET_BYTES;
+use super::bucket::{BACK_BYTES, HEADER_BYTES};
 use super::{bloom, lpm, occupancy};
 use offmap_abi::MapType;
 use offmap_abi::admin::{MapAttr, MapCreateBody};
@@ -22,6 +22,9 @@ use offmap_abi::admin::{MapAttr, MapCreateBody};
 pub const DESCRIPTION_BYTES: u64 = 64;
 /// First word of the description: the bytes `OMAP`.
 pub const DESCRIPTION_MAGIC: u32 = u32::from_le_bytes(*b"OMAP");
+
+/// What parts of a map begin at multiples of.
+const LINE_BYTES: u64 = 64;
 
 /// Bytes of the state line of a map that has one.
 const STATE_BYTES: u64 = 64;
@@ -269,16 +272,18 @@ pub(crate) struct Geometry {
     pub(crate) entry_bytes: u64,
     /// From an entry's start to its value; 0 for arrays.
     pub(crate) value_offset: u64,
-    /// First home bucket, or node of a trie.
+    /// First header of a home bucket, or node of a trie.
     pub(crate) homes: u64,
     /// Number of home buckets, a power of two; 0 for arrays.
     pub(crate) home_count: u32,
-    /// First overflow bucket.
-    pub(crate) overflow: u64,
+    /// First back of a home bucket.
+    pub(crate) backs: u64,
     /// Number of overflow buckets; 0 for arrays.
     pub(crate) overflow_count: u32,
     /// Occupancy tree of the home buckets.
     pub(crate) occupancy: u64,
+    /// Tree of free entries.
+    pub(crate) free: u64,
     /// A byte of recency for each entry, for LRU types.
     pub(crate) recency: u64,
     /// First entry.
@@ -298,9 +303,10 @@ impl Geometry {
             value_offset: 0,
             homes,
             home_count: 0,
-            overflow: 0,
+            backs: 0,
             overflow_count: 0,
             occupancy: 0,
+            free: 0,
             recency: 0,
             entries,
             total_bytes,
@@ -332,17 +338,19 @@ impl Geometry {
         }
         // Three to six entries a home bucket of a full table on average, of the eight that it
         // has room for: between 0.4 and 15 home buckets in a hundred have an overflow bucket,
-        // and buckets take 11 to 22 bytes an entry, so that few of a large table's miss.
+        // and headers take 3 to 6 bytes an entry, so that few of a large table's miss.
         let home_count = spec.max_entries.div_ceil(6).checked_next_power_of_two()?;
         let overflow_count = spec.max_entries / 8 + 1;
         let value_offset = u64::from(spec.key_size).checked_next_multiple_of(8)?;
         let entry_bytes = value_offset.checked_add(value.stored.into())?;
         let homes = DESCRIPTION_BYTES + STATE_BYTES;
-        let overflow = homes + u64::from(home_count) * BUCKET_BYTES;
-        let occupancy = overflow + u64::from(overflow_count) * BUCKET_BYTES;
-        let recency = occupancy + occupancy::tree_bytes(home_count.into());
+        let buckets = u64::from(home_count) + u64::from(overflow_count);
+        let backs = homes + (buckets * HEADER_BYTES).next_multiple_of(LINE_BYTES);
+        let occupancy = backs + (buckets * BACK_BYTES).next_multiple_of(LINE_BYTES);
+        let free = occupancy + occupancy::tree_bytes(home_count.into());
+        let recency = free + occupancy::tree_bytes(max);
         let entries = match spec.kind.is_lru() {
-            true => recency + max.next_multiple_of(BUCKET_BYTES),
+            true => recency + max.next_multiple_of(LINE_BYTES),
             false => recency,
         };
         let total_bytes = entries.checked_add(entry_bytes.checked_mul(max)?)?;
@@ -352,9 +360,10 @@ impl Geometry {
             value_offset,
             homes,
             home_count,
-            overflow,
+            backs,
             overflow_count,
             occupancy,
+            free,
             recency,
             entries,
             total_bytes,

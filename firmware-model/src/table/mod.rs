@@ -60,6 +60,7 @@ pub(crate) fn exists(flags: u32) -> Result<(), Status> {
 
 /// Stores a value at `at` in one access. Padding becomes zero; in a `fresh` entry so does
 /// every slot that the write does not cover.
+#[inline(always)]
 pub(crate) fn write_value(
     access: &mut impl Access,
     at: DevAddr,
@@ -67,29 +68,46 @@ pub(crate) fn write_value(
     value: ValueWrite<'_>,
     fresh: bool,
 ) -> Result<(), Status> {
-    let stored = shape.stored as usize;
-    match value {
-        ValueWrite::All(value) => {
-            access.with_bytes_mut(at, stored, |bytes| fill_padded(bytes, value))?;
-        }
-        ValueWrite::Slot { slot, value } => {
-            let slot_bytes = shape.slot_bytes as usize;
-            let start = (slot % shape.slots.max(1)) as usize * slot_bytes;
-            if fresh {
-                access.with_bytes_mut(at, stored, |bytes| {
-                    bytes.fill(0);
-                    fill_padded(&mut bytes[start..start + slot_bytes], value);
-                })?;
-            } else {
-                let at = at.offset(start as u64);
-                access.with_bytes_mut(at, slot_bytes, |bytes| fill_padded(bytes, value))?;
+    if let ValueWrite::All(value) = value {
+        access.with_bytes_mut(at, shape.stored as usize, |bytes| {
+            // Without padding, as it mostly is.
+            match bytes.len() == value.len() {
+                true => copy_out(bytes, value),
+                false => fill_padded(bytes, value),
             }
-        }
+        })?;
+        return Ok(());
+    }
+    write_slot(access, at, shape, value, fresh)
+}
+
+/// The rest of [`write_value`].
+#[inline(never)]
+fn write_slot(
+    access: &mut impl Access,
+    at: DevAddr,
+    shape: &ValueShape,
+    value: ValueWrite<'_>,
+    fresh: bool,
+) -> Result<(), Status> {
+    let ValueWrite::Slot { slot, value } = value else {
+        return Err(Status::Internal);
+    };
+    let slot_bytes = shape.slot_bytes as usize;
+    let start = (slot % shape.slots.max(1)) as usize * slot_bytes;
+    if fresh {
+        access.with_bytes_mut(at, shape.stored as usize, |bytes| {
+            bytes.fill(0);
+            fill_padded(&mut bytes[start..start + slot_bytes], value);
+        })?;
+    } else {
+        let at = at.offset(start as u64);
+        access.with_bytes_mut(at, slot_bytes, |bytes| fill_padded(bytes, value))?;
     }
     Ok(())
 }
 
-/// Copies a value out of memory. The common lengths are moves instead of a call.
+/// Copies a value out of memory, or into it. The common lengths are moves instead of a call.
 #[inline(always)]
 pub(crate) fn copy_out(into: &mut [u8], from: &[u8]) {
     #[inline(always)]
@@ -102,8 +120,13 @@ pub(crate) fn copy_out(into: &mut [u8], from: &[u8]) {
             _ => false,
         }
     }
-    if !(fixed::<64>(into, from) || fixed::<8>(into, from)) {
+    // Out of the way of what is inlined.
+    #[inline(never)]
+    fn any(into: &mut [u8], from: &[u8]) {
         into.copy_from_slice(from);
+    }
+    if !(fixed::<64>(into, from) || fixed::<8>(into, from)) {
+        any(into, from);
     }
 }
 
@@ -284,7 +307,22 @@ impl Table {
     }
 
     /// Stores a value; `flags` is one of the `UPDATE_*` of [`offmap_abi::submission`].
+    #[inline]
     pub(crate) fn update(
+        &self,
+        access: &mut impl Access,
+        key: &[u8],
+        value: ValueWrite<'_>,
+        flags: u32,
+    ) -> Result<(), Status> {
+        match self {
+            Self::Hash(table) => table.update(access, key, value, flags),
+            _ => self.update_other(access, key, value, flags),
+        }
+    }
+
+    #[inline(never)]
+    fn update_other(
         &self,
         access: &mut impl Access,
         key: &[u8],

@@ -1,5 +1,5 @@
 //! Which home buckets of a hash table hold anything, so that a walk does not visit those that
-//! do not.
+//! do not; and which of its entries are free, so that one is found near a given place.
 //!
 //! A tree of bits in lines of 64 bytes. Bit `n` of the lowest level: home bucket `n` is not
 //! empty. Bit `n` of a higher level: line `n` of the level below is not zero. The highest level
@@ -10,6 +10,9 @@
 //! Like all device memory it can be written by the host through its window. A bit that promises
 //! what is not there ends the walk with [`Status::Internal`]; a missing one hides entries from
 //! walks, as a missing tag hides them from lookups.
+//!
+//! The tree of free entries is the same with every bit turned over, since memory is zero at first and
+//! all are free then. Its bits past the last entry stand for free ones that there are not.
 
 use crate::access::Access;
 use offmap_abi::{DevAddr, Status};
@@ -43,6 +46,7 @@ pub(crate) fn tree_bytes(homes: u64) -> u64 {
 struct Level {
     at: DevAddr,
     lines: u64,
+    flip: u64,
 }
 
 /// The tree of a table.
@@ -50,12 +54,34 @@ struct Level {
 pub(crate) struct Occupancy {
     base: DevAddr,
     homes: u64,
+    /// What bits in memory are turned over with.
+    flip: u64,
 }
 
 impl Occupancy {
     /// The tree at `base` over `homes` home buckets, 1 to 2^32.
     pub(crate) fn new(base: DevAddr, homes: u64) -> Self {
-        Self { base, homes }
+        Self {
+            base,
+            homes,
+            flip: 0,
+        }
+    }
+
+    /// The tree of free entries at `base`, likewise; set are those that are free.
+    pub(crate) fn free(base: DevAddr, entries: u64) -> Self {
+        Self {
+            flip: !0,
+            ..Self::new(base, entries)
+        }
+    }
+
+    /// What a bit past the end comes to.
+    fn past_end(&self) -> Result<Option<u64>, Status> {
+        match self.flip {
+            0 => Err(Status::Internal),
+            _ => Ok(None),
+        }
     }
 
     /// The levels from the lowest up; those that the tree does not have are without lines.
@@ -63,13 +89,18 @@ impl Occupancy {
         let none = Level {
             at: self.base,
             lines: 0,
+            flip: self.flip,
         };
         let mut levels = [none; LEVELS_MAX];
         let mut at = self.base;
         let mut lines = self.homes;
         for level in &mut levels {
             lines = lines.div_ceil(LINE_BITS);
-            *level = Level { at, lines };
+            *level = Level {
+                at,
+                lines,
+                flip: self.flip,
+            };
             if lines <= 1 {
                 break;
             }
@@ -101,19 +132,18 @@ impl Occupancy {
         // And down to the home bucket.
         for level in levels[..height].iter().rev() {
             if found >= level.lines {
-                return Err(Status::Internal);
+                return self.past_end();
             }
             let bit = first_from(&level.read(access, found)?, 0).ok_or(Status::Internal)?;
             found = found * LINE_BITS + bit;
         }
         if found >= self.homes {
-            return Err(Status::Internal);
+            return self.past_end();
         }
         Ok(Some(found))
     }
 
     /// `home` is no longer empty.
-    #[cold]
     pub(crate) fn set(&self, access: &mut impl Access, home: u64) -> Result<(), Status> {
         let mut index = home;
         for level in self.levels() {
@@ -133,7 +163,6 @@ impl Occupancy {
     }
 
     /// `home` is empty.
-    #[cold]
     pub(crate) fn clear(&self, access: &mut impl Access, home: u64) -> Result<(), Status> {
         let mut index = home;
         for level in self.levels() {
@@ -159,7 +188,7 @@ impl Level {
         let bytes: [u8; LINE_BYTES as usize] = access.read(self.at.offset(line * LINE_BYTES))?;
         let mut words = Line::default();
         for (word, bytes) in words.iter_mut().zip(bytes.as_chunks::<8>().0) {
-            *word = u64::from_le_bytes(*bytes);
+            *word = u64::from_le_bytes(*bytes) ^ self.flip;
         }
         Ok(words)
     }
@@ -172,7 +201,7 @@ impl Level {
         value: u64,
     ) -> Result<(), Status> {
         let at = self.at.offset(line * LINE_BYTES + 8 * word as u64);
-        Ok(access.write_u64(at, value)?)
+        Ok(access.write_u64(at, value ^ self.flip)?)
     }
 }
 

@@ -4,7 +4,7 @@
 //! a meter pay nothing.
 
 use super::meter::Meter;
-use crate::access::{Access, MemoryFault};
+use crate::access::{Access, MemoryFault, Part};
 use crate::dispatch::{Io, Position};
 use crate::memory::DeviceMemory;
 use crate::{Firmware, HostFault, HostMemory, Progress, Storage};
@@ -30,6 +30,23 @@ impl<A> MeteredAccess<'_, '_, A> {
 }
 
 impl<A: Access> Access for MeteredAccess<'_, '_, A> {
+    const SHARED: bool = A::SHARED;
+
+    #[inline(always)]
+    fn version(&mut self, part: Part) -> Result<Option<u64>, MemoryFault> {
+        self.inner.version(part)
+    }
+
+    #[inline(always)]
+    fn lock(&mut self, part: Part) -> Result<(), MemoryFault> {
+        self.inner.lock(part)
+    }
+
+    #[inline(always)]
+    fn unlock(&mut self, part: Part) {
+        self.inner.unlock(part);
+    }
+
     #[inline(always)]
     fn with_bytes<R>(
         &mut self,

@@ -2,7 +2,7 @@
 
 use super::{ChainScan, HashTable};
 use crate::access::Access;
-use crate::table::bucket::{BUCKET_SLOTS, Bucket, Slots, Tags};
+use crate::table::bucket::{Header, Tags};
 use alloc::vec::Vec;
 use offmap_abi::{DevAddr, Status};
 
@@ -61,37 +61,32 @@ impl HashTable {
         after: Option<u32>,
     ) -> Result<Option<u32>, Status> {
         let mut least = None;
-        self.walk(access, home, |bucket, slots| {
-            for slot in slots {
-                let reference = bucket.reference(slot);
-                if after.is_none_or(|after| reference > after)
-                    && least.is_none_or(|least| reference < least)
-                {
-                    least = Some(reference);
-                }
+        self.walk(access, home, |reference| {
+            if after.is_none_or(|after| reference > after)
+                && least.is_none_or(|least| reference < least)
+            {
+                least = Some(reference);
             }
         })?;
         Ok(least)
     }
 
-    /// Visits the buckets of a chain with their used slots.
+    /// Visits the references of a chain.
     fn walk(
         &self,
         access: &mut impl Access,
         home: u64,
-        mut visit: impl FnMut(&Bucket, Slots),
+        mut visit: impl FnMut(u32),
     ) -> Result<(), Status> {
-        let mut at = self.home_at(home);
+        let mut id = home;
         for _ in 0..=self.overflow_count {
-            let bucket = Bucket::read(access, at)?;
-            let used = bucket.tags().used();
-            visit(&bucket, used);
-            match bucket.link() {
+            let header = Header::read(access, self.header_at(id))?;
+            for slot in header.tags.used() {
+                visit(self.reference_of(access, home, (id, header), slot)?);
+            }
+            match self.link_of(access, id, header)? {
                 0 => return Ok(()),
-                // Only the last bucket of a chain has room. Were this not checked, a walk over
-                // all chains could be made to visit every bucket once per chain.
-                _ if used.len() < BUCKET_SLOTS => return Err(Status::Internal),
-                link => at = self.overflow_at(link)?.0,
+                link => id = self.overflow_of(link)?.0,
             }
         }
         Err(Status::Internal)
@@ -159,10 +154,10 @@ impl HashTable {
     ) -> Result<usize, Status> {
         references.clear();
         let mut count = 0;
-        self.walk(access, home, |bucket, slots| {
-            count += slots.len() as usize;
+        self.walk(access, home, |reference| {
+            count += 1;
             if count <= room {
-                references.extend(slots.map(|slot| bucket.reference(slot)));
+                references.push(reference);
             }
         })?;
         let max_entries = self.max_entries;
@@ -187,21 +182,21 @@ impl HashTable {
             .count
             .checked_sub(references.len() as u32)
             .ok_or(Status::Internal)?;
-        let at = self.home_at(home);
-        let mut link = Bucket::read(access, at)?.link();
-        Bucket::write_tags(access, at, Tags(0))?;
-        Bucket::write_link(access, at, 0)?;
+        let header = Header::read(access, self.header_at(home))?;
+        let mut link = self.link_of(access, home, header)?;
+        Header::EMPTY.write(access, self.header_at(home))?;
         self.occupancy.clear(access, home)?;
         for _ in 0..self.overflow_count {
             if link == 0 {
                 break;
             }
-            let (at, index) = self.overflow_at(link)?;
-            link = Bucket::read(access, at)?.link();
+            let (id, index) = self.overflow_of(link)?;
+            let header = Header::read(access, self.header_at(id))?;
+            link = self.link_of(access, id, header)?;
             self.release_bucket(access, &mut state, index)?;
         }
         for &reference in references {
-            self.release_entry(access, &mut state, reference)?;
+            self.release_entry(access, reference)?;
         }
         self.store_state(access, &state)
     }
@@ -221,20 +216,20 @@ impl HashTable {
             if scan.home > self.home_mask || exhausted {
                 return Ok(Some(scan.longest));
             }
-            let at = match scan.link {
-                0 => self.home_at(scan.home),
+            let id = match scan.link {
+                0 => scan.home,
                 link => {
                     scan.overflow_seen += 1;
-                    self.overflow_at(link)?.0
+                    self.overflow_of(link)?.0
                 }
             };
-            let bucket = Bucket::read(access, at)?;
+            let header = Header::read(access, self.header_at(id))?;
             scan.length += 1;
-            if scan.length == 1 && bucket.tags() == Tags(0) {
+            if scan.length == 1 && header.tags == Tags(0) {
                 scan.length = 0;
             }
             scan.longest = scan.longest.max(scan.length);
-            scan.link = bucket.link();
+            scan.link = self.link_of(access, id, header)?;
             if scan.link == 0 || scan.length > self.overflow_count {
                 scan.link = 0;
                 scan.length = 0;
