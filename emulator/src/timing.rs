@@ -100,6 +100,11 @@ impl Device {
         Ok(())
     }
 
+    /// Has the device charge nothing for a while, or go on. What is measured meanwhile does not pay for it.
+    pub fn pause_timing(&mut self, pause: bool) {
+        self.watched = self.timing.is_some() && !pause || self.faults.is_some();
+    }
+
     /// What the commands so far would have taken; `None` without a meter.
     pub fn modelled(&self) -> Option<Modelled> {
         self.timing.as_deref().map(Meter::modelled)
@@ -150,6 +155,15 @@ impl<E: FrontEnd> Emulated<E> {
         profile: Option<&TimingProfile>,
     ) -> Result<Result<(), ProfileError>, IoError> {
         self.front_end.with_device(|d| d.set_timing(profile))
+    }
+
+    /// Has the device charge nothing for a while, as [`Device::pause_timing`].
+    ///
+    /// # Errors
+    ///
+    /// [`IoError::Gone`] when the device has died.
+    pub fn pause_timing(&self, pause: bool) -> Result<(), IoError> {
+        self.front_end.with_device(|d| d.pause_timing(pause))
     }
 
     /// What the commands so far would have taken, as [`Device::modelled`].

@@ -51,6 +51,7 @@ Examples:
   offmap demo
   offmap demo --object /usr/lib/x86_64-linux-gnu/bpf/xdpfilt_dny_all.o
   offmap demo --profile netdevsim
+  offmap demo --timing nfp6000
   offmap demo --json | jq '.maps[] | {name, device_bytes}'"
     )]
     Demo(DemoArgs),
@@ -564,6 +565,12 @@ pub struct DemoArgs {
     /// Have the device do wrong what this fault plan says (see docs/faults.md); --seed seeds it too
     #[arg(long, value_name = "FILE")]
     pub faults: Option<PathBuf>,
+
+    /// Model what the operations would take on hardware: a built-in timing profile or a file (see docs/timing.md)
+    ///
+    /// The built-in ones are nfp6000 and pcie5x16. For a device in this process, without a fault plan.
+    #[arg(long, value_name = "NAME|FILE", conflicts_with = "faults")]
+    pub timing: Option<String>,
 
     /// Print what the queues did to stderr: commands by kind and end, times in flight, events
     #[arg(long)]

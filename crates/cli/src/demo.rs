@@ -7,6 +7,7 @@ use crate::object::{self, LoadError, MapDef};
 use crate::open::{self, OpenError, Visitor};
 use crate::report::{MapReport, Report};
 use crate::stats;
+use crate::timing::{HashSeeds, Meter};
 use crate::workload::{self, Disagreement, Limits, MapAccess, Shape};
 use offmap_bpf::device::{MapSpec, OffloadDevice};
 use offmap_bpf::uapi::{BPF_OBJ_NAME_LEN, MapFlags, MapType};
@@ -15,6 +16,7 @@ use offmap_device_io::Function;
 use offmap_driver::{Driver, DriverConfig, DriverError};
 use offmap_emulator::faults::{FaultFileError, FaultPlan};
 use offmap_emulator::{DeviceConfig, Emulated, EmulatorError, FrontEnd, Inline, Threaded};
+use offmap_model::profile::{self as timing_profile, ProfileFileError};
 use offmap_offload::{NicStats, OffloadNic, Profile, ProfileError, Situation, Usage};
 use std::sync::Arc;
 use thiserror::Error;
@@ -44,6 +46,17 @@ pub enum DemoError {
         "--faults is for a device in this process; start `offmap nic --faults FILE` to have the one behind the socket do wrong"
     )]
     FaultsElsewhere,
+    /// The timing profile cannot be used.
+    #[error(transparent)]
+    Timing(#[from] ProfileFileError),
+    /// A timing profile, and a device that another process has.
+    #[error(
+        "--timing is for a device in this process: what another one would take is for that one to say"
+    )]
+    TimingElsewhere,
+    /// The device refused the timing profile.
+    #[error("time cannot be modelled: {0}")]
+    Meter(String),
     /// The device cannot be opened.
     #[error(transparent)]
     Open(#[from] OpenError),
@@ -92,9 +105,10 @@ pub fn run(args: &DemoArgs, progress: &mut dyn Progress) -> Result<Report, DemoE
         stats,
         device_types,
         watch,
+        meter,
     } = up;
     let device = nic.describe();
-    let bench = Bench::new(nic, profile, device_types, watch)?;
+    let bench = Bench::new(nic, profile, device_types, watch, meter)?;
     let limits = Limits {
         operations: args.operations,
         ..Limits::default()
@@ -104,7 +118,9 @@ pub fn run(args: &DemoArgs, progress: &mut dyn Progress) -> Result<Report, DemoE
         .zip(0..)
         .map(|(map, n)| bench.drive(map, n, &limits, args.seed.wrapping_add(n), progress))
         .collect();
+    let stats = stats();
     Ok(Report {
+        timing: bench.meter.as_ref().and_then(|meter| meter.report(&stats)),
         agree: maps.iter().all(|map| map.agree),
         maps_total: maps.len(),
         maps_offloaded: maps.iter().filter(|map| map.offloaded).count(),
@@ -116,7 +132,7 @@ pub fn run(args: &DemoArgs, progress: &mut dyn Progress) -> Result<Report, DemoE
         possible_cpus: bench.possible_cpus,
         version: env!("CARGO_PKG_VERSION"),
         faults: bench.watch.as_ref().map(Watch::finish),
-        stats: stats(),
+        stats,
         maps,
     })
 }
@@ -130,6 +146,8 @@ struct Up {
     device_types: u64,
     /// With a fault plan, which begins once the NIC is up.
     watch: Option<Watch>,
+    /// With a timing profile.
+    meter: Option<Meter>,
 }
 
 /// Brings up the NIC that `--device` names.
@@ -156,6 +174,9 @@ impl Visitor for BringUp<'_> {
         if self.args.faults.is_some() {
             return Err(DemoError::FaultsElsewhere);
         }
+        if self.args.timing.is_some() {
+            return Err(DemoError::TimingElsewhere);
+        }
         let config = self.profile.driver_config(DriverConfig::default());
         up(open()?, config, self.profile, self.args)
     }
@@ -168,18 +189,23 @@ fn up<F: Function>(
     profile: &Profile,
     args: &DemoArgs,
 ) -> Result<Up, DemoError> {
-    if args.stats || args.metrics.is_some() {
+    if args.stats || args.metrics.is_some() || args.timing.is_some() {
         config = stats::timed(config);
     }
     let driver = Driver::bring_up(function, config)?;
     let device_types = driver.identity().map_types;
-    let nic = OffloadNic::new(driver, profile.clone())?;
+    let nic = match args.timing {
+        // Where keys fall decides how long their operations take, and modelled times are to repeat.
+        Some(_) => OffloadNic::with_seed(driver, profile.clone(), HashSeeds::new(args.seed))?,
+        None => OffloadNic::new(driver, profile.clone())?,
+    };
     let counted = Arc::clone(&nic);
     Ok(Up {
         nic,
         stats: Box::new(move || counted.stats()),
         device_types,
         watch: None,
+        meter: None,
     })
 }
 
@@ -196,8 +222,17 @@ fn bring_up<E: FrontEnd>(
     if plan.is_some() {
         config = faulty::deadlines(config);
     }
+    let timing = match &args.timing {
+        Some(name) => Some(timing_profile::find(name)?),
+        None => None,
+    };
     let up = up(Arc::clone(device), config, profile, args)?;
+    let meter = match &timing {
+        Some(file) => Some(Meter::begin(device, file).map_err(DemoError::Meter)?),
+        None => None,
+    };
     Ok(Up {
+        meter,
         watch: plan.map(|(plan, file)| Watch::begin(device, &plan, args.seed, file)),
         ..up
     })
@@ -213,6 +248,7 @@ struct Bench {
     ports: Vec<IfIndex>,
     possible_cpus: u32,
     watch: Option<Watch>,
+    meter: Option<Meter>,
 }
 
 impl Bench {
@@ -221,6 +257,7 @@ impl Bench {
         profile: Profile,
         device_types: u64,
         watch: Option<Watch>,
+        meter: Option<Meter>,
     ) -> Result<Self, DemoError> {
         let system = System::new(SystemConfig::default());
         let possible_cpus = system.config().possible_cpus;
@@ -235,6 +272,7 @@ impl Bench {
             ports,
             possible_cpus,
             watch,
+            meter,
         })
     }
 
@@ -440,9 +478,17 @@ impl Bench {
             Some(watched) => (host, watched),
             None => (host, device),
         };
+        let pause = |pause| {
+            if let Some(meter) = &self.meter {
+                meter.pause(pause);
+            }
+        };
+        pause(false);
         let outcome = workload::run(host, device, &shape, limits, seed, &mut |n| {
             progress.advance(n);
         });
+        // What is measured below does not pay for what is modelled, and is not modelled.
+        pause(true);
         report.take(&outcome);
         match workload::measure(host, device, &shape, outcome.filled_entries, seed) {
             Ok(timings) => report.ns_per_operation = timings.map(Into::into),

@@ -4,7 +4,7 @@
 //! alike and compares every answer, [`demo`] puts both to work over the whole stack,
 //! [`report`] says what came of it, [`faulty`] what a fault plan did, [`diff`] holds the map
 //! side against the running kernel, [`profile`] shows capability profiles, [`stats`] what the
-//! queues did, [`nic`] serves the emulated NIC to other processes, [`state_file`] is where it keeps its maps, [`device`] tests devices and binds
+//! queues did, [`timing`] what it would have taken on hardware, [`nic`] serves the emulated NIC to other processes, [`state_file`] is where it keeps its maps, [`device`] tests devices and binds
 //! those on the PCI bus, and [`open`] opens what `--device` names.
 #![forbid(unsafe_code)]
 
@@ -24,4 +24,5 @@ pub mod report;
 pub mod sim;
 pub mod state_file;
 pub mod stats;
+pub mod timing;
 pub mod workload;

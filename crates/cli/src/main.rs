@@ -63,6 +63,8 @@ fn demo(args: &DemoArgs) -> ExitCode {
                 DemoError::Object(_)
                 | DemoError::Profile(_)
                 | DemoError::Faults(_)
+                | DemoError::Timing(_)
+                | DemoError::TimingElsewhere
                 | DemoError::FaultsElsewhere => BAD_INPUT,
                 _ => DISAGREED,
             };

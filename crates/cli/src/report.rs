@@ -1,6 +1,7 @@
 //! What a demo found, as JSON and for people.
 
 use crate::faulty::FaultsReport;
+use crate::timing::TimingReport;
 use crate::workload::{Disagreement, Outcome, PerSide, Timings};
 use comfy_table::presets::NOTHING;
 use comfy_table::{CellAlignment, ContentArrangement, LineStyle, Table};
@@ -39,6 +40,9 @@ pub struct Report {
     /// What a fault plan did; absent without one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub faults: Option<FaultsReport>,
+    /// What the operations would have taken on hardware; absent without a timing profile.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timing: Option<TimingReport>,
     /// What the NIC's queues did, which has outputs of its own.
     #[serde(skip)]
     pub stats: NicStats,
@@ -216,6 +220,9 @@ impl Report {
         }
         if let Some(faults) = &self.faults {
             faults.text(&mut out);
+        }
+        if let Some(timing) = &self.timing {
+            timing.text(&mut out);
         }
         wrap(&mut out, &self.closing());
         out
