@@ -9,6 +9,8 @@ use super::profile::TimingProfile;
 use super::resource::{Pool, Server, Tags};
 use super::{PerByte, Picos};
 
+/// Bytes of a descriptor, and of a completion.
+pub(super) const ENTRY_BYTES: u64 = 64;
 /// Bytes of a doorbell: one word.
 const DOORBELL_BYTES: u64 = 8;
 
@@ -69,6 +71,17 @@ pub struct BusCounts {
     pub iotlb_misses: u64,
 }
 
+/// What the parts of a command that never change take where nothing else is under way, and their bytes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct AloneTimes {
+    pub(super) doorbell: Picos,
+    pub(super) fetch: Picos,
+    pub(super) completion: Picos,
+    up_bytes: u64,
+    down_bytes: u64,
+    translations: u64,
+}
+
 /// A write that was posted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Posted {
@@ -127,10 +140,18 @@ impl Bus {
 
     /// The host stores a doorbell at `at`: when the device begins to act on it.
     pub fn doorbell(&mut self, at: Picos) -> Picos {
-        let bytes = self.link.write(0, DOORBELL_BYTES).bytes;
-        let time = self.link.wire(bytes);
+        self.count_doorbell();
+        self.book_doorbell(at)
+    }
+
+    #[inline(always)]
+    fn count_doorbell(&mut self) {
         self.counts.doorbells += 1;
-        self.counts.down_bytes += bytes;
+        self.counts.down_bytes += self.link.write(0, DOORBELL_BYTES).bytes;
+    }
+
+    fn book_doorbell(&mut self, at: Picos) -> Picos {
+        let time = self.link.wire(self.link.write(0, DOORBELL_BYTES).bytes);
         self.down.book(at + self.mmio_write, time) + time + self.doorbell
     }
 
@@ -138,6 +159,11 @@ impl Bus {
     #[inline]
     pub fn read(&mut self, at: Picos, iova: u64, bytes: u64) -> Picos {
         self.counts.reads += 1;
+        self.book_read(at, iova, bytes)
+    }
+
+    #[inline(always)]
+    fn book_read(&mut self, at: Picos, iova: u64, bytes: u64) -> Picos {
         let start = self.issue.book(at + self.setup, self.issue_time);
         let most = u64::from(self.link.spec().max_read_request);
         let arrived = if (iova & (most - 1)).saturating_add(bytes) <= most {
@@ -204,11 +230,29 @@ impl Bus {
     /// A message-signalled interrupt, sent at `at`: when whom it wakes begins to run. Its address is no page of
     /// memory, so that it needs no translation.
     pub fn interrupt(&mut self, at: Picos) -> Picos {
-        let bytes = self.link.write(0, INTERRUPT_BYTES.into()).bytes;
-        let time = self.link.wire(bytes);
+        self.count_interrupt();
+        self.book_interrupt(at)
+    }
+
+    fn count_interrupt(&mut self) {
         self.counts.interrupts += 1;
-        self.counts.up_bytes += bytes;
+        self.counts.up_bytes += self.link.write(0, INTERRUPT_BYTES.into()).bytes;
+    }
+
+    pub(super) fn book_interrupt(&mut self, at: Picos) -> Picos {
+        let time = self
+            .link
+            .wire(self.link.write(0, INTERRUPT_BYTES.into()).bytes);
         self.up.book(at, time) + time + self.interrupt
+    }
+
+    /// [`Bus::interrupt`] where nothing is under way, and without booking it.
+    pub(super) fn interrupt_alone(&mut self, at: Picos) -> Picos {
+        self.count_interrupt();
+        let time = self
+            .link
+            .wire(self.link.write(0, INTERRUPT_BYTES.into()).bytes);
+        at + time + self.interrupt
     }
 
     /// When the addresses of an access that arrives at `at` are translated.
@@ -244,6 +288,65 @@ impl Bus {
             }
         }
         done
+    }
+
+    /// What entries of a ring take where nothing else is under way.
+    pub(super) fn alone(&self) -> AloneTimes {
+        let read = self.link.read(0, ENTRY_BYTES);
+        let write = self.link.write(0, ENTRY_BYTES);
+        let wire = |bytes| self.link.wire(bytes);
+        AloneTimes {
+            doorbell: self.mmio_write
+                + wire(self.link.write(0, DOORBELL_BYTES).bytes)
+                + self.doorbell,
+            fetch: self.setup
+                + wire(read.requests.bytes)
+                + self.read
+                + self.remote
+                + wire(read.completions.bytes)
+                + self.per_store.of(ENTRY_BYTES),
+            completion: self.setup + wire(write.bytes) + self.write + self.remote,
+            up_bytes: read.requests.bytes + write.bytes,
+            down_bytes: read.completions.bytes + self.link.write(0, DOORBELL_BYTES).bytes,
+            translations: if self.iommu.is_some() { 2 } else { 0 },
+        }
+    }
+
+    /// Whether the translation of an entry at `iova` is known, so that what it takes follows from
+    /// [`Bus::alone`].
+    #[inline(always)]
+    pub(super) fn is_plain(&self, iova: u64) -> bool {
+        let known = self.iommu.as_ref().is_none_or(|iotlb| iotlb.tags.has(iova));
+        known && iova & (ENTRY_BYTES - 1) == 0
+    }
+
+    /// Notes an access to an entry of which [`Bus::is_plain`] was true.
+    #[inline(always)]
+    pub(super) fn touch(&mut self, iova: u64) {
+        if let Some(iotlb) = &mut self.iommu {
+            iotlb.tags.touch(iova);
+        }
+    }
+
+    /// Counts the doorbell, the fetch and the completion of a command that was alone.
+    #[inline(always)]
+    pub(super) fn count_alone(&mut self, times: &AloneTimes) {
+        self.counts.doorbells += 1;
+        self.counts.reads += 1;
+        self.counts.writes += 1;
+        self.counts.up_bytes += times.up_bytes;
+        self.counts.down_bytes += times.down_bytes;
+        self.counts.iotlb_hits += times.translations;
+    }
+
+    /// Takes [`Bus::count_alone`] back: the command is booked and counted in the ordinary way.
+    pub(super) fn uncount_alone(&mut self, times: &AloneTimes) {
+        self.counts.doorbells -= 1;
+        self.counts.reads -= 1;
+        self.counts.writes -= 1;
+        self.counts.up_bytes -= times.up_bytes;
+        self.counts.down_bytes -= times.down_bytes;
+        self.counts.iotlb_hits -= times.translations;
     }
 
     /// Forgets all translations, as when the host unmaps memory.

@@ -45,6 +45,16 @@ struct TierState {
     counts: TierCounts,
 }
 
+/// What an access takes where nothing is in its way.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct AccessCost {
+    pub(super) tier: usize,
+    /// At the tier's port.
+    pub(super) service: Picos,
+    /// From there to its answer.
+    pub(super) latency: Picos,
+}
+
 #[derive(Clone, Debug)]
 struct CacheState {
     tags: Tags,
@@ -149,17 +159,33 @@ impl TieredMemory {
     /// across the end of a range is one to the tier in which it begins.
     #[inline]
     pub fn access(&mut self, at: Picos, address: DevAddr, bytes: u64) -> (Picos, usize) {
+        let cost = self.cost(address, bytes);
+        (self.book(at, cost), cost.tier)
+    }
+
+    /// What an access takes where nothing is in its way. It is counted, and its lines are in the cache afterwards.
+    #[inline(always)]
+    pub(super) fn cost(&mut self, address: DevAddr, bytes: u64) -> AccessCost {
         let n = self.tier_of(address);
         match self.tiers.get_mut(n) {
-            Some(tier) => (tier.access(at, address.0, bytes), n.min(TIERS_MAX - 1)),
-            None => (at, 0),
+            Some(tier) => tier.cost(n.min(TIERS_MAX - 1), address.0, bytes),
+            None => AccessCost::default(),
+        }
+    }
+
+    /// Books an access: when it is answered.
+    #[inline(always)]
+    pub(super) fn book(&mut self, at: Picos, cost: AccessCost) -> Picos {
+        match self.tiers.get_mut(cost.tier) {
+            Some(tier) => tier.book(at, cost),
+            None => at,
         }
     }
 }
 
 impl TierState {
     #[inline(always)]
-    fn access(&mut self, at: Picos, address: u64, bytes: u64) -> Picos {
+    fn cost(&mut self, tier: usize, address: u64, bytes: u64) -> AccessCost {
         let units = self.units(address, bytes);
         let service = match units {
             1 => self.unit_time,
@@ -175,8 +201,17 @@ impl TierState {
                 if hit { cache.hit } else { self.latency }
             }
         };
-        let place = self.places.ask(at, service + latency);
-        let done = self.port.book(place.from, service) + service + latency;
+        AccessCost {
+            tier,
+            service,
+            latency,
+        }
+    }
+
+    #[inline(always)]
+    fn book(&mut self, at: Picos, cost: AccessCost) -> Picos {
+        let place = self.places.ask(at, cost.service + cost.latency);
+        let done = self.port.book(place.from, cost.service) + cost.service + cost.latency;
         self.places.hand_back(place, done);
         done
     }

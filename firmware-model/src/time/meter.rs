@@ -11,9 +11,9 @@
 //! no queue's turn begins before one that was begun already.
 
 use super::Picos;
-use super::bus::{Bus, BusCounts};
+use super::bus::{AloneTimes, Bus, BusCounts, ENTRY_BYTES};
 use super::histogram::Histogram;
-use super::memory::{TierCounts, TierRange, TieredMemory};
+use super::memory::{AccessCost, TierCounts, TierRange, TieredMemory};
 use super::profile::{ProfileError, TIERS_MAX, TimingProfile};
 use super::resource::{Grant, Pool};
 use alloc::boxed::Box;
@@ -21,10 +21,10 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use offmap_abi::DevAddr;
 
-/// Bytes of a descriptor, and of a completion.
-const ENTRY_BYTES: u64 = 64;
 /// Opcodes that are told apart; greater ones count as the last.
 const OPCODES: usize = 32;
+/// Accesses of a command that is alone which are remembered in case it is not any more.
+const ALONE_ACCESSES: usize = 24;
 /// Commands of a turn that are kept until it ends. Of a longer turn the first ones are counted as if no interrupt
 /// ended it.
 const TURN_MAX: usize = 64;
@@ -148,6 +148,41 @@ struct Ended {
     parts: Parts,
 }
 
+/// A command while it is alone on the device, which most are under a host that waits for each. Nothing is in its
+/// way, so what it takes is a sum, and nothing is booked. What would have been is remembered: should another
+/// command come while it is there, it is booked then ([`Meter::join`]). The times are the same.
+#[derive(Clone, Debug)]
+struct Alone {
+    how: HowAlone,
+    times: AloneTimes,
+    /// Where its descriptor is.
+    iova: u64,
+    arrival: Picos,
+    accesses: [(Picos, AccessCost); ALONE_ACCESSES],
+    len: usize,
+    elements: u32,
+    /// When an engine had it, and had done with it.
+    from: Picos,
+    until: Picos,
+    completion_iova: u64,
+    visible: Picos,
+    interrupted: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum HowAlone {
+    /// What was charged is booked.
+    Not,
+    /// A turn has begun, its doorbell is not booked, and nothing is under way.
+    Rung,
+    /// A command is being charged.
+    Open,
+    /// It is completed, and its turn goes on.
+    Completed,
+    /// Its turn has ended, and it is counted.
+    Counted,
+}
+
 #[derive(Clone, Debug, Default)]
 struct QueueClock {
     /// When the host has seen all that was completed.
@@ -176,6 +211,8 @@ pub struct Meter {
     arrival: Picos,
     ready: Picos,
     current: Current,
+    alone: Alone,
+    shortcut: bool,
     ended: Vec<Ended>,
     ops: [Option<Box<OpTimes>>; OPCODES],
     digest: u64,
@@ -191,10 +228,27 @@ impl Meter {
     pub fn new(profile: &TimingProfile) -> Result<Self, ProfileError> {
         profile.check()?;
         let cycles = profile.device.cycles;
+        let bus = Bus::new(profile);
+        let alone = Alone {
+            how: HowAlone::Not,
+            times: bus.alone(),
+            iova: 0,
+            arrival: Picos::ZERO,
+            accesses: [(Picos::ZERO, AccessCost::default()); ALONE_ACCESSES],
+            len: 0,
+            elements: 0,
+            from: Picos::ZERO,
+            until: Picos::ZERO,
+            completion_iova: 0,
+            visible: Picos::ZERO,
+            interrupted: false,
+        };
         Ok(Self {
             profile: profile.name.clone(),
             tier_names: profile.tiers.iter().map(|tier| tier.name.clone()).collect(),
-            bus: Bus::new(profile),
+            bus,
+            alone,
+            shortcut: true,
             memory: TieredMemory::new(profile),
             engines: Pool::new(profile.device.engines),
             engine_hold: Picos::ZERO,
@@ -224,11 +278,21 @@ impl Meter {
 
     /// Says whether host memory is on another NUMA node than the device.
     pub fn set_remote(&mut self, remote: bool) {
+        self.join();
         self.bus.set_remote(remote);
+        self.alone.times = self.bus.alone();
+    }
+
+    /// Has the meter book what every command takes, instead of adding up what those take that are alone. It is
+    /// slower, and the times are the same; tests hold it to that.
+    pub fn book_everything(&mut self) {
+        self.join();
+        self.shortcut = false;
     }
 
     /// Host memory was unmapped: no translation is known any more.
     pub fn forget_translations(&mut self) {
+        self.join();
         self.bus.forget_translations();
     }
 
@@ -244,17 +308,75 @@ impl Meter {
     #[inline]
     pub fn turn(&mut self, queue: u16) {
         // A turn that was broken off, since its queue stopped, has no end of its own.
+        if self.alone.how == HowAlone::Completed {
+            self.join();
+        }
         if !self.ended.is_empty() {
             self.count_ended();
         }
         let seen = self.queue(queue).seen;
         self.arrival = self.latest.max(seen);
         self.latest = self.arrival;
-        self.ready = self.bus.doorbell(self.arrival);
+        let left = matches!(self.alone.how, HowAlone::Not | HowAlone::Counted);
+        if self.arrival >= self.end && left && self.shortcut {
+            // What was there is gone, booked or not.
+            self.alone.how = HowAlone::Rung;
+            self.alone.arrival = self.arrival;
+            self.ready = self.arrival + self.alone.times.doorbell;
+        } else {
+            self.join();
+            self.ready = self.bus.doorbell(self.arrival);
+        }
+    }
+
+    /// Somebody else comes while a command is there that was alone: books what it takes, and what it will.
+    #[inline]
+    fn join(&mut self) {
+        if self.alone.how != HowAlone::Not {
+            self.book_alone();
+        }
+    }
+
+    #[inline(never)]
+    fn book_alone(&mut self) {
+        let how = core::mem::replace(&mut self.alone.how, HowAlone::Not);
+        let ready = self.bus.doorbell(self.alone.arrival);
+        if how == HowAlone::Rung {
+            return;
+        }
+        let fetched = self.bus.read(ready, self.alone.iova, ENTRY_BYTES);
+        let engine = self.engines.ask(fetched, self.engine_hold);
+        let accesses = core::mem::take(&mut self.alone.len);
+        for n in 0..accesses {
+            let (at, cost) = self.alone.accesses[n];
+            self.memory.book(at, cost);
+        }
+        if how == HowAlone::Open {
+            self.current.engine = Some(engine);
+            return;
+        }
+        self.engines.hand_back(engine, self.alone.until);
+        self.bus
+            .write(self.alone.until, self.alone.completion_iova, ENTRY_BYTES);
+        if how == HowAlone::Completed {
+            self.ended.push(Ended {
+                opcode: self.current.opcode,
+                elements: self.alone.elements,
+                visible: self.alone.visible,
+                parts: self.current.parts,
+            });
+        } else {
+            // It was counted as alone, and is no second time on the link.
+            self.bus.uncount_alone(&self.alone.times);
+            if self.alone.interrupted {
+                self.bus.book_interrupt(self.alone.visible);
+            }
+        }
     }
 
     /// A queue's turn begins in which the command that is under way gets on.
     pub fn turn_on(&mut self, queue: u16) {
+        self.join();
         if let Some(current) = self.queue(queue).suspended.take() {
             self.current = *current;
             (self.arrival, self.ready) = (self.current.arrival, self.current.now);
@@ -263,7 +385,10 @@ impl Meter {
 
     /// The command at hand is not done, and gets on in a later turn.
     pub fn suspend(&mut self, queue: u16) {
+        self.join();
         let current = self.current;
+        // What is charged to it later may be booked at any time from here on.
+        self.end = self.end.max(current.now).max(current.payload_visible);
         self.queue(queue).suspended = Some(Box::new(current));
     }
 
@@ -277,9 +402,21 @@ impl Meter {
     /// The descriptor at `iova`, of a command with that opcode, is fetched, and an engine takes it.
     #[inline]
     pub fn fetch(&mut self, opcode: u8, iova: u64) {
-        let fetched = self.bus.read(self.ready, iova, ENTRY_BYTES);
-        let engine = self.engines.ask(fetched, self.engine_hold);
-        let now = engine.from + self.command_time;
+        let (fetched, from, engine);
+        if self.alone.how == HowAlone::Rung && self.bus.is_plain(iova) {
+            self.alone.how = HowAlone::Open;
+            (self.alone.iova, self.alone.len) = (iova, 0);
+            self.bus.touch(iova);
+            fetched = self.ready + self.alone.times.fetch;
+            (from, engine) = (fetched, None);
+            self.alone.from = from;
+        } else {
+            self.join();
+            fetched = self.bus.read(self.ready, iova, ENTRY_BYTES);
+            let grant = self.engines.ask(fetched, self.engine_hold);
+            (from, engine) = (grant.from, Some(grant));
+        }
+        let now = from + self.command_time;
         let current = &mut self.current;
         *current = Current::NONE;
         current.opcode = opcode;
@@ -287,7 +424,7 @@ impl Meter {
         current.parts.doorbell = self.ready - self.arrival;
         current.parts.fetch = fetched - self.ready;
         current.parts.engine = now - fetched;
-        current.engine = Some(engine);
+        current.engine = engine;
         current.now = now;
     }
 
@@ -300,17 +437,27 @@ impl Meter {
     /// An access to `bytes` of device memory at `at`, for which the engine waits.
     #[inline]
     pub fn table(&mut self, at: DevAddr, bytes: u64) {
+        let begin = self.current.now + self.access_time;
+        let cost = self.memory.cost(at, bytes);
+        let alone = self.alone.how == HowAlone::Open && self.alone.len < ALONE_ACCESSES;
+        let done = if alone {
+            self.alone.accesses[self.alone.len] = (begin, cost);
+            self.alone.len += 1;
+            begin + cost.service + cost.latency
+        } else {
+            self.join();
+            self.memory.book(begin, cost)
+        };
         let current = &mut self.current;
-        let begin = current.now + self.access_time;
-        let (done, tier) = self.memory.access(begin, at, bytes);
         current.parts.engine += self.access_time;
-        current.parts.tables[tier] += done - begin;
+        current.parts.tables[cost.tier] += done - begin;
         current.now = done;
     }
 
     /// A DMA read of `bytes` at `iova`, for which the engine waits.
     #[inline]
     pub fn payload_read(&mut self, iova: u64, bytes: u64) {
+        self.join();
         let done = self.bus.read(self.current.now, iova, bytes);
         let current = &mut self.current;
         current.parts.payload += done - current.now;
@@ -320,6 +467,7 @@ impl Meter {
     /// A DMA write of `bytes` to `iova`, which is posted.
     #[inline]
     pub fn payload_write(&mut self, iova: u64, bytes: u64) {
+        self.join();
         let posted = self.bus.write(self.current.now, iova, bytes);
         let current = &mut self.current;
         current.parts.payload += posted.taken - current.now;
@@ -334,9 +482,22 @@ impl Meter {
             0 | 1 => self.element_time,
             n => self.element_time.times(n.into()),
         };
+        let now = self.current.now + thought;
+        self.current.parts.engine += thought;
+        if self.alone.how == HowAlone::Open && self.bus.is_plain(iova) {
+            self.bus.touch(iova);
+            self.current.parts.completion = self.alone.times.completion;
+            self.engine_hold = now - self.alone.from;
+            let alone = &mut self.alone;
+            alone.how = HowAlone::Completed;
+            alone.elements = elements;
+            alone.until = now;
+            alone.completion_iova = iova;
+            alone.visible = now + alone.times.completion;
+            return;
+        }
+        self.join();
         let current = &mut self.current;
-        let now = current.now + thought;
-        current.parts.engine += thought;
         let posted = self.bus.write(now, iova, ENTRY_BYTES);
         // A completion passes no payload that was written before it.
         let visible = posted.visible.max(current.payload_visible);
@@ -360,6 +521,9 @@ impl Meter {
     /// The turn ends, with an interrupt for its completions or without.
     #[inline]
     pub fn end_turn(&mut self, queue: u16, interrupt: bool) {
+        if self.alone.how == HowAlone::Completed {
+            return self.end_alone(queue, interrupt);
+        }
         let Some(last) = self.ended.iter().map(|ended| ended.visible).max() else {
             return;
         };
@@ -376,18 +540,49 @@ impl Meter {
         self.count_ended();
     }
 
+    /// The turn of a command that was alone ends.
+    #[inline]
+    fn end_alone(&mut self, queue: u16, interrupt: bool) {
+        let visible = self.alone.visible;
+        let mut seen = visible;
+        if interrupt {
+            seen = self.bus.interrupt_alone(visible);
+            self.current.parts.interrupt = seen - visible;
+        }
+        self.alone.how = HowAlone::Counted;
+        self.alone.interrupted = interrupt;
+        self.bus.count_alone(&self.alone.times);
+        let latency = seen - self.arrival;
+        let (opcode, elements) = (self.current.opcode, self.alone.elements);
+        let parts = self.current.parts;
+        self.count(opcode, elements, latency, &parts);
+        let clock = self.queue(queue);
+        clock.seen = clock.seen.max(seen);
+        self.end = self.end.max(seen);
+    }
+
+    #[inline(always)]
+    fn count(&mut self, opcode: u8, elements: u32, latency: Picos, parts: &Parts) {
+        let n = usize::from(opcode).min(OPCODES - 1);
+        let mixed = (self.digest ^ latency.0 ^ (n as u64) << 58).rotate_left(23);
+        self.digest = mixed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let op = self.ops[n].get_or_insert_with(|| OpTimes::new(n as u8));
+        op.latencies.record(latency);
+        op.elements += u64::from(elements);
+        op.parts.add(parts, self.tier_names.len());
+    }
+
     #[inline]
     fn count_ended(&mut self) {
-        let tiers = self.tier_names.len();
-        for ended in &self.ended {
-            let n = usize::from(ended.opcode).min(OPCODES - 1);
-            let latency = ended.parts.total();
-            let mixed = (self.digest ^ latency.0 ^ (n as u64) << 58).rotate_left(23);
-            self.digest = mixed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-            let op = self.ops[n].get_or_insert_with(|| OpTimes::new(n as u8));
-            op.latencies.record(latency);
-            op.elements += u64::from(ended.elements);
-            op.parts.add(&ended.parts, tiers);
+        for n in 0..self.ended.len() {
+            let ended = self.ended[n];
+            self.end = self.end.max(ended.visible);
+            self.count(
+                ended.opcode,
+                ended.elements,
+                ended.parts.total(),
+                &ended.parts,
+            );
         }
         self.ended.clear();
     }

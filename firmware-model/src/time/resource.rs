@@ -305,11 +305,24 @@ impl Tags {
         self.look(line)
     }
 
+    /// Whether it is there, without a change.
+    #[inline(always)]
+    pub fn has(&self, address: u64) -> bool {
+        let line = (address >> self.shift) + 1;
+        line == self.last || self.sets[self.set_of(line)].contains(&line)
+    }
+
+    /// Neighbours fall into different sets, whatever regular distance lies between addresses.
+    #[inline(always)]
+    fn set_of(&self, line: u64) -> usize {
+        let mixed = line ^ (line >> 17) ^ (line >> 31);
+        (mixed & self.mask) as usize
+    }
+
     #[inline]
     fn look(&mut self, line: u64) -> bool {
-        // Neighbours fall into different sets, whatever regular distance lies between addresses.
-        let mixed = line ^ (line >> 17) ^ (line >> 31);
-        let set = &mut self.sets[(mixed & self.mask) as usize];
+        let set = self.set_of(line);
+        let set = &mut self.sets[set];
         let mut moved = line;
         for way in set.iter_mut() {
             core::mem::swap(way, &mut moved);
