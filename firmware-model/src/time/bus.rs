@@ -312,20 +312,15 @@ impl Bus {
         }
     }
 
-    /// Whether the translation of an entry at `iova` is known, so that what it takes follows from
-    /// [`Bus::alone`].
+    /// Whether the translation of an entry at `iova` is known, the latest of its set, so that what it takes follows
+    /// from [`Bus::alone`] and no cache changes.
     #[inline(always)]
     pub(super) fn is_plain(&self, iova: u64) -> bool {
-        let known = self.iommu.as_ref().is_none_or(|iotlb| iotlb.tags.has(iova));
+        let known = match &self.iommu {
+            None => true,
+            Some(iotlb) => iotlb.tags.is_latest(iova),
+        };
         known && iova & (ENTRY_BYTES - 1) == 0
-    }
-
-    /// Notes an access to an entry of which [`Bus::is_plain`] was true.
-    #[inline(always)]
-    pub(super) fn touch(&mut self, iova: u64) {
-        if let Some(iotlb) = &mut self.iommu {
-            iotlb.tags.touch(iova);
-        }
     }
 
     /// Counts the doorbell, the fetch and the completion of a command that was alone.

@@ -406,7 +406,6 @@ impl Meter {
         if self.alone.how == HowAlone::Rung && self.bus.is_plain(iova) {
             self.alone.how = HowAlone::Open;
             (self.alone.iova, self.alone.len) = (iova, 0);
-            self.bus.touch(iova);
             fetched = self.ready + self.alone.times.fetch;
             (from, engine) = (fetched, None);
             self.alone.from = from;
@@ -485,7 +484,6 @@ impl Meter {
         let now = self.current.now + thought;
         self.current.parts.engine += thought;
         if self.alone.how == HowAlone::Open && self.bus.is_plain(iova) {
-            self.bus.touch(iova);
             self.current.parts.completion = self.alone.times.completion;
             self.engine_hold = now - self.alone.from;
             let alone = &mut self.alone;
@@ -554,8 +552,11 @@ impl Meter {
         self.bus.count_alone(&self.alone.times);
         let latency = seen - self.arrival;
         let (opcode, elements) = (self.current.opcode, self.alone.elements);
-        let parts = self.current.parts;
-        self.count(opcode, elements, latency, &parts);
+        self.digest = mixed(self.digest, opcode, latency);
+        let tiers = self.tier_names.len();
+        let op = &mut self.ops[usize::from(opcode).min(OPCODES - 1)];
+        let op = op.get_or_insert_with(|| OpTimes::new(opcode));
+        op.count(elements, latency, &self.current.parts, tiers);
         let clock = self.queue(queue);
         clock.seen = clock.seen.max(seen);
         self.end = self.end.max(seen);
@@ -563,13 +564,11 @@ impl Meter {
 
     #[inline(always)]
     fn count(&mut self, opcode: u8, elements: u32, latency: Picos, parts: &Parts) {
-        let n = usize::from(opcode).min(OPCODES - 1);
-        let mixed = (self.digest ^ latency.0 ^ (n as u64) << 58).rotate_left(23);
-        self.digest = mixed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        let op = self.ops[n].get_or_insert_with(|| OpTimes::new(n as u8));
-        op.latencies.record(latency);
-        op.elements += u64::from(elements);
-        op.parts.add(parts, self.tier_names.len());
+        self.digest = mixed(self.digest, opcode, latency);
+        let tiers = self.tier_names.len();
+        let op = &mut self.ops[usize::from(opcode).min(OPCODES - 1)];
+        let op = op.get_or_insert_with(|| OpTimes::new(opcode));
+        op.count(elements, latency, parts, tiers);
     }
 
     #[inline]
@@ -607,11 +606,25 @@ impl Meter {
     }
 }
 
+/// The hash over all latencies with one more.
+#[inline(always)]
+fn mixed(digest: u64, opcode: u8, latency: Picos) -> u64 {
+    let mixed = digest ^ latency.0 ^ u64::from(opcode) << 56;
+    mixed.rotate_left(23).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
+
 impl OpTimes {
+    #[inline(always)]
+    fn count(&mut self, elements: u32, latency: Picos, parts: &Parts, tiers: usize) {
+        self.latencies.record(latency);
+        self.elements += u64::from(elements);
+        self.parts.add(parts, tiers);
+    }
+
     #[cold]
     fn new(opcode: u8) -> Box<Self> {
         Box::new(Self {
-            opcode,
+            opcode: opcode.min(OPCODES as u8 - 1),
             latencies: Histogram::default(),
             elements: 0,
             parts: Parts::default(),

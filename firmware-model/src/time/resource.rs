@@ -305,11 +305,11 @@ impl Tags {
         self.look(line)
     }
 
-    /// Whether it is there, without a change.
+    /// Whether the line is the latest one of its set, so that to touch it changes nothing.
     #[inline(always)]
-    pub fn has(&self, address: u64) -> bool {
+    pub fn is_latest(&self, address: u64) -> bool {
         let line = (address >> self.shift) + 1;
-        line == self.last || self.sets[self.set_of(line)].contains(&line)
+        self.sets[self.set_of(line)][0] == line
     }
 
     /// Neighbours fall into different sets, whatever regular distance lies between addresses.
