@@ -464,6 +464,13 @@ fn seeded(turns: u64, most: u64, everything: bool) -> Modelled {
             match random(6) {
                 0 => meter.payload_read(random(1 << 24), 1 + random(5000)),
                 1 => meter.payload_write(random(1 << 24), 1 + random(5000)),
+                // Of a few pages, so that some are known.
+                2 => meter.payload_read(random(1 << 14), 1 + random(600)),
+                3 => {
+                    for _ in 0..=random(2) {
+                        meter.payload_write(random(1 << 14), 1 + random(600));
+                    }
+                }
                 _ => {}
             }
             meter.complete(1, random(1 << 12) * 64);
@@ -482,7 +489,7 @@ fn reruns_are_bit_identical() {
     assert_eq!(first, second);
     // Times are integers throughout, so this holds wherever the test runs. It changes with the model: then the
     // constant is to be changed with it.
-    assert_eq!(first.digest, 0xccf3_fc70_2e01_4b69, "{:#x}", first.digest);
+    assert_eq!(first.digest, 0x8ea3_68e7_bdec_9dcd, "{:#x}", first.digest);
 }
 
 /// Commands that are alone are summed up instead of booked; where another one comes, it is booked after all.

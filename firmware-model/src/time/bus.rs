@@ -239,7 +239,7 @@ impl Bus {
         self.counts.up_bytes += self.link.write(0, INTERRUPT_BYTES.into()).bytes;
     }
 
-    pub(super) fn book_interrupt(&mut self, at: Picos) -> Picos {
+    fn book_interrupt(&mut self, at: Picos) -> Picos {
         let time = self
             .link
             .wire(self.link.write(0, INTERRUPT_BYTES.into()).bytes);
@@ -334,14 +334,83 @@ impl Bus {
         self.counts.iotlb_hits += times.translations;
     }
 
-    /// Takes [`Bus::count_alone`] back: the command is booked and counted in the ordinary way.
-    pub(super) fn uncount_alone(&mut self, times: &AloneTimes) {
-        self.counts.doorbells -= 1;
-        self.counts.reads -= 1;
-        self.counts.writes -= 1;
-        self.counts.up_bytes -= times.up_bytes;
-        self.counts.down_bytes -= times.down_bytes;
-        self.counts.iotlb_hits -= times.translations;
+    /// What a write takes where nothing is under way, and until when it keeps the DMA engine's front or the link;
+    /// `None` where its translation is not plainly known.
+    #[inline(always)]
+    pub(super) fn write_alone(
+        &mut self,
+        at: Picos,
+        iova: u64,
+        bytes: u64,
+    ) -> Option<(Posted, Picos)> {
+        let known = self.knows(iova, bytes)?;
+        let packets = self.link.write(iova, bytes).bytes;
+        let taken = at + self.setup;
+        let sent = taken + self.link.wire(packets);
+        self.counts.writes += 1;
+        self.counts.up_bytes += packets;
+        self.counts.iotlb_hits += known;
+        let posted = Posted {
+            taken,
+            visible: sent + self.write + self.remote,
+        };
+        Some((posted, sent.max(taken + self.issue_time)))
+    }
+
+    /// Likewise a read, which is one request: when the data are there.
+    #[inline(always)]
+    pub(super) fn read_alone(
+        &mut self,
+        at: Picos,
+        iova: u64,
+        bytes: u64,
+    ) -> Option<(Picos, Picos)> {
+        let most = u64::from(self.link.spec().max_read_request);
+        if (iova & (most - 1)).saturating_add(bytes) > most {
+            return None;
+        }
+        let known = self.knows(iova, bytes)?;
+        let tlps = self.link.read(iova, bytes);
+        self.counts.reads += 1;
+        self.counts.up_bytes += tlps.requests.bytes;
+        self.counts.down_bytes += tlps.completions.bytes;
+        self.counts.iotlb_hits += known;
+        let start = at + self.setup;
+        let done = start
+            + self.link.wire(tlps.requests.bytes)
+            + self.read
+            + self.remote
+            + self.link.wire(tlps.completions.bytes)
+            + self.per_store.of(bytes);
+        Some((done, start + self.issue_time))
+    }
+
+    /// Translations of an access to one page that is the latest of its set: one, or none without an IOMMU.
+    #[inline(always)]
+    fn knows(&self, iova: u64, bytes: u64) -> Option<u64> {
+        let Some(iotlb) = &self.iommu else {
+            return Some(0);
+        };
+        let last = iova.saturating_add(bytes.saturating_sub(1));
+        let one = iova >> iotlb.page_shift == last >> iotlb.page_shift;
+        (one && iotlb.tags.is_latest(iova)).then_some(1)
+    }
+
+    /// When the DMA engine is asked for something at `at`, it gets to it at this time, if not later.
+    #[inline(always)]
+    pub(super) fn start(&self, at: Picos) -> Picos {
+        at + self.setup
+    }
+
+    /// How long an operation keeps the front of the DMA engine.
+    #[inline(always)]
+    pub(super) fn issue_time(&self) -> Picos {
+        self.issue_time
+    }
+
+    /// Puts counts back: what was counted as alone is booked, and counted so.
+    pub(super) fn set_counts(&mut self, counts: BusCounts) {
+        self.counts = counts;
     }
 
     /// Forgets all translations, as when the host unmaps memory.

@@ -158,8 +158,12 @@ struct Alone {
     /// Where its descriptor is.
     iova: u64,
     arrival: Picos,
-    accesses: [(Picos, AccessCost); ALONE_ACCESSES],
+    /// What was on the link before.
+    before: BusCounts,
+    accesses: [(Picos, Booking); ALONE_ACCESSES],
     len: usize,
+    /// From when on the DMA engine's front and the link are its own again.
+    free: Picos,
     elements: u32,
     /// When an engine had it, and had done with it.
     from: Picos,
@@ -167,6 +171,14 @@ struct Alone {
     completion_iova: u64,
     visible: Picos,
     interrupted: bool,
+}
+
+/// What a command that is alone did not book.
+#[derive(Clone, Copy, Debug)]
+enum Booking {
+    Access(AccessCost),
+    Read { iova: u64, bytes: u64 },
+    Write { iova: u64, bytes: u64 },
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -234,8 +246,10 @@ impl Meter {
             times: bus.alone(),
             iova: 0,
             arrival: Picos::ZERO,
-            accesses: [(Picos::ZERO, AccessCost::default()); ALONE_ACCESSES],
+            before: BusCounts::default(),
+            accesses: [(Picos::ZERO, Booking::Access(AccessCost::default())); ALONE_ACCESSES],
             len: 0,
+            free: Picos::ZERO,
             elements: 0,
             from: Picos::ZERO,
             until: Picos::ZERO,
@@ -322,6 +336,7 @@ impl Meter {
             // What was there is gone, booked or not.
             self.alone.how = HowAlone::Rung;
             self.alone.arrival = self.arrival;
+            self.alone.before = self.bus.counts();
             self.ready = self.arrival + self.alone.times.doorbell;
         } else {
             self.join();
@@ -340,6 +355,7 @@ impl Meter {
     #[inline(never)]
     fn book_alone(&mut self) {
         let how = core::mem::replace(&mut self.alone.how, HowAlone::Not);
+        self.bus.set_counts(self.alone.before);
         let ready = self.bus.doorbell(self.alone.arrival);
         if how == HowAlone::Rung {
             return;
@@ -348,8 +364,12 @@ impl Meter {
         let engine = self.engines.ask(fetched, self.engine_hold);
         let accesses = core::mem::take(&mut self.alone.len);
         for n in 0..accesses {
-            let (at, cost) = self.alone.accesses[n];
-            self.memory.book(at, cost);
+            let (at, booking) = self.alone.accesses[n];
+            match booking {
+                Booking::Access(cost) => drop(self.memory.book(at, cost)),
+                Booking::Read { iova, bytes } => drop(self.bus.read(at, iova, bytes)),
+                Booking::Write { iova, bytes } => drop(self.bus.write(at, iova, bytes)),
+            }
         }
         if how == HowAlone::Open {
             self.current.engine = Some(engine);
@@ -365,12 +385,8 @@ impl Meter {
                 visible: self.alone.visible,
                 parts: self.current.parts,
             });
-        } else {
-            // It was counted as alone, and is no second time on the link.
-            self.bus.uncount_alone(&self.alone.times);
-            if self.alone.interrupted {
-                self.bus.book_interrupt(self.alone.visible);
-            }
+        } else if self.alone.interrupted {
+            self.bus.interrupt(self.alone.visible);
         }
     }
 
@@ -409,6 +425,7 @@ impl Meter {
             fetched = self.ready + self.alone.times.fetch;
             (from, engine) = (fetched, None);
             self.alone.from = from;
+            self.alone.free = self.bus.start(self.ready) + self.bus.issue_time();
         } else {
             self.join();
             fetched = self.bus.read(self.ready, iova, ENTRY_BYTES);
@@ -440,7 +457,7 @@ impl Meter {
         let cost = self.memory.cost(at, bytes);
         let alone = self.alone.how == HowAlone::Open && self.alone.len < ALONE_ACCESSES;
         let done = if alone {
-            self.alone.accesses[self.alone.len] = (begin, cost);
+            self.alone.accesses[self.alone.len] = (begin, Booking::Access(cost));
             self.alone.len += 1;
             begin + cost.service + cost.latency
         } else {
@@ -456,8 +473,21 @@ impl Meter {
     /// A DMA read of `bytes` at `iova`, for which the engine waits.
     #[inline]
     pub fn payload_read(&mut self, iova: u64, bytes: u64) {
-        self.join();
-        let done = self.bus.read(self.current.now, iova, bytes);
+        let now = self.current.now;
+        let alone = match self.has_room(now) {
+            true => self.bus.read_alone(now, iova, bytes),
+            false => None,
+        };
+        let done = match alone {
+            Some((done, free)) => {
+                self.remember(now, Booking::Read { iova, bytes }, free);
+                done
+            }
+            None => {
+                self.join();
+                self.bus.read(now, iova, bytes)
+            }
+        };
         let current = &mut self.current;
         current.parts.payload += done - current.now;
         current.now = done;
@@ -466,12 +496,41 @@ impl Meter {
     /// A DMA write of `bytes` to `iova`, which is posted.
     #[inline]
     pub fn payload_write(&mut self, iova: u64, bytes: u64) {
-        self.join();
-        let posted = self.bus.write(self.current.now, iova, bytes);
+        let now = self.current.now;
+        let alone = match self.has_room(now) {
+            true => self.bus.write_alone(now, iova, bytes),
+            false => None,
+        };
+        let posted = match alone {
+            Some((posted, free)) => {
+                self.remember(now, Booking::Write { iova, bytes }, free);
+                posted
+            }
+            None => {
+                self.join();
+                self.bus.write(now, iova, bytes)
+            }
+        };
         let current = &mut self.current;
         current.parts.payload += posted.taken - current.now;
         current.now = posted.taken;
         current.payload_visible = current.payload_visible.max(posted.visible);
+    }
+
+    /// Whether the command is alone, and what it wishes for from the DMA engine at `at` waits for nothing of its own.
+    #[inline(always)]
+    fn has_room(&self, at: Picos) -> bool {
+        let alone = &self.alone;
+        alone.how == HowAlone::Open
+            && alone.len < ALONE_ACCESSES
+            && self.bus.start(at) >= alone.free
+    }
+
+    #[inline(always)]
+    fn remember(&mut self, at: Picos, booking: Booking, free: Picos) {
+        self.alone.accesses[self.alone.len] = (at, booking);
+        self.alone.len += 1;
+        self.alone.free = self.alone.free.max(free);
     }
 
     /// The command, which was about `elements` elements, is completed with an entry at `iova`.
@@ -483,15 +542,18 @@ impl Meter {
         };
         let now = self.current.now + thought;
         self.current.parts.engine += thought;
-        if self.alone.how == HowAlone::Open && self.bus.is_plain(iova) {
-            self.current.parts.completion = self.alone.times.completion;
+        let room = self.bus.start(now) >= self.alone.free;
+        if self.alone.how == HowAlone::Open && room && self.bus.is_plain(iova) {
+            // A completion passes no payload that was written before it.
+            let visible = (now + self.alone.times.completion).max(self.current.payload_visible);
+            self.current.parts.completion = visible - now;
             self.engine_hold = now - self.alone.from;
             let alone = &mut self.alone;
             alone.how = HowAlone::Completed;
             alone.elements = elements;
             alone.until = now;
             alone.completion_iova = iova;
-            alone.visible = now + alone.times.completion;
+            alone.visible = visible;
             return;
         }
         self.join();
