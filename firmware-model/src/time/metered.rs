@@ -80,21 +80,6 @@ impl<A: Access> Access for MeteredAccess<'_, '_, A> {
     }
 
     #[inline(always)]
-    fn version(&mut self, part: Part) -> Result<Option<u64>, MemoryFault> {
-        self.inner.version(part)
-    }
-
-    #[inline(always)]
-    fn lock(&mut self, part: Part) -> Result<(), MemoryFault> {
-        self.inner.lock(part)
-    }
-
-    #[inline(always)]
-    fn unlock(&mut self, part: Part) {
-        self.inner.unlock(part);
-    }
-
-    #[inline(always)]
     fn begin(&mut self) {
         self.inner.begin();
     }
