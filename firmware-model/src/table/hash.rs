@@ -48,6 +48,8 @@
 //! nothing. Entries are filled in order, so that without uses the oldest goes first; one that
 //! takes the place of a deleted key starts as used, since the hand may be just before it.
 
+mod ahead;
+mod pool;
 mod walk;
 
 use super::bucket::{
@@ -373,53 +375,6 @@ impl HashTable {
         match <&[u8; N]>::try_from(key) {
             Ok(key) => self.hash.hash(key),
             Err(_) => self.hash.hash(key),
-        }
-    }
-
-    /// Asks for the home bucket of a hash, or of that number.
-    #[inline(always)]
-    pub(crate) fn warm_bucket(&self, access: &mut impl Access, home: u64) {
-        access.prefetch(self.header_at(self.home_of(home)), HEADER_BYTES);
-    }
-
-    /// The entry that a lookup of a key of that hash would look at first, and its size in bytes: most
-    /// likely the key's, if there is one.
-    #[inline(always)]
-    pub(crate) fn candidate(&self, access: &mut impl Access, hash: u64) -> Option<(DevAddr, u64)> {
-        let home = self.home_of(hash);
-        let header = Header::peek(access, self.header_at(home))?;
-        let slot = header.tags.matches(tag_of(hash)).first()?;
-        self.peek_entry(home, header, slot)
-    }
-
-    /// The entry in a slot of a home bucket, where the header says where it is.
-    #[inline(always)]
-    fn peek_entry(&self, home: u64, header: Header, slot: u32) -> Option<(DevAddr, u64)> {
-        let distance = Some(header.distance(slot)).filter(|distance| *distance != FAR)?;
-        let reference = self.first_place(home) + u64::from(distance);
-        let entry = self.entry_at(reference as u32).ok()?;
-        Some((entry, self.entry_bytes))
-    }
-
-    /// Calls `f` with the entries of a home bucket, and their size in bytes, looked at as
-    /// [`Access::peek`] does.
-    #[inline(always)]
-    pub(crate) fn candidates<A: Access>(
-        &self,
-        access: &mut A,
-        home: u64,
-        mut f: impl FnMut(&mut A, DevAddr, u64),
-    ) {
-        if home > self.home_mask {
-            return;
-        }
-        let Some(header) = Header::peek(access, self.header_at(home)) else {
-            return;
-        };
-        for slot in header.tags.used() {
-            if let Some((entry, bytes)) = self.peek_entry(home, header, slot) {
-                f(access, entry, bytes);
-            }
         }
     }
 
@@ -900,98 +855,5 @@ impl HashTable {
     /// Entries in the table.
     pub(crate) fn entries(&self, access: &mut impl Access) -> Result<u32, Status> {
         Ok(self.load_state(access)?.count)
-    }
-
-    fn load_state(&self, access: &mut impl Access) -> Result<State, Status> {
-        let line: [u8; 24] = access.read(self.state)?;
-        let mut words = [0; 6];
-        for (word, bytes) in words.iter_mut().zip(line.as_chunks::<4>().0) {
-            *word = u32::from_le_bytes(*bytes);
-        }
-        let [count, entries_taken, _, buckets_taken, bucket_free, hand] = words;
-        if count > self.max_entries {
-            return Err(Status::Internal);
-        }
-        Ok(State {
-            count,
-            entries_taken,
-            buckets_taken,
-            bucket_free,
-            hand,
-        })
-    }
-
-    fn store_state(&self, access: &mut impl Access, state: &State) -> Result<(), Status> {
-        let words = [
-            state.count,
-            state.entries_taken,
-            0,
-            state.buckets_taken,
-            state.bucket_free,
-            state.hand,
-        ];
-        let mut line = [0; 24];
-        for (bytes, word) in line.chunks_exact_mut(4).zip(words) {
-            bytes.copy_from_slice(&word.to_le_bytes());
-        }
-        Ok(access.write(self.state, line)?)
-    }
-
-    /// A free entry, the first from the home's first place on, or of all for LRU types; and whether it
-    /// was one before.
-    fn take_entry(
-        &self,
-        access: &mut impl Access,
-        state: &mut State,
-        home: u64,
-    ) -> Result<(u32, bool), Status> {
-        let from = match self.recency {
-            Some(_) => 0,
-            None => self.first_place(home),
-        };
-        let mut place = self.free.next(access, from)?;
-        if place.is_none() {
-            place = self.free.next(access, 0)?;
-        }
-        // The count says that there is one.
-        let place = place.ok_or(Status::Internal)?;
-        self.free.clear(access, place)?;
-        let place = u32::try_from(place).map_err(|_| Status::Internal)?;
-        let reused = place < state.entries_taken;
-        state.entries_taken = state.entries_taken.max(place.saturating_add(1));
-        Ok((place, reused))
-    }
-
-    fn release_entry(&self, access: &mut impl Access, reference: u32) -> Result<(), Status> {
-        self.entry_at(reference)?;
-        self.free.set(access, reference.into())
-    }
-
-    /// Index of a free overflow bucket: one that was used before, else the next that never was.
-    fn take_bucket(&self, access: &mut impl Access, state: &mut State) -> Result<u32, Status> {
-        if state.bucket_free != 0 {
-            let (id, index) = self.overflow_of(state.bucket_free)?;
-            state.bucket_free = read_link(access, self.back_at(id))?;
-            return Ok(index);
-        }
-        let index = state.buckets_taken;
-        if index >= self.overflow_count {
-            return Err(Status::Internal);
-        }
-        state.buckets_taken += 1;
-        Ok(index)
-    }
-
-    fn release_bucket(
-        &self,
-        access: &mut impl Access,
-        state: &mut State,
-        index: u32,
-    ) -> Result<(), Status> {
-        let (id, _) = self.overflow_of(index + 1)?;
-        Header::EMPTY.write(access, self.header_at(id))?;
-        write_link(access, self.back_at(id), state.bucket_free)?;
-        state.bucket_free = index + 1;
-        Ok(())
     }
 }
