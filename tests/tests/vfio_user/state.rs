@@ -361,7 +361,7 @@ fn what_cannot_be_restored_is_refused_with_a_sentence() {
         (
             with(8, 2),
             &[],
-            "version 3 of the format, and this offmap reads version 1",
+            "version 3 of the format, and this offmap reads version 2",
         ),
         (with(100, 1), &[], "checksum"),
         (with(good.len() - 1, 1), &[], "checksum"),
