@@ -359,7 +359,7 @@ fn what_cannot_be_restored_is_refused_with_a_sentence() {
         ([&good[..], &[0]].concat(), &[], "not as long as it says"),
         (with(0, 1), &[], "no device's state"),
         (
-            with(8, 2),
+            with(8, 1),
             &[],
             "version 3 of the format, and this offmap reads version 2",
         ),
