@@ -2,6 +2,7 @@
 
 use crate::bench::BenchArgs;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 /// Offload eBPF maps to an emulated SmartNIC, in this process or in another one.
@@ -155,6 +156,28 @@ Examples:
   offmap demo --device vfio-user:/tmp/nic.sock"
     )]
     Nic(NicArgs),
+    /// Run a program with the emulated SmartNIC as its offload device, unchanged
+    #[command(
+        long_about = "Run a program with the emulated SmartNIC as its offload device, unchanged.
+
+bpf(2) of the program, its threads and its children is looked at through a seccomp filter. Maps that it creates \
+with map_ifindex set to the interface offmap0, and those that --offload-map or --all-maps names, live on the \
+SmartNIC; every other call goes to the kernel as ever. Nothing is preloaded, so that static binaries and \
+programs that make raw system calls work as well.
+
+The interface stands in a network namespace of the program's own; with --ifname it is one that is there, and \
+the program stays in the namespace it is in. Without the privilege to create BPF maps the program's descriptors \
+are memfds, and lists, ids and pins are answered by offmap; see docs/run.md.",
+        after_long_help = "Exit status: the program's. 128 and the number of the signal that ended it; 125 when it \
+was not run, 126 when it cannot be executed, 127 when there is none.
+
+Examples:
+  offmap run -- bpftool map create /sys/fs/bpf/m type hash key 4 value 8 entries 64 name m dev offmap0
+  offmap run --all-maps -- ./my-loader
+  offmap run --offload-map 'flows*' --device vfio-user:/tmp/nic.sock -- ./my-loader
+  offmap run --ifname eth0 --profile netdevsim -- ./test-suite"
+    )]
+    Run(RunArgs),
     /// Test devices, bind those on the PCI bus to vfio-pci, and get what it takes to build one
     #[command(
         long_about = "Test devices, bind those on the PCI bus to vfio-pci, and get what it takes to build one.
@@ -194,6 +217,67 @@ Examples:
   offmap demo --profile mine.toml"
     )]
     Profile(ProfileArgs),
+}
+
+/// Arguments of `offmap run`.
+#[derive(Clone, Debug, Args)]
+pub struct RunArgs {
+    /// Where a device is; once for each [default: inline]
+    ///
+    /// inline: on the thread that answers the call; threaded: on a thread of its own;
+    /// vfio-user:PATH: in another process, which `offmap nic --socket PATH` started;
+    /// vfio:ADDRESS: on the PCI bus, bound to vfio-pci (see `offmap device`)
+    #[arg(long, value_name = "KIND", value_parser = device)]
+    pub device: Vec<DeviceKind>,
+
+    /// An interface that is there, to stand for a device; once for each device
+    #[arg(long, value_name = "NAME")]
+    pub ifname: Vec<String>,
+
+    /// Offload maps of such names (* and ? stand for other characters) to a device, by its interface [default: the first]
+    #[arg(long, value_name = "GLOB[=NAME]")]
+    pub offload_map: Vec<String>,
+
+    /// Offload all maps that can be to the first device; the kernel makes the others
+    #[arg(long)]
+    pub all_maps: bool,
+
+    /// What devices admit: a built-in profile or a file (see `offmap profile`)
+    #[arg(long, value_name = "NAME|FILE", default_value = "offmap")]
+    pub profile: String,
+
+    /// Have devices of this process do wrong what this fault plan says (see docs/faults.md)
+    #[arg(long, value_name = "FILE")]
+    pub faults: Option<PathBuf>,
+
+    /// Seed of the fault plan
+    #[arg(long, value_name = "N", default_value_t = 1, requires = "faults")]
+    pub seed: u64,
+
+    /// What the program's descriptors are [default: kernel where that is allowed]
+    #[arg(long, value_enum, value_name = "WHAT")]
+    pub files: Option<RunFiles>,
+
+    /// Do not say on stderr why a map was refused
+    #[arg(long)]
+    pub quiet: bool,
+
+    /// Print to stderr how many calls were answered
+    #[arg(long)]
+    pub stats: bool,
+
+    /// The program and its arguments
+    #[arg(last = true, required = true, value_name = "PROGRAM [ARGS]")]
+    pub program: Vec<OsString>,
+}
+
+/// What stands for offloaded maps in a program.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum RunFiles {
+    /// Small maps of the kernel
+    Kernel,
+    /// memfds
+    Memory,
 }
 
 /// Arguments of `offmap device`.

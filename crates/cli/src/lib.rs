@@ -21,6 +21,7 @@ pub mod object;
 pub mod open;
 pub mod profile;
 pub mod report;
+pub mod run;
 pub mod sim;
 pub mod state_file;
 pub mod stats;

@@ -4,7 +4,7 @@
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 use offmap_cli::args::{
-    Cli, Command, DemoArgs, DeviceCommand, DeviceTestArgs, DiffArgs, NicArgs, SimArgs,
+    Cli, Command, DemoArgs, DeviceCommand, DeviceTestArgs, DiffArgs, NicArgs, RunArgs, SimArgs,
 };
 use offmap_cli::bench::{self, BenchArgs};
 use offmap_cli::demo::{self, DemoError, Progress};
@@ -13,6 +13,7 @@ use offmap_cli::diff;
 use offmap_cli::log::Log;
 use offmap_cli::nic::{self, NicError};
 use offmap_cli::profile;
+use offmap_cli::run;
 use offmap_cli::sim;
 use offmap_cli::stats;
 use std::io::{ErrorKind, Write};
@@ -22,12 +23,20 @@ const DISAGREED: u8 = 1;
 const BAD_INPUT: u8 = 2;
 
 fn main() -> ExitCode {
+    // Not for people: how `offmap run` has a process become the program.
+    let mut arguments = std::env::args_os().skip(1);
+    if arguments.next().is_some_and(|first| first == "run")
+        && arguments.next().is_some_and(|second| second == run::LAUNCH)
+    {
+        return ExitCode::from(offmap_run::launch_from(&arguments.collect::<Vec<_>>()));
+    }
     match Cli::parse().command {
         Command::Demo(args) => demo(&args),
         Command::Diff(args) => diff(&args),
         Command::Bench(args) => measure(&args),
         Command::Sim(args) => simulate(&args),
         Command::Nic(args) => serve(&args),
+        Command::Run(args) => run_program(&args),
         Command::Device(args) => match args.command {
             DeviceCommand::Test(args) => test_device(&args),
             command => bus(&command),
@@ -36,6 +45,30 @@ fn main() -> ExitCode {
             Ok(text) => print(&text, ExitCode::SUCCESS),
             Err(error) => fail(&error.to_string(), BAD_INPUT),
         },
+    }
+}
+
+/// Exit status where the program was not run.
+const NOT_RUN: u8 = 125;
+
+fn run_program(args: &RunArgs) -> ExitCode {
+    match run::run(args) {
+        Ok(ended) => {
+            if args.stats {
+                eprintln!(
+                    "offmap run: {} calls answered, {} left to the kernel, {} maps offloaded, descriptors by {}",
+                    ended.answered,
+                    ended.passed_on,
+                    ended.maps,
+                    match ended.files {
+                        offmap_run::Files::Kernel => "the kernel",
+                        offmap_run::Files::Memory => "memfds",
+                    }
+                );
+            }
+            ExitCode::from(ended.status)
+        }
+        Err(error) => fail(&error.to_string(), NOT_RUN),
     }
 }
 

@@ -1,0 +1,382 @@
+//! Which descriptors of the program are objects of ours, and how long those live.
+//!
+//! With [`Files::Kernel`] a small map of the kernel stands for each of ours. Its id is the map's, and
+//! its descriptors, pins and references are what the program holds, so that the map lives for as
+//! long as that one does; nobody tells when it goes, and it is looked for. With [`Files::Memory`] a
+//! memfd stands for each open file of ours, and inotify tells when its last descriptor is closed.
+
+use crate::kernel::{self, Kernel};
+use crate::sys;
+use offmap_bpf::{Caller, Fd, MapFlags, System};
+use rustix::fs::inotify;
+use rustix::fs::{MemfdFlags, OFlags, fstat, memfd_create};
+use std::collections::HashMap;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// What stands for our objects in the program.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Files {
+    /// Small maps of the kernel: it needs the privileges to make them, and to see ids.
+    Kernel,
+    /// memfds.
+    Memory,
+}
+
+/// Threads whose descriptors are remembered, at most.
+const THREADS: usize = 4096;
+
+/// A map of ours, or another object.
+pub(crate) struct Ours {
+    system: Arc<System>,
+    /// Descriptors of the bpf layer: for reading and writing, only reading, only writing.
+    fds: Mutex<[Option<Fd>; 3]>,
+    /// Its id in the bpf layer; 0 where it is not needed.
+    pub(crate) id: u32,
+    /// Its id for the program, and that of its BTF; `None`: those of the bpf layer.
+    pub(crate) ids: Option<(u32, u32)>,
+    /// Which of the devices has it.
+    pub(crate) device: Option<usize>,
+    /// What it is.
+    pub(crate) what: What,
+}
+
+/// What an object of ours is.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct What {
+    /// The map's name; empty for one without, and for BTF.
+    pub(crate) name: String,
+    /// Whether its values are other maps.
+    pub(crate) holds_maps: bool,
+}
+
+impl Ours {
+    /// A map or another object, with the descriptor that it was opened with.
+    pub(crate) fn new(
+        system: &Arc<System>,
+        fd: Fd,
+        mode: usize,
+        id: u32,
+        ids: Option<(u32, u32)>,
+        device: Option<usize>,
+        what: What,
+    ) -> Self {
+        let mut fds = [None; 3];
+        fds[mode.min(2)] = Some(fd);
+        Self {
+            system: Arc::clone(system),
+            fds: Mutex::new(fds),
+            id,
+            ids,
+            device,
+            what,
+        }
+    }
+
+    /// The descriptor of the bpf layer for an access mode.
+    fn fd(&self, mode: usize) -> Option<Fd> {
+        let mut fds = self.fds.lock().unwrap_or_else(PoisonError::into_inner);
+        let slot = fds.get_mut(mode)?;
+        if slot.is_none() {
+            let flags = match mode {
+                1 => MapFlags::RDONLY,
+                2 => MapFlags::WRONLY,
+                _ => MapFlags::empty(),
+            };
+            *slot = self
+                .system
+                .get_fd_by_id(&Caller::root(), self.id, flags)
+                .ok();
+        }
+        *slot
+    }
+}
+
+impl Drop for Ours {
+    fn drop(&mut self) {
+        let fds = self.fds.get_mut().unwrap_or_else(PoisonError::into_inner);
+        for fd in fds.iter().flatten() {
+            // It is open: nobody else closes it.
+            let _ = self.system.close(*fd);
+        }
+    }
+}
+
+/// The index of an access mode, from `MapFlags` of a command that opens.
+pub(crate) fn mode_of_flags(flags: u32) -> usize {
+    match MapFlags::from_bits_retain(flags) & (MapFlags::RDONLY | MapFlags::WRONLY) {
+        MapFlags::RDONLY => 1,
+        MapFlags::WRONLY => 2,
+        _ => 0,
+    }
+}
+
+/// The same of an open file.
+fn mode_of_file(file: &OwnedFd) -> usize {
+    match rustix::fs::fcntl_getfl(file).map(|flags| flags & OFlags::RWMODE) {
+        Ok(OFlags::WRONLY) => 2,
+        Ok(OFlags::RDWR) | Err(_) => 0,
+        Ok(_) => 1,
+    }
+}
+
+/// What a descriptor of the program is.
+pub(crate) enum Seen {
+    /// An object of ours, and the bpf layer's descriptor of it.
+    Ours(Arc<Ours>, Fd, OwnedFd),
+    /// A map of the kernel's, of that type.
+    Kernels(u32, OwnedFd),
+    /// Something else.
+    Other(OwnedFd),
+    /// Nothing.
+    Closed,
+}
+
+/// The objects, by what stands for them.
+pub(crate) struct Objects {
+    how: How,
+    threads: Mutex<HashMap<i32, Arc<OwnedFd>>>,
+}
+
+enum How {
+    /// By id.
+    Kernel(Kernel, Mutex<HashMap<u32, Arc<Ours>>>),
+    /// By inode of the memfd.
+    Memory {
+        inotify: OwnedFd,
+        by_inode: Mutex<HashMap<u64, Open>>,
+    },
+}
+
+/// A memfd that is open somewhere.
+struct Open {
+    ours: Arc<Ours>,
+    watch: i32,
+    /// Open files of it: more than one where somebody opened it by /proc.
+    files: u32,
+}
+
+impl Objects {
+    /// None yet. `files` chooses; `None`: maps of the kernel where it lets this process make them.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's, where that was asked for.
+    pub(crate) fn new(files: Option<Files>) -> io::Result<Self> {
+        let kernel = match files {
+            Some(Files::Memory) => None,
+            Some(Files::Kernel) => Some(Kernel::probe()?),
+            None => Kernel::probe().ok(),
+        };
+        let how = match kernel {
+            Some(kernel) => How::Kernel(kernel, Mutex::default()),
+            None => How::Memory {
+                inotify: inotify::init(
+                    inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK,
+                )?,
+                by_inode: Mutex::default(),
+            },
+        };
+        Ok(Self {
+            how,
+            threads: Mutex::default(),
+        })
+    }
+
+    /// What stands for objects.
+    pub(crate) fn files(&self) -> Files {
+        match self.how {
+            How::Kernel(..) => Files::Kernel,
+            How::Memory { .. } => Files::Memory,
+        }
+    }
+
+    /// Objects that are known.
+    pub(crate) fn len(&self) -> usize {
+        match &self.how {
+            How::Kernel(_, maps) => lock(maps).len(),
+            How::Memory { by_inode, .. } => lock(by_inode).len(),
+        }
+    }
+
+    fn thread(&self, tid: i32) -> io::Result<Arc<OwnedFd>> {
+        if let Some(thread) = lock(&self.threads).get(&tid) {
+            return Ok(Arc::clone(thread));
+        }
+        let thread = Arc::new(sys::open_thread(tid)?);
+        let mut threads = lock(&self.threads);
+        if threads.len() >= THREADS {
+            threads.clear();
+        }
+        threads.insert(tid, Arc::clone(&thread));
+        Ok(thread)
+    }
+
+    /// The open file that a thread has as `number`.
+    pub(crate) fn file(&self, tid: i32, number: i32) -> Option<OwnedFd> {
+        if number < 0 {
+            return None;
+        }
+        for _ in 0..2 {
+            let thread = self.thread(tid).ok()?;
+            match sys::file_of(&thread, number) {
+                Ok(file) => return Some(file),
+                // The number was another thread's before.
+                Err(rustix::io::Errno::SRCH) => lock(&self.threads).remove(&tid),
+                Err(_) => return None,
+            };
+        }
+        None
+    }
+
+    /// What a thread's descriptor is.
+    pub(crate) fn see(&self, tid: i32, number: i32) -> Seen {
+        let Some(file) = self.file(tid, number) else {
+            return Seen::Closed;
+        };
+        match &self.how {
+            How::Kernel(kernel, maps) => {
+                let Some(info) = kernel.map_info(&file) else {
+                    return Seen::Other(file);
+                };
+                let ours = lock(maps).get(&info.id).cloned();
+                match ours.map(|ours| (ours.fd(mode_of_file(&file)), ours)) {
+                    Some((Some(fd), ours)) => Seen::Ours(ours, fd, file),
+                    // The map is being freed.
+                    Some((None, _)) => Seen::Closed,
+                    None => Seen::Kernels(info.map_type, file),
+                }
+            }
+            How::Memory { by_inode, .. } => {
+                let Ok(stat) = fstat(&file) else {
+                    return Seen::Other(file);
+                };
+                let ours = lock(by_inode)
+                    .get(&stat.st_ino)
+                    .map(|open| Arc::clone(&open.ours));
+                let fd = ours.as_ref().and_then(|ours| {
+                    let fds = lock(&ours.fds);
+                    fds.iter().flatten().next().copied()
+                });
+                match (ours, fd) {
+                    (Some(ours), Some(fd)) => Seen::Ours(ours, fd, file),
+                    _ => Seen::Other(file),
+                }
+            }
+        }
+    }
+
+    /// What a file of this process is, as for a descriptor of the program: its id in the kernel.
+    pub(crate) fn kernel_id(&self, file: &OwnedFd) -> Option<u32> {
+        match &self.how {
+            How::Kernel(kernel, _) => kernel.map_info(file).map(|info| info.id),
+            How::Memory { .. } => None,
+        }
+    }
+
+    /// The kernel's id of a map that has `id` in the bpf layer; `id` where those are the same.
+    pub(crate) fn shown_id(&self, id: u32) -> Option<u32> {
+        match &self.how {
+            How::Memory { .. } => Some(id),
+            How::Kernel(_, maps) => {
+                let maps = lock(maps);
+                let found = maps.values().find(|ours| ours.id == id)?;
+                found.ids.map(|(id, _)| id)
+            }
+        }
+    }
+
+    /// Enters a map that `ids` names in the kernel.
+    pub(crate) fn enter_map(&self, ours: Arc<Ours>) {
+        if let (How::Kernel(_, maps), Some((id, _))) = (&self.how, ours.ids) {
+            lock(maps).insert(id, ours);
+        }
+    }
+
+    /// A memfd for an open file of ours, entered.
+    ///
+    /// # Errors
+    ///
+    /// EMFILE and the like, of this process.
+    pub(crate) fn enter_file(&self, ours: Arc<Ours>, name: &str) -> io::Result<OwnedFd> {
+        let How::Memory { inotify, by_inode } = &self.how else {
+            return Err(io::Error::from_raw_os_error(libc::EINVAL));
+        };
+        let file = memfd_create(name, MemfdFlags::CLOEXEC)?;
+        let inode = fstat(&file)?.st_ino;
+        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+        // Before the watch is there nobody else can have it.
+        let mut open = lock(by_inode);
+        let watch = inotify::add_watch(
+            inotify,
+            path,
+            inotify::WatchFlags::OPEN
+                | inotify::WatchFlags::CLOSE_WRITE
+                | inotify::WatchFlags::CLOSE_NOWRITE,
+        )?;
+        open.insert(
+            inode,
+            Open {
+                ours,
+                watch,
+                files: 1,
+            },
+        );
+        Ok(file)
+    }
+
+    /// Lets go of what nobody has any more.
+    pub(crate) fn collect(&self) {
+        match &self.how {
+            How::Kernel(_, maps) => {
+                let ids: Vec<u32> = lock(maps).keys().copied().collect();
+                for id in ids {
+                    if !kernel::map_lives(id) {
+                        let gone = lock(maps).remove(&id);
+                        // The device is told without the table being held.
+                        drop(gone);
+                    }
+                }
+            }
+            How::Memory { inotify, by_inode } => {
+                let mut space = [MaybeUninit::<u8>::uninit(); 4096];
+                let mut events = inotify::Reader::new(inotify, &mut space);
+                let mut gone = Vec::new();
+                // The table is held while events are read, so that two readers do not take
+                // them in turns.
+                let mut open = lock(by_inode);
+                while let Ok(event) = events.next() {
+                    let found = open.iter_mut().find(|(_, open)| open.watch == event.wd());
+                    let Some((&inode, entry)) = found else {
+                        continue;
+                    };
+                    match event.events().contains(inotify::ReadFlags::OPEN) {
+                        true => entry.files += 1,
+                        false => entry.files = entry.files.saturating_sub(1),
+                    }
+                    if entry.files == 0 {
+                        gone.extend(open.remove(&inode));
+                    }
+                }
+                drop(open);
+                drop(gone);
+            }
+        }
+    }
+
+    /// Has no object any more: at the end, when no process is left.
+    pub(crate) fn clear(&self) -> Vec<Arc<Ours>> {
+        match &self.how {
+            How::Kernel(_, maps) => lock(maps).drain().map(|(_, ours)| ours).collect(),
+            How::Memory { by_inode, .. } => {
+                lock(by_inode).drain().map(|(_, open)| open.ours).collect()
+            }
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

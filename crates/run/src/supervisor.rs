@@ -1,0 +1,661 @@
+//! The answers.
+
+use crate::filter::{PROG_BIND_MAP, PROG_LOAD};
+use crate::kernel::{self, create, put, u32_at, u64_at};
+use crate::memory::{ATTR_BYTES, Call, Replace, Target, Written};
+use crate::objects::{Files, Objects, Ours, Seen, What, mode_of_flags};
+use crate::sys::{self, Answer, Notification};
+use crate::{Choice, DeviceAt, Event, Rules, program};
+use offmap_bpf::command as c;
+use offmap_bpf::{Caller, Errno, Error, Fd, MapFlags, MapType, NetNs, System, UserMemory};
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Offsets of descriptors in attributes.
+const FD_FIRST: usize = 0;
+const FD_OF_PIN: usize = 8;
+const FD_OF_BATCH: usize = 36;
+const FD_OF_BIND: usize = 4;
+/// Offsets in the attribute of an element's command, and of OBJ_GET_INFO_BY_FD.
+const VALUE: usize = 16;
+const INFO: usize = 8;
+/// Offsets in `struct bpf_map_info`.
+mod info {
+    pub(super) const ID: usize = 4;
+    pub(super) const IFINDEX: usize = 40;
+    pub(super) const NETNS_DEV: usize = 48;
+    pub(super) const NETNS_INO: usize = 56;
+    pub(super) const BTF_ID: usize = 64;
+}
+
+/// How a call ends.
+enum Outcome {
+    Answer(Answer),
+    /// It returns a descriptor of this file.
+    File(OwnedFd),
+}
+
+/// What is counted.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub(crate) answered: AtomicU64,
+    pub(crate) passed_on: AtomicU64,
+    pub(crate) maps: AtomicU64,
+}
+
+/// Whoever answers the program's calls; any number of threads may.
+pub(crate) struct Supervisor {
+    pub(crate) system: Arc<System>,
+    pub(crate) listener: OwnedFd,
+    pub(crate) objects: Objects,
+    pub(crate) devices: Vec<DeviceAt>,
+    /// Index of each device's interface for the program.
+    pub(crate) indexes: Vec<u32>,
+    pub(crate) netns: NetNs,
+    pub(crate) rules: Rules,
+    /// BTF objects of the bpf layer, by the kernel's id of the same.
+    pub(crate) btf: Mutex<HashMap<u32, Fd>>,
+    /// Where maps of ours were pinned in the kernel's file system.
+    pub(crate) pins: Mutex<Vec<(PathBuf, u32)>>,
+    pub(crate) counters: Counters,
+    pub(crate) report: Box<dyn Fn(&Event) + Send + Sync>,
+}
+
+impl Supervisor {
+    /// Answers one call.
+    ///
+    /// # Errors
+    ///
+    /// Those of the listener: no call can be answered any more.
+    pub(crate) fn handle(&self, notification: &Notification) -> io::Result<()> {
+        let outcome = match self.outcome(notification) {
+            Ok(outcome) => outcome,
+            Err(error) => {
+                let command = notification.args[0] as u32 & !c::COMMON_ATTRS;
+                if matches!(command, c::MAP_CREATE | PROG_LOAD | PROG_BIND_MAP) {
+                    (self.report)(&Event::Refused {
+                        tid: notification.tid,
+                        command,
+                        error: error.clone(),
+                    });
+                }
+                Outcome::Answer(Answer::Fails(error.errno().0))
+            }
+        };
+        let counter = match outcome {
+            Outcome::Answer(Answer::Continue) => &self.counters.passed_on,
+            _ => &self.counters.answered,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+        match outcome {
+            Outcome::Answer(answer) => sys::answer(&self.listener, notification.id, answer),
+            Outcome::File(file) => {
+                let given = sys::answer_with_file(&self.listener, notification.id, file.as_fd());
+                match given.map_err(|error| error.raw_os_error()) {
+                    Ok(()) => Ok(()),
+                    // The program is gone, and what stands for the map goes with `file`.
+                    Err(Some(libc::ENOENT)) => Ok(()),
+                    Err(errno) => sys::answer(
+                        &self.listener,
+                        notification.id,
+                        Answer::Fails(errno.unwrap_or(libc::EMFILE)),
+                    ),
+                }
+            }
+        }
+    }
+
+    /// The end: no process is left. A pin would leave a map of the kernel behind that stands for
+    /// nothing any more.
+    pub(crate) fn end(&self) {
+        let pins = std::mem::take(&mut *self.pins.lock().unwrap_or_else(PoisonError::into_inner));
+        for (path, id) in pins {
+            let stands = kernel::pinned(&path)
+                .ok()
+                .and_then(|file| self.objects.kernel_id(&file));
+            if stands == Some(id) && std::fs::remove_file(&path).is_ok() {
+                (self.report)(&Event::Unpinned { path });
+            }
+        }
+        drop(self.objects.clear());
+    }
+
+    fn outcome(&self, notification: &Notification) -> Result<Outcome, Error> {
+        const PASS: Result<Outcome, Error> = Ok(Outcome::Answer(Answer::Continue));
+        let [number, attr_at, size, common, common_size, _] = notification.args;
+        let (number, size) = (number as u32, size as u32);
+        let command = number & !c::COMMON_ATTRS;
+        let mut attr = [0; ATTR_BYTES];
+        let head = (size as usize).min(ATTR_BYTES);
+        let target = Target {
+            tid: notification.tid,
+        };
+        // What is wrong with the attribute itself the kernel says.
+        if size > 4096 || target.read(attr_at, &mut attr[..head]).is_err() {
+            return PASS;
+        }
+        let call = Asked {
+            target,
+            number,
+            attr_at,
+            size,
+            head,
+            common,
+            common_size: common_size as u32,
+        };
+        match command {
+            c::MAP_CREATE => self.map_create(notification, &call, &mut attr),
+            c::MAP_LOOKUP_ELEM
+            | c::MAP_UPDATE_ELEM
+            | c::MAP_DELETE_ELEM
+            | c::MAP_GET_NEXT_KEY
+            | c::MAP_LOOKUP_AND_DELETE_ELEM
+            | c::MAP_FREEZE
+            | c::OBJ_GET_INFO_BY_FD => self.on_fd(notification, &call, &mut attr, FD_FIRST),
+            c::MAP_LOOKUP_BATCH
+            | c::MAP_LOOKUP_AND_DELETE_BATCH
+            | c::MAP_UPDATE_BATCH
+            | c::MAP_DELETE_BATCH => self.on_fd(notification, &call, &mut attr, FD_OF_BATCH),
+            c::OBJ_PIN => self.pin(notification, &call, &mut attr),
+            PROG_LOAD => self.prog_load(&call, &attr),
+            PROG_BIND_MAP => match self.see(&call, u32_at(&attr, FD_OF_BIND)) {
+                Seen::Ours(ours, ..) => Err(self.unreachable(&ours, "PROG_BIND_MAP")),
+                _ => PASS,
+            },
+            c::OBJ_GET
+            | c::MAP_GET_NEXT_ID
+            | c::MAP_GET_FD_BY_ID
+            | c::BTF_LOAD
+            | c::BTF_GET_FD_BY_ID
+            | c::BTF_GET_NEXT_ID
+                if self.objects.files() == Files::Memory =>
+            {
+                self.objects.collect();
+                self.opens(notification, &call, &mut attr, command)
+            }
+            _ => PASS,
+        }
+    }
+
+    fn see(&self, call: &Asked, fd: u32) -> Seen {
+        self.objects.see(call.target.tid, fd as i32)
+    }
+
+    /// A program of the kernel cannot get at a map of ours.
+    fn unreachable(&self, ours: &Ours, what: &str) -> Error {
+        Error::because(
+            Errno::EINVAL,
+            format!(
+                "{what}: the map {:?} lives on the emulated NIC, which programs of this host's kernel cannot reach; \
+                 only bpf(2) of this process tree is answered by offmap",
+                ours.what.name
+            ),
+        )
+    }
+
+    /// Has the bpf layer carry out a call.
+    fn answer(
+        &self,
+        notification: &Notification,
+        call: &Asked,
+        attr: &mut [u8; ATTR_BYTES],
+        replace: Replace<'_>,
+    ) -> Result<i32, Error> {
+        // The thread may have died while its memory was looked at, and its number be another's.
+        if !sys::is_waiting(&self.listener, notification.id) {
+            return Err(Error::new(Errno::EINTR, "the caller has died"));
+        }
+        let memory = Call::new(call.target, call.attr_at, &mut attr[..call.head], replace);
+        self.system.bpf_common(
+            &self.caller(),
+            &memory,
+            call.number,
+            call.attr_at,
+            call.size,
+            call.common,
+            call.common_size,
+        )
+    }
+
+    /// The devices are this user's own: nothing about them needs a privilege.
+    fn caller(&self) -> Caller {
+        Caller::root()
+    }
+
+    /// A command on a descriptor at `at` in the attribute.
+    fn on_fd(
+        &self,
+        notification: &Notification,
+        call: &Asked,
+        attr: &mut [u8; ATTR_BYTES],
+        at: usize,
+    ) -> Result<Outcome, Error> {
+        let command = call.number & !c::COMMON_ATTRS;
+        let (ours, fd, file) = match self.see(call, u32_at(attr, at)) {
+            Seen::Ours(ours, fd, file) => (ours, fd, file),
+            Seen::Kernels(kind, _) if command == c::MAP_UPDATE_ELEM => {
+                return self.update_of_kernels(call, attr, kind);
+            }
+            _ => return Ok(Outcome::Answer(Answer::Continue)),
+        };
+        put(attr, at, fd.0 as u32);
+        let mut replace = Replace::default();
+        if command == c::OBJ_GET_INFO_BY_FD {
+            replace.written = Some((u64_at(attr, INFO), Written::Fields(self.shown(&ours))));
+        }
+        let shown_id = |id| self.objects.shown_id(id);
+        if ours.what.holds_maps {
+            let (read, ids) = self.values_of_maps(call, attr, command)?;
+            replace.read = read;
+            replace.written = ids
+                .map(|address| (address, Written::Id(&shown_id)))
+                .or(replace.written);
+        }
+        let value = self.answer(notification, call, attr, replace)?;
+        if command == c::MAP_FREEZE && self.objects.files() == Files::Kernel {
+            // So that /proc shows it. Where the map that stands for it was made otherwise, ours
+            // is frozen all the same.
+            let _ = kernel::freeze(&file);
+        }
+        Ok(Outcome::Answer(Answer::Value(value.into())))
+    }
+
+    /// What of a map's information is the program's view: ids, and the interface.
+    fn shown(&self, ours: &Ours) -> Vec<(usize, Vec<u8>)> {
+        let mut fields = Vec::new();
+        if let Some((id, btf_id)) = ours.ids {
+            fields.push((info::ID, id.to_ne_bytes().to_vec()));
+            fields.push((info::BTF_ID, btf_id.to_ne_bytes().to_vec()));
+        }
+        if let Some(&index) = ours.device.and_then(|device| self.indexes.get(device)) {
+            fields.push((info::IFINDEX, index.to_ne_bytes().to_vec()));
+            fields.push((info::NETNS_DEV, self.netns.dev.to_ne_bytes().to_vec()));
+            fields.push((info::NETNS_INO, self.netns.ino.to_ne_bytes().to_vec()));
+        }
+        fields
+    }
+
+    /// An update of a map of maps of the kernel's must not put one of ours into it.
+    fn update_of_kernels(
+        &self,
+        call: &Asked,
+        attr: &[u8; ATTR_BYTES],
+        kind: u32,
+    ) -> Result<Outcome, Error> {
+        if holds_maps(MapType(kind)) {
+            let mut raw = [0; 4];
+            let inner = call.target.read(u64_at(attr, VALUE), &mut raw);
+            if inner.is_ok()
+                && let Seen::Ours(ours, ..) = self.see(call, u32::from_ne_bytes(raw))
+            {
+                return Err(Error::because(
+                    Errno::EINVAL,
+                    format!(
+                        "the map {:?} lives on the emulated NIC and cannot be in a map of maps of the host's kernel",
+                        ours.what.name
+                    ),
+                ));
+            }
+        }
+        Ok(Outcome::Answer(Answer::Continue))
+    }
+
+    /// The value of a map of maps is a descriptor where it is written, and an id where it is read.
+    fn values_of_maps(
+        &self,
+        call: &Asked,
+        attr: &[u8; ATTR_BYTES],
+        command: u32,
+    ) -> Result<(Vec<(u64, Vec<u8>)>, Option<u64>), Error> {
+        let value = u64_at(attr, VALUE);
+        match command {
+            c::MAP_UPDATE_ELEM => {
+                let mut raw = [0; 4];
+                if call.target.read(value, &mut raw).is_err() {
+                    return Ok((Vec::new(), None));
+                }
+                // What is no map of ours is no descriptor of the bpf layer's.
+                let inner = match self.see(call, u32::from_ne_bytes(raw)) {
+                    Seen::Ours(_, fd, _) => fd.0,
+                    _ => -1,
+                };
+                Ok((vec![(value, inner.to_ne_bytes().to_vec())], None))
+            }
+            c::MAP_LOOKUP_ELEM | c::MAP_LOOKUP_AND_DELETE_ELEM => Ok((Vec::new(), Some(value))),
+            c::MAP_LOOKUP_BATCH
+            | c::MAP_LOOKUP_AND_DELETE_BATCH
+            | c::MAP_UPDATE_BATCH
+            | c::MAP_DELETE_BATCH => Err(Error::new(
+                Errno::ENOTSUPP,
+                "offmap run has no batches on maps of maps: their values are descriptors",
+            )),
+            _ => Ok((Vec::new(), None)),
+        }
+    }
+
+    /// OBJ_PIN.
+    fn pin(
+        &self,
+        notification: &Notification,
+        call: &Asked,
+        attr: &mut [u8; ATTR_BYTES],
+    ) -> Result<Outcome, Error> {
+        let Seen::Ours(ours, fd, _) = self.see(call, u32_at(attr, FD_OF_PIN)) else {
+            return Ok(Outcome::Answer(Answer::Continue));
+        };
+        match self.objects.files() {
+            Files::Kernel => {
+                if let (Some((id, _)), Some(path)) =
+                    (ours.ids, self.path(call.target, u64_at(attr, 0)))
+                {
+                    let mut pins = self.pins.lock().unwrap_or_else(PoisonError::into_inner);
+                    pins.push((path, id));
+                }
+                Ok(Outcome::Answer(Answer::Continue))
+            }
+            Files::Memory => {
+                put(attr, FD_OF_PIN, fd.0 as u32);
+                let value = self.answer(notification, call, attr, Replace::default())?;
+                Ok(Outcome::Answer(Answer::Value(value.into())))
+            }
+        }
+    }
+
+    /// A path that the program names, as this process reaches it.
+    fn path(&self, target: Target, address: u64) -> Option<PathBuf> {
+        let mut path = Vec::new();
+        while path.len() < libc::PATH_MAX as usize {
+            let at = address.wrapping_add(path.len() as u64);
+            let mut piece = [0; 64];
+            let room = (4096 - at % 4096).min(64) as usize;
+            target.read(at, &mut piece[..room]).ok()?;
+            match piece[..room].iter().position(|&byte| byte == 0) {
+                Some(end) => {
+                    path.extend_from_slice(&piece[..end]);
+                    let path = PathBuf::from(String::from_utf8(path).ok()?);
+                    let start = match path.is_absolute() {
+                        true => format!("/proc/{}/root", target.tid),
+                        false => format!("/proc/{}/cwd", target.tid),
+                    };
+                    let start = std::fs::read_link(start).ok()?;
+                    return Some(start.join(path.strip_prefix("/").unwrap_or(&path)));
+                }
+                None => path.extend_from_slice(&piece[..room]),
+            }
+        }
+        None
+    }
+
+    /// PROG_LOAD: refused when the program refers to a map of ours.
+    fn prog_load(&self, call: &Asked, attr: &[u8; ATTR_BYTES]) -> Result<Outcome, Error> {
+        if self.objects.len() == 0 {
+            return Ok(Outcome::Answer(Answer::Continue));
+        }
+        for (fd, at) in program::map_fds(call.target, attr) {
+            if let Seen::Ours(ours, ..) = self.see(call, fd as u32) {
+                let what = match at {
+                    Some(at) => format!("BPF_PROG_LOAD: instruction {at}"),
+                    None => "BPF_PROG_LOAD: fd_array".to_owned(),
+                };
+                let error = self.unreachable(&ours, &what);
+                program::log(call.target, attr, &format!("{}\n", error.reason()));
+                return Err(error);
+            }
+        }
+        Ok(Outcome::Answer(Answer::Continue))
+    }
+
+    /// Commands that only the bpf layer answers, where the kernel does not know our objects.
+    fn opens(
+        &self,
+        notification: &Notification,
+        call: &Asked,
+        attr: &mut [u8; ATTR_BYTES],
+        command: u32,
+    ) -> Result<Outcome, Error> {
+        let value = self.answer(notification, call, attr, Replace::default())?;
+        match command {
+            c::MAP_GET_NEXT_ID | c::BTF_GET_NEXT_ID => {
+                Ok(Outcome::Answer(Answer::Value(value.into())))
+            }
+            _ => self.give(Fd(value), None),
+        }
+    }
+
+    /// A memfd for an open file of the bpf layer's.
+    fn give(&self, fd: Fd, device: Option<usize>) -> Result<Outcome, Error> {
+        let map = self.system.info(fd).ok();
+        let kind = match map {
+            Some(_) => "bpf-map",
+            None => "btf",
+        };
+        let device = device.or_else(|| {
+            let there = map.as_ref()?.offload.as_ref()?;
+            self.devices
+                .iter()
+                .position(|device| device.ifindex.0 == there.ifindex)
+        });
+        let name = map.as_ref().map_or_else(String::new, |map| {
+            let end = map.name.iter().position(|&byte| byte == 0);
+            String::from_utf8_lossy(&map.name[..end.unwrap_or(map.name.len())]).into_owned()
+        });
+        let id = map.as_ref().map_or(0, |map| map.id);
+        let holds_maps = map.as_ref().is_some_and(|map| holds_maps(map.map_type));
+        let ours = Arc::new(Ours::new(
+            &self.system,
+            fd,
+            0,
+            id,
+            None,
+            device,
+            What { name, holds_maps },
+        ));
+        self.objects
+            .enter_file(ours, kind)
+            .map(Outcome::File)
+            .map_err(|error| {
+                Error::because(
+                    Errno::ENFILE,
+                    format!("offmap cannot make a descriptor: {error}"),
+                )
+            })
+    }
+
+    /// The device that a new map goes to.
+    fn chosen(&self, attr: &[u8; ATTR_BYTES]) -> Option<Choice> {
+        let ifindex = u32_at(attr, create::IFINDEX);
+        if ifindex != 0 {
+            let device = self.indexes.iter().position(|&index| index == ifindex)?;
+            return Some(Choice {
+                device,
+                asked: true,
+            });
+        }
+        let name = &attr[create::NAME..create::NAME + 16];
+        let end = name.iter().position(|&byte| byte == 0).unwrap_or(16);
+        self.rules.choose(&String::from_utf8_lossy(&name[..end]))
+    }
+
+    /// MAP_CREATE.
+    fn map_create(
+        &self,
+        notification: &Notification,
+        call: &Asked,
+        attr: &mut [u8; ATTR_BYTES],
+    ) -> Result<Outcome, Error> {
+        let memory = self.objects.files() == Files::Memory;
+        self.objects.collect();
+        let choice = self.chosen(attr);
+        let Some(Choice { device, asked }) = choice else {
+            if !memory || u32_at(attr, create::IFINDEX) != 0 {
+                return Ok(Outcome::Answer(Answer::Continue));
+            }
+            // The kernel would refuse: a map of the bpf layer, in this process.
+            self.translate_btf(call, attr)?;
+            let fd = self.answer(notification, call, attr, Replace::default())?;
+            return self.give(Fd(fd), None);
+        };
+        let (kind, flags) = (MapType(u32_at(attr, 0)), u32_at(attr, create::FLAGS));
+        let flags = MapFlags::from_bits_retain(flags);
+        if let Some(why) = refused(kind, flags) {
+            if asked {
+                return Err(Error::because(Errno::EINVAL, why));
+            }
+            return Ok(Outcome::Answer(Answer::Continue));
+        }
+        let original = *attr;
+        put(attr, create::IFINDEX, self.devices[device].ifindex.0);
+        let btf = self.translate_btf(call, attr)?;
+        let inner = match u32_at(attr, create::INNER_MAP_FD) {
+            0 => None,
+            number => match self.see(call, number) {
+                Seen::Ours(_, fd, file) => {
+                    put(attr, create::INNER_MAP_FD, fd.0 as u32);
+                    Some(file)
+                }
+                // No descriptor of the bpf layer: it says what it says of those.
+                _ => {
+                    put(attr, create::INNER_MAP_FD, u32::MAX);
+                    None
+                }
+            },
+        };
+        let made = self.answer(notification, call, attr, Replace::default());
+        let fd = match made {
+            Ok(fd) => Fd(fd),
+            Err(error) if asked => return Err(error),
+            Err(error) => {
+                (self.report)(&Event::LeftToKernel {
+                    tid: notification.tid,
+                    error,
+                });
+                return Ok(Outcome::Answer(Answer::Continue));
+            }
+        };
+        self.counters.maps.fetch_add(1, Ordering::Relaxed);
+        if memory {
+            return self.give(fd, Some(device));
+        }
+        let (btf_file, btf_id) = btf.map_or((None, 0), |(file, id)| (Some(file), id));
+        let stand_in = kernel::stand_in(
+            &original,
+            btf_file.as_ref().map(AsFd::as_fd),
+            inner.as_ref().map(AsFd::as_fd),
+        );
+        let made = stand_in
+            .map_err(|error| error.to_string())
+            .and_then(|file| match self.objects.kernel_id(&file) {
+                Some(id) => Ok((file, id)),
+                None => Err("it cannot be looked at".to_owned()),
+            });
+        let (file, id) = match made {
+            Ok(made) => made,
+            Err(why) => {
+                let _ = self.system.close(fd);
+                return Err(Error::because(
+                    Errno::ENOMEM,
+                    format!("the kernel makes no map that stands for the offloaded one: {why}"),
+                ));
+            }
+        };
+        let system_id = self.system.info(fd).map_or(0, |info| info.id);
+        let name = &original[create::NAME..create::NAME + 16];
+        let end = name.iter().position(|&byte| byte == 0).unwrap_or(16);
+        let name = String::from_utf8_lossy(&name[..end]).into_owned();
+        self.objects.enter_map(Arc::new(Ours::new(
+            &self.system,
+            fd,
+            mode_of_flags(flags.bits()),
+            system_id,
+            Some((id, btf_id)),
+            Some(device),
+            What {
+                name,
+                holds_maps: holds_maps(kind),
+            },
+        )));
+        Ok(Outcome::File(file))
+    }
+
+    /// The program's BTF descriptor in an attribute of MAP_CREATE becomes the bpf layer's: the
+    /// kernel's object that it is, and its id, where it has types at all.
+    fn translate_btf(
+        &self,
+        call: &Asked,
+        attr: &mut [u8; ATTR_BYTES],
+    ) -> Result<Option<(OwnedFd, u32)>, Error> {
+        let number = u32_at(attr, create::BTF_FD);
+        let typed = u32_at(attr, create::KEY_TYPE) | u32_at(attr, create::VALUE_TYPE);
+        if typed == 0 {
+            return Ok(None);
+        }
+        match self.see(call, number) {
+            Seen::Ours(_, fd, _) => {
+                put(attr, create::BTF_FD, fd.0 as u32);
+                Ok(None)
+            }
+            Seen::Other(file) | Seen::Kernels(_, file) => {
+                let Ok((id, bytes)) = kernel::btf_bytes(&file) else {
+                    // As the bpf layer answers for what is no BTF.
+                    put(attr, create::BTF_FD, u32::MAX);
+                    return Ok(None);
+                };
+                let mut known = self.btf.lock().unwrap_or_else(PoisonError::into_inner);
+                let fd = match known.get(&id) {
+                    Some(&fd) => fd,
+                    None => {
+                        let fd = self.system.btf_load(&self.caller(), &bytes)?;
+                        known.insert(id, fd);
+                        fd
+                    }
+                };
+                put(attr, create::BTF_FD, fd.0 as u32);
+                Ok(Some((file, id)))
+            }
+            Seen::Closed => {
+                put(attr, create::BTF_FD, u32::MAX);
+                Ok(None)
+            }
+        }
+    }
+}
+
+/// Whether the values of such maps are other maps.
+fn holds_maps(kind: MapType) -> bool {
+    matches!(kind, MapType::ARRAY_OF_MAPS | MapType::HASH_OF_MAPS)
+}
+
+/// Why a map of such a type or with such flags cannot be one of ours, although the device could
+/// hold it: it is used by other system calls than bpf(2).
+fn refused(kind: MapType, flags: MapFlags) -> Option<String> {
+    let why = if kind == MapType::RINGBUF {
+        "a ring buffer is read by mmap(2) and epoll(7)"
+    } else if flags.contains(MapFlags::MMAPABLE) {
+        "a map with BPF_F_MMAPABLE is used by mmap(2)"
+    } else if flags.contains(MapFlags::TOKEN_FD) {
+        "a map made with a BPF token is the kernel's"
+    } else {
+        return None;
+    };
+    Some(format!(
+        "map_type {}: {why}, and offmap run answers bpf(2) only",
+        kind.0
+    ))
+}
+
+/// One call as it was made.
+struct Asked {
+    target: Target,
+    /// The command, with BPF_COMMON_ATTRS where that was given.
+    number: u32,
+    attr_at: u64,
+    size: u32,
+    /// Bytes of the attribute that were copied.
+    head: usize,
+    common: u64,
+    common_size: u32,
+}
