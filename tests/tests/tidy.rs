@@ -38,6 +38,14 @@ const UNSAFE_FILES: &[(&str, &str)] = &[
         "bpf(2) on an arena that the kernel writes to",
     ),
     (
+        "crates/run/src/kernel.rs",
+        "bpf(2), whose attribute holds addresses",
+    ),
+    (
+        "crates/run/src/sys.rs",
+        "seccomp's notifications, another process's memory, bpf(2)",
+    ),
+    (
         "crates/vfio/src/attach.rs",
         "a borrowed descriptor, and DMA mappings by address",
     ),

@@ -190,9 +190,6 @@ fn add_interface_of(name: &str, kind: InfoKind) -> io::Result<()> {
 }
 
 fn interface_index(name: &str) -> Result<u32, String> {
-    let path = format!("/sys/class/net/{name}/ifindex");
-    // sysfs shows the namespace that it was mounted in; netlink shows ours.
-    let _ = path;
     index_of(name).map_err(|error| match error.raw_os_error() {
         Some(libc::ENODEV) => format!("there is no interface {name:?} (--ifname)"),
         _ => format!("the interface {name:?}: {error}"),

@@ -327,18 +327,21 @@ impl Objects {
         Ok(file)
     }
 
-    /// Lets go of what nobody has any more.
-    pub(crate) fn collect(&self) {
+    /// Lets go of what nobody has any more; whether there was any.
+    pub(crate) fn collect(&self) -> bool {
         match &self.how {
             How::Kernel(_, maps) => {
                 let ids: Vec<u32> = lock(maps).keys().copied().collect();
+                let mut any = false;
                 for id in ids {
                     if !kernel::map_lives(id) {
                         let gone = lock(maps).remove(&id);
+                        any |= gone.is_some();
                         // The device is told without the table being held.
                         drop(gone);
                     }
                 }
+                any
             }
             How::Memory { inotify, by_inode } => {
                 let mut space = [MaybeUninit::<u8>::uninit(); 4096];
@@ -361,7 +364,7 @@ impl Objects {
                     }
                 }
                 drop(open);
-                drop(gone);
+                !gone.is_empty()
             }
         }
     }

@@ -488,7 +488,10 @@ impl Supervisor {
         attr: &mut [u8; ATTR_BYTES],
     ) -> Result<Outcome, Error> {
         let memory = self.objects.files() == Files::Memory;
-        self.objects.collect();
+        if self.objects.collect() {
+            // What was closed before this call has made room for the new map.
+            self.system.flush_frees();
+        }
         let choice = self.chosen(attr);
         let Some(Choice { device, asked }) = choice else {
             if !memory || u32_at(attr, create::IFINDEX) != 0 {

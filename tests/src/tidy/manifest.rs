@@ -50,6 +50,7 @@ pub const EDGES: &[(&str, &[&str])] = &[
             "offmap-vfio-user",
         ],
     ),
+    ("offmap-run", &["offmap-bpf"]),
     ("offmap-cli", &["*"]),
     ("offmap-tests", &["*"]),
     ("offmap-suite", &[]),

@@ -263,6 +263,83 @@ static void tears(const char *interface, int calls) {
     fprintf(stderr, "%d of them went well\n", good);
 }
 
+// What cannot work is refused, and says why: programs of the kernel, and maps that are used by other calls.
+static void refusals(const char *interface) {
+    int fd = hash(interface);
+    static char log[4096];
+    struct bpf_insn code[] = {
+        {.code = BPF_LD | BPF_DW | BPF_IMM, .dst_reg = 1, .src_reg = BPF_PSEUDO_MAP_FD, .imm = fd},
+        {0},
+        {.code = BPF_ALU64 | BPF_MOV | BPF_K, .dst_reg = 0},
+        {.code = BPF_JMP | BPF_EXIT},
+    };
+    union bpf_attr attr;
+    memset(&attr, 0, sizeof attr);
+    attr.prog_type = BPF_PROG_TYPE_SOCKET_FILTER;
+    attr.insns = (uint64_t)(uintptr_t)code;
+    attr.insn_cnt = 4;
+    attr.license = (uint64_t)(uintptr_t)"GPL";
+    attr.log_level = 1;
+    attr.log_buf = (uint64_t)(uintptr_t)log;
+    attr.log_size = sizeof log;
+    if (bpf(BPF_PROG_LOAD, &attr, sizeof attr) != -1 || errno != EINVAL)
+        fail("a program that refers to the map");
+    printf("log %s", log);
+    if (create(BPF_MAP_TYPE_RINGBUF, 0, 0, 4096, interface) != -1 || errno != EINVAL)
+        fail("a ring buffer");
+    // A program that refers to none is the kernel's affair; without privileges it may not load it.
+    attr.insns = (uint64_t)(uintptr_t)(code + 2);
+    attr.insn_cnt = 2;
+    int program = bpf(BPF_PROG_LOAD, &attr, sizeof attr);
+    if (program < 0 && errno != EPERM)
+        fail("a program without maps");
+    // So are other descriptors.
+    uint32_t key = 0;
+    uint64_t value;
+    if (element(BPF_MAP_LOOKUP_ELEM, 0, &key, &value, 0) != -1 || (errno != EINVAL && errno != EBADF))
+        fail("a lookup on standard input");
+    if (element(BPF_MAP_LOOKUP_ELEM, 9999, &key, &value, 0) != -1 || errno != EBADF)
+        fail("a lookup on no descriptor");
+    if (element(BPF_MAP_LOOKUP_ELEM, fd, (void *)8, &value, 0) != -1 || errno != EFAULT)
+        fail("a key that is not there");
+    printf("refusals\n");
+}
+
+// Maps of maps of the device: a descriptor goes in, an id comes out.
+static void inner(const char *interface) {
+    int fd = hash(interface);
+    union bpf_attr attr;
+    memset(&attr, 0, sizeof attr);
+    attr.map_type = BPF_MAP_TYPE_ARRAY_OF_MAPS;
+    attr.key_size = 4;
+    attr.value_size = 4;
+    attr.max_entries = 4;
+    attr.inner_map_fd = fd;
+    attr.map_ifindex = if_nametoindex(interface);
+    int outer = bpf(BPF_MAP_CREATE, &attr, sizeof attr);
+    if (outer < 0)
+        fail("MAP_CREATE of a map of maps");
+    uint32_t key = 2, id = 0, value = fd;
+    if (element(BPF_MAP_UPDATE_ELEM, outer, &key, &value, 0))
+        fail("UPDATE of a map of maps");
+    if (element(BPF_MAP_LOOKUP_ELEM, outer, &key, &id, 0))
+        fail("LOOKUP of a map of maps");
+    struct bpf_map_info info;
+    memset(&info, 0, sizeof info);
+    memset(&attr, 0, sizeof attr);
+    attr.info.bpf_fd = fd;
+    attr.info.info_len = sizeof info;
+    attr.info.info = (uint64_t)(uintptr_t)&info;
+    if (bpf(BPF_OBJ_GET_INFO_BY_FD, &attr, sizeof attr))
+        fail("OBJ_GET_INFO_BY_FD");
+    if (info.id != id || info.ifindex != if_nametoindex(interface))
+        fail("the id of the inner map");
+    value = 0;
+    if (element(BPF_MAP_UPDATE_ELEM, outer, &key, &value, 0) != -1)
+        fail("standard input as an inner map");
+    printf("inner\n");
+}
+
 int main(int argc, char **argv) {
     if (argc < 3)
         return 2;
@@ -280,6 +357,10 @@ int main(int argc, char **argv) {
         lives(argv[2], number);
     else if (!strcmp(argv[1], "tears"))
         tears(argv[2], number);
+    else if (!strcmp(argv[1], "refusals"))
+        refusals(argv[2]);
+    else if (!strcmp(argv[1], "inner"))
+        inner(argv[2]);
     else if (!strcmp(argv[1], "wait")) {
         int fd = hash(argv[2]);
         uint32_t key = 1;
