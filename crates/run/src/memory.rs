@@ -77,12 +77,15 @@ pub(crate) struct Replace<'a> {
     pub(crate) written: Option<(u64, Written<'a>)>,
 }
 
+/// The id by which the program knows the map that has this one in the bpf layer.
+pub(crate) type ShownId<'a> = dyn Fn(u32) -> Option<u32> + Sync + 'a;
+
 /// What becomes of bytes that are written.
 pub(crate) enum Written<'a> {
     /// At these offsets stands something else.
     Fields(Vec<(usize, Vec<u8>)>),
     /// They are the id of a map in the bpf layer, and the program gets to see another.
-    Id(&'a (dyn Fn(u32) -> Option<u32> + Sync)),
+    Id(&'a ShownId<'a>),
 }
 
 /// The memory of the program, but the attribute is the copy that was looked at, with descriptors

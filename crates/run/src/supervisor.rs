@@ -2,7 +2,7 @@
 
 use crate::filter::{PROG_BIND_MAP, PROG_LOAD};
 use crate::kernel::{self, create, put, u32_at, u64_at};
-use crate::memory::{ATTR_BYTES, Call, Replace, Target, Written};
+use crate::memory::{ATTR_BYTES, Call, Replace, ShownId, Target, Written};
 use crate::objects::{Files, Objects, Ours, Seen, What, mode_of_flags};
 use crate::sys::{self, Answer, Notification};
 use crate::{Choice, DeviceAt, Event, Rules, program};
@@ -209,7 +209,7 @@ impl Supervisor {
         if !sys::is_waiting(&self.listener, notification.id) {
             return Err(Error::new(Errno::EINTR, "the caller has died"));
         }
-        let memory = Call::new(call.target, call.attr_at, &mut attr[..call.head], replace);
+        let memory = Call::new(call.target, call.attr_at, &attr[..call.head], replace);
         self.system.bpf_common(
             &self.caller(),
             &memory,
@@ -243,17 +243,13 @@ impl Supervisor {
             _ => return Ok(Outcome::Answer(Answer::Continue)),
         };
         put(attr, at, fd.0 as u32);
-        let mut replace = Replace::default();
+        let shown_id = |id| self.objects.shown_id(id);
+        let mut replace = match ours.what.holds_maps {
+            true => self.values_of_maps(call, attr, command, &shown_id)?,
+            false => Replace::default(),
+        };
         if command == c::OBJ_GET_INFO_BY_FD {
             replace.written = Some((u64_at(attr, INFO), Written::Fields(self.shown(&ours))));
-        }
-        let shown_id = |id| self.objects.shown_id(id);
-        if ours.what.holds_maps {
-            let (read, ids) = self.values_of_maps(call, attr, command)?;
-            replace.read = read;
-            replace.written = ids
-                .map(|address| (address, Written::Id(&shown_id)))
-                .or(replace.written);
         }
         let value = self.answer(notification, call, attr, replace)?;
         if command == c::MAP_FREEZE && self.objects.files() == Files::Kernel {
@@ -305,36 +301,42 @@ impl Supervisor {
     }
 
     /// The value of a map of maps is a descriptor where it is written, and an id where it is read.
-    fn values_of_maps(
+    fn values_of_maps<'a>(
         &self,
         call: &Asked,
         attr: &[u8; ATTR_BYTES],
         command: u32,
-    ) -> Result<(Vec<(u64, Vec<u8>)>, Option<u64>), Error> {
+        shown_id: &'a ShownId<'a>,
+    ) -> Result<Replace<'a>, Error> {
         let value = u64_at(attr, VALUE);
+        let mut replace = Replace::default();
         match command {
             c::MAP_UPDATE_ELEM => {
                 let mut raw = [0; 4];
-                if call.target.read(value, &mut raw).is_err() {
-                    return Ok((Vec::new(), None));
+                if call.target.read(value, &mut raw).is_ok() {
+                    // What is no map of ours is no descriptor of the bpf layer's.
+                    let inner = match self.see(call, u32::from_ne_bytes(raw)) {
+                        Seen::Ours(_, fd, _) => fd.0,
+                        _ => -1,
+                    };
+                    replace.read = vec![(value, inner.to_ne_bytes().to_vec())];
                 }
-                // What is no map of ours is no descriptor of the bpf layer's.
-                let inner = match self.see(call, u32::from_ne_bytes(raw)) {
-                    Seen::Ours(_, fd, _) => fd.0,
-                    _ => -1,
-                };
-                Ok((vec![(value, inner.to_ne_bytes().to_vec())], None))
             }
-            c::MAP_LOOKUP_ELEM | c::MAP_LOOKUP_AND_DELETE_ELEM => Ok((Vec::new(), Some(value))),
+            c::MAP_LOOKUP_ELEM | c::MAP_LOOKUP_AND_DELETE_ELEM => {
+                replace.written = Some((value, Written::Id(shown_id)));
+            }
             c::MAP_LOOKUP_BATCH
             | c::MAP_LOOKUP_AND_DELETE_BATCH
             | c::MAP_UPDATE_BATCH
-            | c::MAP_DELETE_BATCH => Err(Error::new(
-                Errno::ENOTSUPP,
-                "offmap run has no batches on maps of maps: their values are descriptors",
-            )),
-            _ => Ok((Vec::new(), None)),
+            | c::MAP_DELETE_BATCH => {
+                return Err(Error::new(
+                    Errno::ENOTSUPP,
+                    "offmap run has no batches on maps of maps: their values are descriptors",
+                ));
+            }
+            _ => {}
         }
+        Ok(replace)
     }
 
     /// OBJ_PIN.

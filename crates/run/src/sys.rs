@@ -60,7 +60,7 @@ fn install_filter(program: &libc::sock_fprog, flags: libc::c_ulong) -> libc::c_l
     unsafe {
         libc::syscall(
             libc::SYS_seccomp,
-            libc::c_long::from(libc::SECCOMP_SET_MODE_FILTER as u32),
+            libc::c_long::from(libc::SECCOMP_SET_MODE_FILTER),
             flags,
             std::ptr::from_ref(program),
         )
@@ -330,7 +330,7 @@ pub(crate) fn check_sizes() -> io::Result<()> {
     let got = unsafe {
         libc::syscall(
             libc::SYS_seccomp,
-            libc::c_long::from(libc::SECCOMP_GET_NOTIF_SIZES as u32),
+            libc::c_long::from(libc::SECCOMP_GET_NOTIF_SIZES),
             0,
             &raw mut sizes,
         )

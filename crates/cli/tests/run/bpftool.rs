@@ -3,6 +3,7 @@
 use crate::tools::{MODES, offmap, said, skip, skipped, stdout};
 use serde_json::{Value, json};
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Whether there is none, which is then said.
 fn missing() -> bool {
@@ -18,11 +19,13 @@ fn missing() -> bool {
 fn script(mode: &str, more: &[&str], lines: &[&str]) -> String {
     let mut arguments = vec!["--files", mode];
     arguments.extend(more);
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let n = NEXT.fetch_add(1, Ordering::Relaxed);
     let output = offmap(&arguments)
         .args(["--", "sh", "-ec", &lines.join("\n")])
         .env(
             "P",
-            format!("/sys/fs/bpf/offmap-{mode}-{}", std::process::id()),
+            format!("/sys/fs/bpf/offmap-{}-{n}", std::process::id()),
         )
         .output()
         .expect("starts");

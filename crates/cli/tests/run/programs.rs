@@ -6,7 +6,7 @@ use std::process::Command;
 use std::sync::OnceLock;
 
 /// An object of Debian's xdp-tools, of which every map is put on the NIC.
-pub fn object() -> Option<String> {
+pub(crate) fn object() -> Option<String> {
     let folders = std::fs::read_dir("/usr/lib").ok()?;
     let found = folders
         .filter_map(|folder| Some(folder.ok()?.path().join("bpf/xdpfilt_dny_all.o")))
@@ -19,7 +19,7 @@ pub fn object() -> Option<String> {
 }
 
 /// The program on libbpf, if there are a C compiler and libbpf's header.
-pub fn libbpf() -> Option<&'static Path> {
+pub(crate) fn libbpf() -> Option<&'static Path> {
     static LIBBPF: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     let program = LIBBPF.get_or_init(|| {
         let to = place("libbpf");

@@ -5,10 +5,10 @@ use std::process::{Command, Output};
 use std::sync::OnceLock;
 
 /// What stands for maps.
-pub const MODES: [&str; 2] = ["kernel", "memory"];
+pub(crate) const MODES: [&str; 2] = ["kernel", "memory"];
 
 /// `offmap run` with these arguments.
-pub fn offmap(arguments: &[&str]) -> Command {
+pub(crate) fn offmap(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_offmap"));
     command
         .arg("run")
@@ -18,22 +18,22 @@ pub fn offmap(arguments: &[&str]) -> Command {
 }
 
 /// Standard output as text.
-pub fn stdout(output: &Output) -> String {
+pub(crate) fn stdout(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 /// Standard error as text.
-pub fn stderr(output: &Output) -> String {
+pub(crate) fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
 /// All that a run said.
-pub fn said(output: &Output) -> String {
+pub(crate) fn said(output: &Output) -> String {
     format!("{}\n{}\n{}", output.status, stdout(output), stderr(output))
 }
 
 /// Says that something is not tested, or fails where that is required.
-pub fn skip(why: &str) {
+pub(crate) fn skip(why: &str) {
     assert!(
         std::env::var_os("OFFMAP_REQUIRE_RUN").is_none(),
         "OFFMAP_REQUIRE_RUN=1: {why}"
@@ -42,7 +42,7 @@ pub fn skip(why: &str) {
 }
 
 /// Whether a mode cannot be tested here, which is then said.
-pub fn skipped(mode: &str) -> bool {
+pub(crate) fn skipped(mode: &str) -> bool {
     static KERNEL: OnceLock<Option<String>> = OnceLock::new();
     if mode != "kernel" {
         return false;
@@ -59,19 +59,19 @@ pub fn skipped(mode: &str) -> bool {
 }
 
 /// Where compiled programs are put.
-pub fn place(name: &str) -> PathBuf {
+pub(crate) fn place(name: &str) -> PathBuf {
     Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("offmap-run-{name}"))
 }
 
 /// Source of a program.
-pub fn source(name: &str) -> PathBuf {
+pub(crate) fn source(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("tests/run/programs")
         .join(name)
 }
 
 /// Compiles a program; what its compiler says, where it cannot.
-pub fn compile(command: &mut Command) -> Result<(), String> {
+pub(crate) fn compile(command: &mut Command) -> Result<(), String> {
     let name = command.get_program().to_string_lossy().into_owned();
     match command.output() {
         Ok(output) if output.status.success() => Ok(()),
@@ -81,7 +81,7 @@ pub fn compile(command: &mut Command) -> Result<(), String> {
 }
 
 /// The static program with raw system calls, if there is a C compiler.
-pub fn raw() -> Option<&'static Path> {
+pub(crate) fn raw() -> Option<&'static Path> {
     static RAW: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     let raw = RAW.get_or_init(|| {
         let to = place("raw");
