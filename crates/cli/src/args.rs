@@ -178,6 +178,24 @@ Examples:
   offmap run --ifname eth0 --profile netdevsim -- ./test-suite"
     )]
     Run(RunArgs),
+    /// Keep devices and their maps for one `offmap run --connect` after the other
+    #[command(
+        long_about = "Keep devices and their maps for one `offmap run --connect` after the other.
+
+Programs that join share the devices, and find each other's maps by pin and by id. A map that nothing refers to any more is \
+freed; pins last until the daemon ends. The socket is for you alone: it is made with mode 0600, and other users are \
+turned away.",
+        after_long_help = "Exit status:
+  0  stopped by SIGTERM or SIGINT
+  1  a device does not come up, the socket cannot be made, or nobody can join any more
+  2  the command line, the profile or the fault plan is bad; one sentence on
+     stderr says what is wrong
+
+Examples:
+  offmap daemon --socket /run/user/1000/offmap.sock &
+  offmap run --connect /run/user/1000/offmap.sock -- bpftool map show"
+    )]
+    Daemon(DaemonArgs),
     /// Test devices, bind those on the PCI bus to vfio-pci, and get what it takes to build one
     #[command(
         long_about = "Test devices, bind those on the PCI bus to vfio-pci, and get what it takes to build one.
@@ -230,6 +248,11 @@ pub struct RunArgs {
     #[arg(long, value_name = "KIND", value_parser = device)]
     pub device: Vec<DeviceKind>,
 
+    /// Use the devices of the daemon at this socket (see `offmap daemon`)
+    #[arg(long, value_name = "PATH",
+          conflicts_with_all = ["device", "profile", "faults", "seed", "files"])]
+    pub connect: Option<PathBuf>,
+
     /// An interface that is there, to stand for a device; once for each device
     #[arg(long, value_name = "NAME")]
     pub ifname: Vec<String>,
@@ -269,6 +292,34 @@ pub struct RunArgs {
     /// The program and its arguments
     #[arg(last = true, required = true, value_name = "PROGRAM [ARGS]")]
     pub program: Vec<OsString>,
+}
+
+/// Arguments of `offmap daemon`.
+#[derive(Clone, Debug, Args)]
+pub struct DaemonArgs {
+    /// Where programs join; the file is made, readable and writable by you alone
+    #[arg(long, value_name = "PATH")]
+    pub socket: PathBuf,
+
+    /// Where a device is; once for each [default: inline]
+    #[arg(long, value_name = "KIND", value_parser = device)]
+    pub device: Vec<DeviceKind>,
+
+    /// What devices admit: a built-in profile or a file (see `offmap profile`)
+    #[arg(long, value_name = "NAME|FILE", default_value = "offmap")]
+    pub profile: String,
+
+    /// Have devices of this process do wrong what this fault plan says (see docs/faults.md)
+    #[arg(long, value_name = "FILE")]
+    pub faults: Option<PathBuf>,
+
+    /// Seed of the fault plan
+    #[arg(long, value_name = "N", default_value_t = 1, requires = "faults")]
+    pub seed: u64,
+
+    /// What descriptors of offloaded maps are [default: kernel where that is allowed]
+    #[arg(long, value_enum, value_name = "WHAT")]
+    pub files: Option<RunFiles>,
 }
 
 /// What stands for offloaded maps in a program.

@@ -37,6 +37,16 @@ fn main() -> ExitCode {
         Command::Sim(args) => simulate(&args),
         Command::Nic(args) => serve(&args),
         Command::Run(args) => run_program(&args),
+        Command::Daemon(args) => match run::daemon(&args) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                let code = match error.is_input() {
+                    true => BAD_INPUT,
+                    false => DISAGREED,
+                };
+                fail(&error.to_string(), code)
+            }
+        },
         Command::Device(args) => match args.command {
             DeviceCommand::Test(args) => test_device(&args),
             command => bus(&command),
@@ -53,16 +63,18 @@ const NOT_RUN: u8 = 125;
 
 fn run_program(args: &RunArgs) -> ExitCode {
     match run::run(args) {
-        Ok(ended) => {
+        Ok((ended, files)) => {
             if args.stats {
+                let counts = ended.counts;
                 eprintln!(
                     "offmap run: {} calls answered, {} left to the kernel, {} maps offloaded, descriptors by {}",
-                    ended.answered,
-                    ended.passed_on,
-                    ended.maps,
-                    match ended.files {
-                        offmap_run::Files::Kernel => "the kernel",
-                        offmap_run::Files::Memory => "memfds",
+                    counts.answered,
+                    counts.passed_on,
+                    counts.maps,
+                    match files {
+                        Some(offmap_run::Files::Kernel) => "the kernel",
+                        Some(offmap_run::Files::Memory) => "memfds",
+                        None => "the daemon's choice",
                     }
                 );
             }

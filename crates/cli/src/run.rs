@@ -1,17 +1,23 @@
-//! `offmap run`: a program that knows nothing of offmap, with an offload device.
+//! `offmap run`: a program that knows nothing of offmap, with an offload device; and `offmap daemon`, whose
+//! devices are there for one program after the other.
 
-use crate::args::{DeviceKind, RunArgs};
+use crate::args::{DaemonArgs, DeviceKind, RunArgs, RunFiles};
 use crate::faulty;
 use crate::open::{self, OpenError, Visitor};
 use offmap_bpf::device::OffloadDevice;
-use offmap_bpf::{System, SystemConfig, command};
+use offmap_bpf::{System, SystemConfig};
 use offmap_device_io::Function;
 use offmap_driver::{Driver, DriverConfig, DriverError};
 use offmap_emulator::faults::{FaultFileError, FaultPlan};
 use offmap_emulator::{DeviceConfig, Emulated, EmulatorError, FrontEnd, Inline, Threaded};
 use offmap_offload::{OffloadNic, Profile, ProfileError};
-use offmap_run::{Config, DeviceAt, Ended, Event, Files, Glob, Rules, RunError};
+use offmap_run::{Config, Daemon, Ended, Files, Glob, Host, Interfaces, Rules, RunError};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::low_level::pipe;
 use std::ffi::OsString;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::Arc;
 use thiserror::Error;
 
@@ -122,74 +128,150 @@ fn up<F: Function>(
     Ok(OffloadNic::new(driver, profile.clone())?)
 }
 
-/// Runs the program.
-///
-/// # Errors
-///
-/// [`Error`]: it was not started.
-pub fn run(args: &RunArgs) -> Result<Ended, Error> {
-    let profile = Profile::find(&args.profile)?;
-    let plan = args.faults.as_deref().map(FaultPlan::load).transpose()?;
-    let kinds = match args.device.is_empty() {
-        true => vec![DeviceKind::Inline],
-        false => args.device.clone(),
-    };
-    let names: Vec<String> = match args.ifname.is_empty() {
-        true => (0..kinds.len())
-            .map(|n| format!("{INTERFACE}{n}"))
-            .collect(),
-        false if args.ifname.len() == kinds.len() => args.ifname.clone(),
-        false => {
-            return Err(Error::Arguments(format!(
-                "{} devices and {} times --ifname: each device needs one",
-                kinds.len(),
-                args.ifname.len()
-            )));
-        }
-    };
-    let rules = rules(args, &names)?;
+/// Brings the devices up, and what maps there are will be on them.
+fn host(
+    kinds: &[DeviceKind],
+    profile: &str,
+    faults: Option<(&Path, u64)>,
+    files: Option<RunFiles>,
+) -> Result<Arc<Host>, Error> {
+    let profile = Profile::find(profile)?;
+    let plan = faults.map(|(path, _)| FaultPlan::load(path)).transpose()?;
+    let seed = faults.map_or(0, |(_, seed)| seed);
     let system = System::new(SystemConfig {
         max_fds: MAX_FDS,
         ..SystemConfig::default()
     });
     let mut devices = Vec::new();
-    for (n, (kind, name)) in kinds.iter().zip(&names).enumerate() {
-        let nic = open::visit(
-            kind,
-            BringUp {
-                profile: &profile,
-                faults: plan.as_ref().map(|plan| (plan, args.seed)),
-            },
-        )?;
+    for (n, kind) in kinds.iter().enumerate() {
+        let bring_up = BringUp {
+            profile: &profile,
+            faults: plan.as_ref().map(|plan| (plan, seed)),
+        };
+        let nic = open::visit(kind, bring_up)?;
         // Names in the bpf layer are nobody's to see.
         let ifindex = system
             .register_netdev(&format!("device{n}"), nic)
             .map_err(Error::Register)?;
-        devices.push(DeviceAt {
-            ifindex,
-            name: name.clone(),
-        });
+        devices.push(ifindex);
     }
+    let files = files.map(|files| match files {
+        RunFiles::Kernel => Files::Kernel,
+        RunFiles::Memory => Files::Memory,
+    });
+    Ok(Host::new(system, devices, files)?)
+}
+
+/// The devices that were named, or one.
+fn kinds(named: &[DeviceKind]) -> Vec<DeviceKind> {
+    match named {
+        [] => vec![DeviceKind::Inline],
+        named => named.to_vec(),
+    }
+}
+
+/// Runs the program.
+///
+/// # Errors
+///
+/// [`Error`]: it was not started.
+pub fn run(args: &RunArgs) -> Result<(Ended, Option<Files>), Error> {
+    if let Some(socket) = &args.connect {
+        let count = match args.ifname.len() {
+            0 => offmap_run::devices_of(socket)?,
+            count => count,
+        };
+        return Ok((offmap_run::join(socket, config(args, count)?)?, None));
+    }
+    let kinds = kinds(&args.device);
+    let config = config(args, kinds.len())?;
+    let faults = args.faults.as_deref().map(|path| (path, args.seed));
+    let host = host(&kinds, &args.profile, faults, args.files)?;
+    let ended = offmap_run::run(&host, config)?;
+    say_unpinned(&host, args.quiet);
+    Ok((ended, Some(host.files())))
+}
+
+/// Serves devices until a signal comes.
+///
+/// # Errors
+///
+/// [`Error`]: they cannot be served.
+pub fn daemon(args: &DaemonArgs) -> Result<(), Error> {
+    let faults = args.faults.as_deref().map(|path| (path, args.seed));
+    let host = host(&kinds(&args.device), &args.profile, faults, args.files)?;
+    let mut signals = UnixStream::pair().map_err(RunError::from)?;
+    for signal in [SIGTERM, SIGINT] {
+        let end = signals.1.try_clone().map_err(RunError::from)?;
+        pipe::register(signal, end).map_err(RunError::from)?;
+    }
+    let daemon = Arc::new(Daemon::new(Arc::clone(&host), &args.socket)?);
+    eprintln!(
+        "offmap daemon: {} device(s) at {}; `offmap run --connect {} -- PROGRAM` joins",
+        kinds(&args.device).len(),
+        args.socket.display(),
+        args.socket.display()
+    );
+    let (failed, failure) = std::sync::mpsc::channel();
+    let serving = Arc::clone(&daemon);
+    let waker = signals.1.try_clone().map_err(RunError::from)?;
+    std::thread::spawn(move || {
+        if let Err(error) = serving.serve() {
+            // Who waits is gone only when the process ends.
+            let _ = failed.send(error);
+            let _ = (&waker).write(&[0]);
+        }
+    });
+    let mut byte = [0];
+    // A signal, or that nobody can join any more.
+    let _ = signals.0.read(&mut byte);
+    daemon.remove();
+    say_unpinned(&host, false);
+    match failure.try_recv() {
+        Ok(error) => Err(RunError::from(error).into()),
+        Err(_) => Ok(()),
+    }
+}
+
+/// Takes away pins that would have nothing behind them.
+fn say_unpinned(host: &Host, quiet: bool) {
+    for path in host.unpin() {
+        if !quiet {
+            eprintln!(
+                "offmap run: {}: the pin is removed, since the map behind it ends with the NIC",
+                path.display()
+            );
+        }
+    }
+}
+
+/// What is run, on that many devices.
+fn config(args: &RunArgs, devices: usize) -> Result<Config, Error> {
+    let interfaces = match args.ifname.as_slice() {
+        [] => Interfaces::New((0..devices).map(|n| format!("{INTERFACE}{n}")).collect()),
+        names if names.len() == devices => Interfaces::There(names.to_vec()),
+        names => {
+            return Err(Error::Arguments(format!(
+                "{devices} devices and {} times --ifname: each device needs one",
+                names.len()
+            )));
+        }
+    };
+    let (Interfaces::New(names) | Interfaces::There(names)) = &interfaces;
+    let rules = rules(args, names)?;
     let this = std::env::current_exe().map_err(RunError::from)?;
     let quiet = args.quiet;
-    let config = Config {
-        files: args.files.map(|files| match files {
-            crate::args::RunFiles::Kernel => Files::Kernel,
-            crate::args::RunFiles::Memory => Files::Memory,
-        }),
-        devices,
-        interfaces_are_there: !args.ifname.is_empty(),
+    Ok(Config {
+        interfaces,
         rules,
         launcher: (this, vec![OsString::from("run"), OsString::from(LAUNCH)]),
         program: args.program.clone(),
-        workers: 0,
         report: Box::new(move |event| {
             if !quiet {
-                eprintln!("offmap run: {}", sentence(event));
+                eprintln!("offmap run: {}", event.sentence());
             }
         }),
-    };
-    Ok(offmap_run::run(&system, config)?)
+    })
 }
 
 /// Which maps go where without being asked to.
@@ -212,22 +294,4 @@ fn rules(args: &RunArgs, names: &[String]) -> Result<Rules, Error> {
         globs,
         all: args.all_maps.then_some(0),
     })
-}
-
-/// An event as a sentence.
-fn sentence(event: &Event) -> String {
-    match event {
-        Event::Refused { command, error, .. } => {
-            let name = command::name(*command).unwrap_or("PROG_LOAD");
-            format!("{name} refused: {error}")
-        }
-        Event::LeftToKernel { error, .. } => {
-            format!("a map stays with the kernel: {error}")
-        }
-        Event::Unpinned { path } => format!(
-            "{}: the pin is removed, since the map behind it ends with this run",
-            path.display()
-        ),
-        _ => format!("{event:?}"),
-    }
 }

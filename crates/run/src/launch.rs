@@ -5,7 +5,7 @@
 //! does (namespaces, netlink, seccomp) is more than a child of a process with threads may do.
 
 use crate::filter::filter;
-use crate::{Files, sys};
+use crate::{Config, Files, Interfaces, sys};
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
 };
@@ -24,24 +24,72 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-/// The interfaces that stand for the devices.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Interfaces {
-    /// New ones of these names, in a network namespace of the program's own.
-    New(Vec<String>),
-    /// These, which are there.
-    There(Vec<String>),
-}
-
 /// What the starting process is to do.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Launch {
+struct Launch {
     /// What answers for descriptors.
-    pub files: Files,
+    files: Files,
     /// The interfaces.
-    pub interfaces: Interfaces,
+    interfaces: Interfaces,
     /// The program and its arguments; not empty.
-    pub program: Vec<OsString>,
+    program: Vec<OsString>,
+}
+
+/// The arguments after those of a launcher.
+pub(crate) fn arguments(config: &Config, files: Files, socket: i32) -> Vec<OsString> {
+    let (kind, names) = match &config.interfaces {
+        Interfaces::New(names) => ("new", names),
+        Interfaces::There(names) => ("there", names),
+    };
+    let files = match files {
+        Files::Kernel => "kernel",
+        Files::Memory => "memory",
+    };
+    let mut arguments: Vec<OsString> = vec![
+        socket.to_string().into(),
+        files.into(),
+        kind.into(),
+        names.len().to_string().into(),
+    ];
+    arguments.extend(names.iter().map(OsString::from));
+    arguments.extend(config.program.iter().cloned());
+    arguments
+}
+
+/// What a launcher does with the arguments that it was given after its own: becomes the program.
+/// It returns only when that fails, with the exit status.
+pub fn launch_from(arguments: &[OsString]) -> u8 {
+    let parsed = (|| {
+        let [socket, files, there, count, rest @ ..] = arguments else {
+            return None;
+        };
+        let socket = socket.to_str()?.parse().ok()?;
+        let count: usize = count.to_str()?.parse().ok()?;
+        let names = rest.get(..count)?;
+        let names = names
+            .iter()
+            .map(|name| name.to_str().map(str::to_owned))
+            .collect::<Option<Vec<_>>>()?;
+        let launch = Launch {
+            files: match files.to_str()? {
+                "kernel" => Files::Kernel,
+                _ => Files::Memory,
+            },
+            interfaces: match there.to_str()? {
+                "there" => Interfaces::There(names),
+                _ => Interfaces::New(names),
+            },
+            program: rest.get(count..)?.to_vec(),
+        };
+        Some((sys::inherited(socket)?, launch))
+    })();
+    match parsed {
+        Some((socket, launch)) => launch.run(socket),
+        None => {
+            eprintln!("offmap run: this is for `offmap run` itself to call");
+            125
+        }
+    }
 }
 
 /// Longest report of the starting process, in bytes.
@@ -62,7 +110,7 @@ impl Launch {
     /// Becomes the program, after the supervisor at `socket` was told. It returns only when that
     /// fails, with the exit status: 127 where there is no such program, 126 where it cannot be
     /// started, 125 otherwise.
-    pub fn run(&self, socket: OwnedFd) -> u8 {
+    fn run(&self, socket: OwnedFd) -> u8 {
         let started = self.prepare().and_then(|(listener, indexes)| {
             let mut report = vec![STARTED];
             for index in indexes {
@@ -235,13 +283,16 @@ pub(crate) struct Started {
     pub(crate) indexes: Vec<u32>,
 }
 
-/// Receives the report.
+/// Receives one message of at most `most` bytes, and the descriptor that comes with it.
 ///
 /// # Errors
 ///
-/// A sentence that says why the program does not start.
-pub(crate) fn receive(socket: BorrowedFd<'_>) -> Result<Started, String> {
-    let mut bytes = [0; REPORT_BYTES];
+/// Those of recvmsg(2).
+pub(crate) fn receive_with_file(
+    socket: BorrowedFd<'_>,
+    most: usize,
+) -> io::Result<(Vec<u8>, Option<OwnedFd>)> {
+    let mut bytes = vec![0; most];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let got = recvmsg(
@@ -249,13 +300,24 @@ pub(crate) fn receive(socket: BorrowedFd<'_>) -> Result<Started, String> {
         &mut [IoSliceMut::new(&mut bytes)],
         &mut control,
         RecvFlags::CMSG_CLOEXEC,
-    )
-    .map_err(|error| format!("the starting process says nothing: {error}"))?;
-    let listener = control.drain().find_map(|message| match message {
+    )?;
+    bytes.truncate(got.bytes);
+    let file = control.drain().find_map(|message| match message {
         RecvAncillaryMessage::ScmRights(mut files) => files.next(),
         _ => None,
     });
-    match (bytes[..got.bytes].split_first(), listener) {
+    Ok((bytes, file))
+}
+
+/// Receives the report.
+///
+/// # Errors
+///
+/// A sentence that says why the program does not start.
+pub(crate) fn receive(socket: BorrowedFd<'_>) -> Result<Started, String> {
+    let (bytes, listener) = receive_with_file(socket, REPORT_BYTES)
+        .map_err(|error| format!("the starting process says nothing: {error}"))?;
+    match (bytes.split_first(), listener) {
         (Some((&STARTED, indexes)), Some(listener)) => Ok(Started {
             listener,
             indexes: indexes

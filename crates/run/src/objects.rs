@@ -368,16 +368,6 @@ impl Objects {
             }
         }
     }
-
-    /// Has no object any more: at the end, when no process is left.
-    pub(crate) fn clear(&self) -> Vec<Arc<Ours>> {
-        match &self.how {
-            How::Kernel(_, maps) => lock(maps).drain().map(|(_, ours)| ours).collect(),
-            How::Memory { by_inode, .. } => {
-                lock(by_inode).drain().map(|(_, open)| open.ours).collect()
-            }
-        }
-    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

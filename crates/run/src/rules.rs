@@ -10,6 +10,11 @@ impl Glob {
         Self(pattern.to_owned())
     }
 
+    /// As it was given.
+    pub fn pattern(&self) -> &str {
+        &self.0
+    }
+
     /// Whether `name` is such a name.
     pub fn matches(&self, name: &str) -> bool {
         let (pattern, name) = (self.0.as_bytes(), name.as_bytes());

@@ -1,19 +1,19 @@
 //! The answers.
 
 use crate::filter::{PROG_BIND_MAP, PROG_LOAD};
+use crate::host::Host;
 use crate::kernel::{self, create, put, u32_at, u64_at};
 use crate::memory::{ATTR_BYTES, Call, Replace, ShownId, Target, Written};
-use crate::objects::{Files, Objects, Ours, Seen, What, mode_of_flags};
+use crate::objects::{Files, Ours, Seen, What, mode_of_flags};
 use crate::sys::{self, Answer, Notification};
-use crate::{Choice, DeviceAt, Event, Rules, program};
+use crate::{Choice, Counts, Event, Rules, program};
 use offmap_bpf::command as c;
-use offmap_bpf::{Caller, Errno, Error, Fd, MapFlags, MapType, NetNs, System, UserMemory};
-use std::collections::HashMap;
+use offmap_bpf::{Caller, Errno, Error, Fd, MapFlags, MapType, NetNs, UserMemory};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 /// Offsets of descriptors in attributes.
 const FD_FIRST: usize = 0;
@@ -47,20 +47,25 @@ pub(crate) struct Counters {
     pub(crate) maps: AtomicU64,
 }
 
-/// Whoever answers the program's calls; any number of threads may.
+impl Counters {
+    /// The counts so far.
+    pub(crate) fn counts(&self) -> Counts {
+        Counts {
+            answered: self.answered.load(Ordering::Relaxed),
+            passed_on: self.passed_on.load(Ordering::Relaxed),
+            maps: self.maps.load(Ordering::Relaxed),
+        }
+    }
+}
+
+/// Whoever answers one program's calls; any number of threads may.
 pub(crate) struct Supervisor {
-    pub(crate) system: Arc<System>,
+    pub(crate) host: Arc<Host>,
     pub(crate) listener: OwnedFd,
-    pub(crate) objects: Objects,
-    pub(crate) devices: Vec<DeviceAt>,
     /// Index of each device's interface for the program.
     pub(crate) indexes: Vec<u32>,
     pub(crate) netns: NetNs,
     pub(crate) rules: Rules,
-    /// BTF objects of the bpf layer, by the kernel's id of the same.
-    pub(crate) btf: Mutex<HashMap<u32, Fd>>,
-    /// Where maps of ours were pinned in the kernel's file system.
-    pub(crate) pins: Mutex<Vec<(PathBuf, u32)>>,
     pub(crate) counters: Counters,
     pub(crate) report: Box<dyn Fn(&Event) + Send + Sync>,
 }
@@ -107,21 +112,6 @@ impl Supervisor {
                 }
             }
         }
-    }
-
-    /// The end: no process is left. A pin would leave a map of the kernel behind that stands for
-    /// nothing any more.
-    pub(crate) fn end(&self) {
-        let pins = std::mem::take(&mut *self.pins.lock().unwrap_or_else(PoisonError::into_inner));
-        for (path, id) in pins {
-            let stands = kernel::pinned(&path)
-                .ok()
-                .and_then(|file| self.objects.kernel_id(&file));
-            if stands == Some(id) && std::fs::remove_file(&path).is_ok() {
-                (self.report)(&Event::Unpinned { path });
-            }
-        }
-        drop(self.objects.clear());
     }
 
     fn outcome(&self, notification: &Notification) -> Result<Outcome, Error> {
@@ -172,9 +162,9 @@ impl Supervisor {
             | c::BTF_LOAD
             | c::BTF_GET_FD_BY_ID
             | c::BTF_GET_NEXT_ID
-                if self.objects.files() == Files::Memory =>
+                if self.host.objects.files() == Files::Memory =>
             {
-                self.objects.collect();
+                self.host.objects.collect();
                 self.opens(notification, &call, &mut attr, command)
             }
             _ => PASS,
@@ -182,7 +172,7 @@ impl Supervisor {
     }
 
     fn see(&self, call: &Asked, fd: u32) -> Seen {
-        self.objects.see(call.target.tid, fd as i32)
+        self.host.objects.see(call.target.tid, fd as i32)
     }
 
     /// A program of the kernel cannot get at a map of ours.
@@ -210,7 +200,7 @@ impl Supervisor {
             return Err(Error::new(Errno::EINTR, "the caller has died"));
         }
         let memory = Call::new(call.target, call.attr_at, &attr[..call.head], replace);
-        self.system.bpf_common(
+        self.host.system.bpf_common(
             &self.caller(),
             &memory,
             call.number,
@@ -243,7 +233,7 @@ impl Supervisor {
             _ => return Ok(Outcome::Answer(Answer::Continue)),
         };
         put(attr, at, fd.0 as u32);
-        let shown_id = |id| self.objects.shown_id(id);
+        let shown_id = |id| self.host.objects.shown_id(id);
         let mut replace = match ours.what.holds_maps {
             true => self.values_of_maps(call, attr, command, &shown_id)?,
             false => Replace::default(),
@@ -252,7 +242,7 @@ impl Supervisor {
             replace.written = Some((u64_at(attr, INFO), Written::Fields(self.shown(&ours))));
         }
         let value = self.answer(notification, call, attr, replace)?;
-        if command == c::MAP_FREEZE && self.objects.files() == Files::Kernel {
+        if command == c::MAP_FREEZE && self.host.objects.files() == Files::Kernel {
             // So that /proc shows it. Where the map that stands for it was made otherwise, ours
             // is frozen all the same.
             let _ = kernel::freeze(&file);
@@ -349,12 +339,16 @@ impl Supervisor {
         let Seen::Ours(ours, fd, _) = self.see(call, u32_at(attr, FD_OF_PIN)) else {
             return Ok(Outcome::Answer(Answer::Continue));
         };
-        match self.objects.files() {
+        match self.host.objects.files() {
             Files::Kernel => {
                 if let (Some((id, _)), Some(path)) =
                     (ours.ids, self.path(call.target, u64_at(attr, 0)))
                 {
-                    let mut pins = self.pins.lock().unwrap_or_else(PoisonError::into_inner);
+                    let mut pins = self
+                        .host
+                        .pins
+                        .lock()
+                        .unwrap_or_else(PoisonError::into_inner);
                     pins.push((path, id));
                 }
                 Ok(Outcome::Answer(Answer::Continue))
@@ -394,7 +388,7 @@ impl Supervisor {
 
     /// PROG_LOAD: refused when the program refers to a map of ours.
     fn prog_load(&self, call: &Asked, attr: &[u8; ATTR_BYTES]) -> Result<Outcome, Error> {
-        if self.objects.len() == 0 {
+        if self.host.objects.len() == 0 {
             return Ok(Outcome::Answer(Answer::Continue));
         }
         for (fd, at) in program::map_fds(call.target, attr) {
@@ -430,16 +424,15 @@ impl Supervisor {
 
     /// A memfd for an open file of the bpf layer's.
     fn give(&self, fd: Fd, device: Option<usize>) -> Result<Outcome, Error> {
-        let map = self.system.info(fd).ok();
+        let map = self.host.system.info(fd).ok();
         let kind = match map {
             Some(_) => "bpf-map",
             None => "btf",
         };
         let device = device.or_else(|| {
             let there = map.as_ref()?.offload.as_ref()?;
-            self.devices
-                .iter()
-                .position(|device| device.ifindex.0 == there.ifindex)
+            let devices = &self.host.devices;
+            devices.iter().position(|device| device.0 == there.ifindex)
         });
         let name = map.as_ref().map_or_else(String::new, |map| {
             let end = map.name.iter().position(|&byte| byte == 0);
@@ -448,7 +441,7 @@ impl Supervisor {
         let id = map.as_ref().map_or(0, |map| map.id);
         let holds_maps = map.as_ref().is_some_and(|map| holds_maps(map.map_type));
         let ours = Arc::new(Ours::new(
-            &self.system,
+            &self.host.system,
             fd,
             0,
             id,
@@ -456,7 +449,8 @@ impl Supervisor {
             device,
             What { name, holds_maps },
         ));
-        self.objects
+        self.host
+            .objects
             .enter_file(ours, kind)
             .map(Outcome::File)
             .map_err(|error| {
@@ -489,10 +483,10 @@ impl Supervisor {
         call: &Asked,
         attr: &mut [u8; ATTR_BYTES],
     ) -> Result<Outcome, Error> {
-        let memory = self.objects.files() == Files::Memory;
-        if self.objects.collect() {
+        let memory = self.host.objects.files() == Files::Memory;
+        if self.host.objects.collect() {
             // What was closed before this call has made room for the new map.
-            self.system.flush_frees();
+            self.host.system.flush_frees();
         }
         let choice = self.chosen(attr);
         let Some(Choice { device, asked }) = choice else {
@@ -513,7 +507,7 @@ impl Supervisor {
             return Ok(Outcome::Answer(Answer::Continue));
         }
         let original = *attr;
-        put(attr, create::IFINDEX, self.devices[device].ifindex.0);
+        put(attr, create::IFINDEX, self.host.devices[device].0);
         let btf = self.translate_btf(call, attr)?;
         let inner = match u32_at(attr, create::INNER_MAP_FD) {
             0 => None,
@@ -553,26 +547,26 @@ impl Supervisor {
         );
         let made = stand_in
             .map_err(|error| error.to_string())
-            .and_then(|file| match self.objects.kernel_id(&file) {
+            .and_then(|file| match self.host.objects.kernel_id(&file) {
                 Some(id) => Ok((file, id)),
                 None => Err("it cannot be looked at".to_owned()),
             });
         let (file, id) = match made {
             Ok(made) => made,
             Err(why) => {
-                let _ = self.system.close(fd);
+                let _ = self.host.system.close(fd);
                 return Err(Error::because(
                     Errno::ENOMEM,
                     format!("the kernel makes no map that stands for the offloaded one: {why}"),
                 ));
             }
         };
-        let system_id = self.system.info(fd).map_or(0, |info| info.id);
+        let system_id = self.host.system.info(fd).map_or(0, |info| info.id);
         let name = &original[create::NAME..create::NAME + 16];
         let end = name.iter().position(|&byte| byte == 0).unwrap_or(16);
         let name = String::from_utf8_lossy(&name[..end]).into_owned();
-        self.objects.enter_map(Arc::new(Ours::new(
-            &self.system,
+        self.host.objects.enter_map(Arc::new(Ours::new(
+            &self.host.system,
             fd,
             mode_of_flags(flags.bits()),
             system_id,
@@ -609,11 +603,11 @@ impl Supervisor {
                     put(attr, create::BTF_FD, u32::MAX);
                     return Ok(None);
                 };
-                let mut known = self.btf.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut known = self.host.btf.lock().unwrap_or_else(PoisonError::into_inner);
                 let fd = match known.get(&id) {
                     Some(&fd) => fd,
                     None => {
-                        let fd = self.system.btf_load(&self.caller(), &bytes)?;
+                        let fd = self.host.system.btf_load(&self.caller(), &bytes)?;
                         known.insert(id, fd);
                         fd
                     }

@@ -154,6 +154,20 @@ pub(crate) fn answer(listener: &OwnedFd, id: u64, answer: Answer) -> io::Result<
     }
 }
 
+/// Whether a descriptor is a seccomp filter's listener: any other does not know the question.
+pub(crate) fn is_listener(file: &OwnedFd) -> bool {
+    let nobody = u64::MAX;
+    // SAFETY: the kernel reads the number, which outlives the call.
+    let got = unsafe {
+        libc::ioctl(
+            file.as_raw_fd(),
+            libc::SECCOMP_IOCTL_NOTIF_ID_VALID,
+            &raw const nobody,
+        )
+    };
+    errno_of(got.into()) == Some(libc::ENOENT)
+}
+
 /// Whether the notification's call still waits: its thread's number is its own until then.
 pub(crate) fn is_waiting(listener: &OwnedFd, id: u64) -> bool {
     // SAFETY: the kernel reads the number, which outlives the call.

@@ -5,6 +5,7 @@
 //! when the kernel lets this process make no maps.
 
 mod bpftool;
+mod daemon;
 mod programs;
 mod tools;
 

@@ -368,8 +368,10 @@ int main(int argc, char **argv) {
         if (element(BPF_MAP_UPDATE_ELEM, fd, &key, &value, 0))
             fail("UPDATE");
         printf("ready\n");
-        for (;;)
-            element(BPF_MAP_LOOKUP_ELEM, fd, &key, &value, 0);
+        while (!element(BPF_MAP_LOOKUP_ELEM, fd, &key, &value, 0))
+            ;
+        printf("lookup: %s\n", strerror(errno));
+        return 3;
     } else
         return 2;
     return 0;
