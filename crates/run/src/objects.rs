@@ -138,6 +138,8 @@ pub(crate) enum Seen {
 pub(crate) struct Objects {
     how: How,
     threads: Mutex<HashMap<i32, Arc<OwnedFd>>>,
+    /// Held while what is gone is looked for and let go of: when that returns, all of it is.
+    collecting: Mutex<()>,
 }
 
 enum How {
@@ -182,6 +184,7 @@ impl Objects {
         Ok(Self {
             how,
             threads: Mutex::default(),
+            collecting: Mutex::default(),
         })
     }
 
@@ -327,30 +330,26 @@ impl Objects {
         Ok(file)
     }
 
-    /// Lets go of what nobody has any more; whether there was any.
-    pub(crate) fn collect(&self) -> bool {
+    /// Lets go of what nobody has any more. The maps among it may be freed a little later
+    /// ([`System::flush_frees`]).
+    pub(crate) fn collect(&self) {
+        let _collecting = lock(&self.collecting);
         match &self.how {
             How::Kernel(_, maps) => {
                 let ids: Vec<u32> = lock(maps).keys().copied().collect();
-                let mut any = false;
                 for id in ids {
                     if !kernel::map_lives(id) {
                         let gone = lock(maps).remove(&id);
-                        any |= gone.is_some();
                         // The device is told without the table being held.
                         drop(gone);
                     }
                 }
-                any
             }
             How::Memory { inotify, by_inode } => {
                 let mut space = [MaybeUninit::<u8>::uninit(); 4096];
                 let mut events = inotify::Reader::new(inotify, &mut space);
-                let mut gone = Vec::new();
-                // The table is held while events are read, so that two readers do not take
-                // them in turns.
-                let mut open = lock(by_inode);
                 while let Ok(event) = events.next() {
+                    let mut open = lock(by_inode);
                     let found = open.iter_mut().find(|(_, open)| open.watch == event.wd());
                     let Some((&inode, entry)) = found else {
                         continue;
@@ -359,12 +358,13 @@ impl Objects {
                         true => entry.files += 1,
                         false => entry.files = entry.files.saturating_sub(1),
                     }
-                    if entry.files == 0 {
-                        gone.extend(open.remove(&inode));
-                    }
+                    let gone = match entry.files {
+                        0 => open.remove(&inode),
+                        _ => None,
+                    };
+                    drop(open);
+                    drop(gone);
                 }
-                drop(open);
-                !gone.is_empty()
             }
         }
     }

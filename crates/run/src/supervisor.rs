@@ -484,10 +484,9 @@ impl Supervisor {
         attr: &mut [u8; ATTR_BYTES],
     ) -> Result<Outcome, Error> {
         let memory = self.host.objects.files() == Files::Memory;
-        if self.host.objects.collect() {
-            // What was closed before this call has made room for the new map.
-            self.host.system.flush_frees();
-        }
+        // What was closed before this call has made room for the new map.
+        self.host.objects.collect();
+        self.host.system.flush_frees();
         let choice = self.chosen(attr);
         let Some(Choice { device, asked }) = choice else {
             if !memory || u32_at(attr, create::IFINDEX) != 0 {
