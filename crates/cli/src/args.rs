@@ -1,6 +1,7 @@
 //! The command line.
 
 use crate::bench::BenchArgs;
+use crate::model::ModelArgs;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -130,6 +131,33 @@ Examples:
   offmap sim --seeds 1000000000 --from $RANDOM --seconds 60"
     )]
     Sim(SimArgs),
+    /// Ask what offloading would give on hardware that is not here: sweeps in modelled time
+    #[command(
+        long_about = "Ask what offloading would give on hardware that is not here: sweeps in modelled time.
+
+A timing profile says what the hardware takes (PCIe, DMA, engines, tiers of memory), a workload what is done on it: \
+the map, the host's commands, packets that engines look up. A discrete-event simulation runs the one on the other, \
+with queues where things contend, and tells throughput, latency percentiles and the bottleneck by name. Each \
+--sweep adds an axis to a grid of points. What an operation costs in accesses is counted on the firmware's own \
+tables; larger tables than fit here are inferred from smaller ones of their shape.
+
+All times are modelled. The same input and seed give the same document on every machine, also when it ran in \
+parts that were merged.",
+        after_long_help = "Exit status:
+  0  done; points that the hardware does not admit say why
+  1  a file could not be written
+  2  the command line, the timing profile, the workload or a part is bad; one
+     sentence on stderr says what is wrong
+
+Examples:
+  offmap model --list
+  offmap model --timing nfp6000 --workload routes --sweep depth=1,4,16,64
+  offmap model --workload connections --sweep entries=65536,1048576,16777216 --sweep pcie=gen4x8,gen5x16 --svg plots
+  offmap model --workload fleet --sweep nics=8,16 --sweep engines=16,64,256
+  offmap model --workload fleet --sweep mpps=50,100,200 --shard 2/3 -o part-2.json
+  offmap model merge part-*.json -o whole.json --svg plots"
+    )]
+    Model(ModelArgs),
     /// Serve the emulated SmartNIC to another process or a virtual machine
     #[command(
         long_about = "Serve the emulated SmartNIC to another process or a virtual machine, by the vfio-user \

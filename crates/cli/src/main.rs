@@ -11,6 +11,7 @@ use offmap_cli::demo::{self, DemoError, Progress};
 use offmap_cli::device::{self, test};
 use offmap_cli::diff;
 use offmap_cli::log::Log;
+use offmap_cli::model::{self, ModelArgs, ModelCommand};
 use offmap_cli::nic::{self, NicError};
 use offmap_cli::profile;
 use offmap_cli::run;
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
         Command::Diff(args) => diff(&args),
         Command::Bench(args) => measure(&args),
         Command::Sim(args) => simulate(&args),
+        Command::Model(args) => plan(&args),
         Command::Nic(args) => serve(&args),
         Command::Run(args) => run_program(&args),
         Command::Daemon(args) => match run::daemon(&args) {
@@ -178,6 +180,26 @@ fn measure(args: &BenchArgs) -> ExitCode {
     }
 }
 
+fn plan(args: &ModelArgs) -> ExitCode {
+    let bar = Bar::with("{msg:20!} {wide_bar} {pos}/{len}, {eta} left");
+    let planned = match &args.command {
+        Some(ModelCommand::Merge(args)) => model::run_merge(args),
+        None => model::run(&args.run, &bar),
+    };
+    bar.0.finish_and_clear();
+    match planned {
+        Ok(text) => print(&text, ExitCode::SUCCESS),
+        Err(error) => {
+            let code = if error.is_input() {
+                BAD_INPUT
+            } else {
+                DISAGREED
+            };
+            fail(&error.to_string(), code)
+        }
+    }
+}
+
 fn simulate(args: &SimArgs) -> ExitCode {
     let bar = Bar::new().0;
     let seeds = args.seed.map_or(args.seeds, |_| 1);
@@ -299,6 +321,18 @@ impl offmap_bench::Progress for Bar {
 
     fn turn(&mut self) {
         self.0.inc(1);
+    }
+}
+
+impl model::Progress for Bar {
+    fn begin(&self, points: u64) {
+        self.0.set_length(points);
+        self.0.set_message("points");
+    }
+
+    fn done(&self, points: u64) {
+        // Threads tell in any order.
+        self.0.set_position(points.max(self.0.position()));
     }
 }
 
