@@ -144,7 +144,7 @@ impl Device {
     ) -> Result<Self, EmulatorError> {
         firmware.set_vectors(config.vectors.into());
         let mut features = Features::NOTIFY_BLOCK | Features::MEMORY_WINDOW;
-        features |= Features::COALESCING | Features::MAP_LIST;
+        features |= Features::COALESCING | Features::MAP_LIST | Features::MEMORY_TIERS;
         features.set(Features::KEEPS_MAPS, config.keep_maps);
         features.set(Features::BATCH, config.firmware.batch > 0);
         let mut registers = RegisterFile::new();

@@ -20,8 +20,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 const MAGIC: [u8; 8] = *b"OFFMAPST";
-/// 2: the headers of hash tables lie apart from their backs.
-const VERSION: u32 = 2;
+/// 3: memory tiers, wrong bits. 2: the headers of hash tables lie apart from their backs.
+const VERSION: u32 = 3;
 const HEADER_BYTES: u64 = 24;
 const SUM_BYTES: u64 = 32;
 /// Bytes that are read at a time to check the sum.

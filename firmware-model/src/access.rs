@@ -106,6 +106,27 @@ pub trait Access {
     #[inline(always)]
     fn undo(&mut self) {}
 
+    /// Cells of the `len` bytes at `at` go wrong: the bits that `flip` turns over, of bytes of any value. It
+    /// is no access; what comes of it is for the memory's check code to say.
+    ///
+    /// # Errors
+    ///
+    /// [`MemoryFault::OutOfRange`].
+    fn disturb(
+        &mut self,
+        at: DevAddr,
+        len: usize,
+        flip: impl FnOnce(&mut [u8]),
+    ) -> Result<(), MemoryFault> {
+        self.with_bytes_mut(at, len, flip)
+    }
+
+    /// Stores what a change that has failed had replaced at `at`. It is no access, and does not fail.
+    fn put_back(&mut self, at: DevAddr, bytes: &[u8]) {
+        // It was written before, so it is there.
+        let _ = self.with_bytes_mut(at, bytes.len(), |into| into.copy_from_slice(bytes));
+    }
+
     /// Makes a change of several accesses, of which nothing is left where it fails.
     ///
     /// # Errors
@@ -343,6 +364,19 @@ impl<A: Access> Access for Counting<'_, A> {
 
     fn undo(&mut self) {
         self.inner.undo();
+    }
+
+    fn disturb(
+        &mut self,
+        at: DevAddr,
+        len: usize,
+        flip: impl FnOnce(&mut [u8]),
+    ) -> Result<(), MemoryFault> {
+        self.inner.disturb(at, len, flip)
+    }
+
+    fn put_back(&mut self, at: DevAddr, bytes: &[u8]) {
+        self.inner.put_back(at, bytes);
     }
 
     fn send(

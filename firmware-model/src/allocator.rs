@@ -26,12 +26,13 @@ pub(crate) struct Allocator {
 }
 
 impl Allocator {
-    /// All of `size_bytes` is free, less what does not make up a whole line at the end.
-    pub(crate) fn new(size_bytes: u64) -> Self {
+    /// All of the `size_bytes` from `start` on, which is a whole number of lines, is free, less what
+    /// does not make up a whole line at the end.
+    pub(crate) fn over(start: u64, size_bytes: u64) -> Self {
         let len = size_bytes / ALIGN_BYTES * ALIGN_BYTES;
         let free = match len {
             0 => Vec::new(),
-            _ => vec![Piece { start: 0, len }],
+            _ => vec![Piece { start, len }],
         };
         Self {
             free,
@@ -134,6 +135,17 @@ impl Allocator {
         }
     }
 
+    /// Bytes of the largest free piece if that were returned as well.
+    pub(crate) fn largest_with(&self, at: DevAddr, bytes: u64) -> u64 {
+        let (start, len) = (at.0, bytes.next_multiple_of(ALIGN_BYTES));
+        let index = self.free.partition_point(|piece| piece.start < start);
+        let next = self.free.get(index).filter(|p| p.start == start + len);
+        let before = index.checked_sub(1).and_then(|index| self.free.get(index));
+        let before = before.filter(|p| p.start + p.len == start);
+        let joined = len + next.map_or(0, |p| p.len) + before.map_or(0, |p| p.len);
+        joined.max(self.largest_free())
+    }
+
     /// Free bytes in all pieces together.
     pub(crate) fn free_bytes(&self) -> u64 {
         self.free.iter().map(|piece| piece.len).sum()
@@ -197,7 +209,7 @@ mod tests {
                     .wrapping_add(0x1405_7b7e_f767_814f);
                 (random >> 33) % bound
             };
-            let mut allocator = Allocator::new(512 * ALIGN_BYTES);
+            let mut allocator = Allocator::over(0, 512 * ALIGN_BYTES);
             let mut model = Model {
                 taken: vec![false; 512],
             };
@@ -243,7 +255,7 @@ mod tests {
 
     #[test]
     fn runs_out_exactly() {
-        let mut allocator = Allocator::new(10 * ALIGN_BYTES + 63);
+        let mut allocator = Allocator::over(0, 10 * ALIGN_BYTES + 63);
         assert_eq!(allocator.size_bytes(), 10 * ALIGN_BYTES);
         for line in 0..10 {
             assert_eq!(allocator.allocate(1), Some(DevAddr(line * ALIGN_BYTES)));

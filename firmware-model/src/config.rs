@@ -1,5 +1,7 @@
 //! What a device is built with, and what makes such a description impossible.
 
+use crate::tier::{self, TierConfig};
+use alloc::vec::Vec;
 use core::fmt;
 use offmap_abi::admin::PORTS_MAX;
 
@@ -29,6 +31,9 @@ pub struct Config {
     pub ports: u32,
     /// What a step of a longer command may do.
     pub step: StepLimits,
+    /// The tiers of device memory, the fastest first; their sizes make up `memory_bytes`. None: one tier
+    /// of that size, without a check code.
+    pub tiers: Vec<TierConfig>,
 }
 
 /// The work of one step of a command that may take several: a batch, the making of a map, the
@@ -80,7 +85,16 @@ impl Config {
             engines: 8,
             ports: 1,
             step: StepLimits::USUAL,
+            tiers: Vec::new(),
         }
+    }
+
+    /// The same with the memory of those tiers.
+    pub fn with_tiers(mut self, tiers: Vec<TierConfig>) -> Self {
+        let sizes = tiers.iter().map(|tier| tier.size_bytes);
+        self.memory_bytes = sizes.fold(0, u64::saturating_add);
+        self.tiers = tiers;
+        self
     }
 
     /// Checks that the limits can be represented in the tables and on the wire, and that
@@ -117,6 +131,7 @@ impl Config {
         let buckets = StepLimits::BUCKETS_MAX.into();
         limit("step.buckets", step.buckets.into(), 1, buckets)?;
         limit("memory_bytes", self.memory_bytes, 64, isize::MAX as u64)?;
+        tier::check(&self.tiers, self.memory_bytes)?;
         if (storage_bytes as u64) < self.memory_bytes {
             return Err(ConfigError::Storage {
                 storage_bytes: storage_bytes as u64,
@@ -141,6 +156,13 @@ pub enum ConfigError {
         /// Its greatest value.
         max: u64,
     },
+    /// A tier of [`Config::tiers`] cannot be.
+    Tier {
+        /// Its number, from 1.
+        number: usize,
+        /// What is wrong.
+        what: &'static str,
+    },
     /// The storage handed over is shorter than the memory it must hold.
     Storage {
         /// Length of the storage in bytes.
@@ -159,6 +181,7 @@ impl fmt::Display for ConfigError {
                 min,
                 max,
             } => write!(f, "{name} is {value}, outside {min} to {max}"),
+            Self::Tier { number, what } => write!(f, "memory tier {number}: {what}"),
             Self::Storage {
                 storage_bytes,
                 memory_bytes,

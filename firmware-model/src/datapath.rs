@@ -38,7 +38,7 @@ impl<'a, A: Access> DataPath<'a, A> {
     fn reachable(&self, handle: MapHandle) -> Result<&'a Map, Status> {
         let holdings = self.holdings;
         self.maps
-            .get(handle)
+            .used::<A>(handle)
             .or_else(|status| holdings.freed(handle).ok_or(status))
     }
 
@@ -72,7 +72,7 @@ impl<'a, A: Access> DataPath<'a, A> {
     /// Takes the next value of a queue or stack.
     pub(crate) fn pop(&mut self, map: MapHandle, value: &mut [u8]) -> Result<(), Status> {
         self.check_engine()?;
-        let map = self.maps.get(map)?;
+        let map = self.maps.used::<A>(map)?;
         if !map.spec.kind.is_queue() {
             return Err(Status::Unsupported);
         }
@@ -124,7 +124,7 @@ impl<'a, A: Access> DataPath<'a, A> {
         flags: u32,
     ) -> Result<(), Status> {
         self.check_engine()?;
-        let map = self.maps.get(map)?;
+        let map = self.maps.used::<A>(map)?;
         if map.spec.kind.is_map_of_maps() {
             return Err(Status::Unsupported);
         }

@@ -60,7 +60,7 @@ impl<S: Storage> Firmware<S> {
 
     #[inline(always)]
     fn try_lookup(&mut self, map: MapHandle, key: &[u8], value: &mut [u8]) -> Result<(), Status> {
-        let map = self.maps.get(map)?;
+        let map = self.maps.used::<DeviceMemory<S>>(map)?;
         check_key(map, key)?;
         let value = value
             .get_mut(..map.value_bytes())
@@ -122,7 +122,7 @@ impl<S: Storage> Firmware<S> {
         write: impl FnOnce(&Map) -> Option<ValueWrite<'v>>,
     ) -> Result<(), Status> {
         let handle = map;
-        let map = self.maps.get(handle)?;
+        let map = self.maps.used::<DeviceMemory<S>>(handle)?;
         if flags > UPDATE_EXIST {
             return Err(Status::InvalidField);
         }
@@ -130,11 +130,14 @@ impl<S: Storage> Firmware<S> {
         let write = write(map).ok_or(Status::InvalidLength)?;
         if let (true, ValueWrite::All(value)) = (map.spec.kind.is_map_of_maps(), write) {
             let (holdings, memory) = (&mut self.holdings, &mut self.memory);
-            inner::update(&self.maps, holdings, memory, handle, key, value, flags)?;
+            memory.whole(|memory| {
+                inner::update(&self.maps, holdings, memory, handle, key, value, flags)
+            })?;
             self.give_back();
             return Ok(());
         }
-        map.table.update(&mut self.memory, key, write, flags)
+        self.memory
+            .whole(|memory| map.table.update(memory, key, write, flags))
     }
 
     /// Removes `key`.
@@ -147,14 +150,15 @@ impl<S: Storage> Firmware<S> {
 
     fn try_delete(&mut self, map: MapHandle, key: &[u8]) -> Result<(), Status> {
         let handle = map;
-        let map = self.maps.get(handle)?;
+        let map = self.maps.used::<DeviceMemory<S>>(handle)?;
         check_key(map, key)?;
         if map.spec.kind.is_map_of_maps() {
-            inner::delete(&mut self.holdings, &mut self.memory, handle, map, key)?;
+            let (holdings, memory) = (&mut self.holdings, &mut self.memory);
+            memory.whole(|memory| inner::delete(holdings, memory, handle, map, key))?;
             self.give_back();
             return Ok(());
         }
-        map.table.delete(&mut self.memory, key)
+        self.memory.whole(|memory| map.table.delete(memory, key))
     }
 
     /// Copies the key after `key` to the start of `next`; the first key when `key` is `None`
@@ -310,10 +314,10 @@ impl<S: Storage> Firmware<S> {
     /// How device memory is used.
     pub fn memory_stats(&self) -> MemoryStats {
         MemoryStats {
-            total_bytes: self.allocator.size_bytes(),
-            free_bytes: self.allocator.free_bytes(),
-            free_largest: self.allocator.largest_free(),
-            free_pieces: self.allocator.pieces(),
+            total_bytes: self.tiers.size_bytes(),
+            free_bytes: self.tiers.free_bytes(),
+            free_largest: self.tiers.largest_free(),
+            free_pieces: self.tiers.pieces(),
             maps: self.maps.live(),
         }
     }
@@ -375,7 +379,11 @@ impl<S: Storage> Firmware<S> {
             host,
         };
         if !batch {
+            io.access.begin();
             let completion = io.completion_of(command);
+            if !completion.status().is_success() {
+                io.access.undo();
+            }
             let counts = access.counts();
             self.give_back();
             return (Progress::Done(completion), counts);

@@ -16,10 +16,12 @@ use offmap_abi::{Completion, DevAddr, IoOpcode, MapHandle, RequestId, Status, Su
 pub enum Verdict {
     /// It takes place.
     Pass,
-    /// It takes place, and these cells are wrong: a read finds them flipped and a write leaves
-    /// them so.
+    /// It takes place, and these cells are wrong: they are before a read, and after a write. What
+    /// comes of that is for the check code of the tier to say ([`crate::Ecc`]): without one a read finds
+    /// them flipped.
     Flip(BitFlips),
-    /// The memory's check code does not match: the command ends with [`Status::MediaError`].
+    /// The memory's check code does not match, whatever it is: the command ends with
+    /// [`Status::MediaError`].
     Media,
 }
 
@@ -79,7 +81,7 @@ impl<'a, A: Access, K: MemoryHook> Hooked<'a, A, K> {
     fn before_read(&mut self, at: DevAddr, len: usize) -> Result<(), MemoryFault> {
         match self.hook.read(at, len) {
             Verdict::Pass => Ok(()),
-            Verdict::Flip(flips) => self.inner.with_bytes_mut(at, len, |b| flips.apply(b)),
+            Verdict::Flip(flips) => self.inner.disturb(at, len, |b| flips.apply(b)),
             Verdict::Media => Err(MemoryFault::Media),
         }
     }
@@ -121,14 +123,14 @@ impl<A: Access, K: MemoryHook> Access for Hooked<'_, A, K> {
             return Err(MemoryFault::Media);
         }
         let replaced = &mut self.replaced;
-        self.inner.with_bytes_mut(at, len, |bytes| {
+        let result = self.inner.with_bytes_mut(at, len, |bytes| {
             replaced.push((at, bytes.to_vec()));
-            let result = f(bytes);
-            if let Verdict::Flip(flips) = verdict {
-                flips.apply(bytes);
-            }
-            result
-        })
+            f(bytes)
+        })?;
+        if let Verdict::Flip(flips) = verdict {
+            self.inner.disturb(at, len, |bytes| flips.apply(bytes))?;
+        }
+        Ok(result)
     }
 
     fn begin(&mut self) {
@@ -137,10 +139,7 @@ impl<A: Access, K: MemoryHook> Access for Hooked<'_, A, K> {
 
     fn undo(&mut self) {
         for (at, was) in self.replaced.drain(..).rev() {
-            // It was written before, so it is there.
-            let _ = self
-                .inner
-                .with_bytes_mut(at, was.len(), |bytes| bytes.copy_from_slice(&was));
+            self.inner.put_back(at, &was);
         }
     }
 

@@ -28,6 +28,7 @@ mod config;
 mod datapath;
 mod direct;
 mod dispatch;
+mod ecc;
 pub mod engine;
 /// What rule B3 asks for; the litmus tests have loom's here.
 mod fence {
@@ -39,20 +40,27 @@ mod maps;
 pub mod memory;
 pub mod state;
 pub mod table;
+mod tier;
 pub mod time;
 mod warm;
 
 pub use config::{Config, ConfigError, StepLimits};
 pub use direct::MemoryStats;
+pub use ecc::Ecc;
+pub use memory::Scrubbed;
 pub use table::ring::{RingOutput, RingStats};
+pub use tier::{AUTO_SHARE, TIER_NAME_BYTES, TierConfig};
 
-use allocator::Allocator;
+use access::Access;
 use dispatch::admin::Pending;
 use dispatch::{Io, Position, Scratch, Step, UnderWay};
 use inner::Holdings;
 use maps::Maps;
 use memory::DeviceMemory;
-use offmap_abi::{Completion, CompletionWords, DevAddr, IoOpcode, RequestId, Status, Submission};
+use offmap_abi::{
+    Completion, CompletionWords, DevAddr, IoOpcode, MapHandle, RequestId, Status, Submission,
+};
+use tier::Tiers;
 
 /// The bytes that stand for device memory. Zeroed when handed over.
 pub trait Storage: AsRef<[u8]> + AsMut<[u8]> + Send {
@@ -128,7 +136,7 @@ pub const STEP_BUCKETS: usize = 4096;
 pub struct Firmware<S> {
     config: Config,
     memory: DeviceMemory<S>,
-    allocator: Allocator,
+    tiers: Tiers,
     maps: Maps,
     holdings: Holdings,
     scratch: Scratch,
@@ -136,6 +144,10 @@ pub struct Firmware<S> {
     under_way: UnderWay,
     /// MSI-X vectors of the function.
     vectors: u32,
+    /// Whether an engine is in the midst of an operation on the map that moves.
+    engaged: bool,
+    /// That map, once it is copied and waits for such an engine: no other one begins an operation on it.
+    closed: Option<MapHandle>,
 }
 
 impl<S: Storage> Firmware<S> {
@@ -146,15 +158,18 @@ impl<S: Storage> Firmware<S> {
     /// [`ConfigError`] when a limit cannot be represented or the storage is too short.
     pub fn new(config: Config, storage: S) -> Result<Self, ConfigError> {
         config.check(storage.as_ref().len())?;
+        let tiers = Tiers::new(&config.tiers, config.memory_bytes);
         Ok(Self {
-            memory: DeviceMemory::new(storage, config.memory_bytes),
-            allocator: Allocator::new(config.memory_bytes),
+            memory: DeviceMemory::new(storage, config.memory_bytes, tiers.codes()),
+            tiers,
             maps: Maps::new(&config),
             holdings: Holdings::default(),
             scratch: Scratch::new(&config),
             pending: None,
             under_way: UnderWay::default(),
             vectors: 0,
+            engaged: false,
+            closed: None,
             config,
         })
     }
@@ -214,11 +229,31 @@ impl<S: Storage> Firmware<S> {
                 Progress::More => false,
             };
         }
-        self.engine(host).run(command, done);
+        if self.memory.is_watched() {
+            self.run_watched(command, host, done);
+        } else {
+            self.engine(host).run(command, done);
+        }
         if self.holdings.has_released() {
             self.give_back();
         }
         true
+    }
+
+    /// A command on one element, over memory whose accesses may fail: what fails has changed nothing.
+    #[cold]
+    #[inline(never)]
+    fn run_watched(
+        &mut self,
+        command: &Submission,
+        host: &mut impl HostMemory,
+        done: &mut CompletionWords,
+    ) {
+        self.memory.begin();
+        self.engine(host).run(command, done);
+        if !Completion::from(*done).status().is_success() {
+            self.memory.undo();
+        }
     }
 
     #[inline(always)]
@@ -254,7 +289,7 @@ impl<S: Storage> Firmware<S> {
     fn give_back(&mut self) {
         while let Some((handle, map)) = self.holdings.pop_released() {
             self.maps.reuse(handle, &map);
-            self.allocator.release(map.base, map.bytes);
+            self.tiers.release(map.base, map.bytes);
         }
     }
 
@@ -263,6 +298,7 @@ impl<S: Storage> Firmware<S> {
         match step {
             Step::Done(completion) => {
                 self.under_way.remove(context);
+                self.maps.heat(command.map(), completion.count.get().into());
                 Progress::Done(completion)
             }
             Step::At(position) => {
@@ -293,18 +329,23 @@ impl<S: Storage> Firmware<S> {
     /// device memory reads as zero from now on. The cost does not depend on what was in it.
     pub fn reset(&mut self) {
         self.pending = None;
+        self.closed = None;
         self.under_way.clear();
         self.holdings.clear(&mut self.maps);
         self.maps.clear();
         self.scratch.shrink();
-        self.allocator = Allocator::new(self.config.memory_bytes);
+        self.tiers.clear();
         self.memory.reset();
     }
 
     /// Forgets the admin command under way, and what it had taken.
     fn forget_pending(&mut self) {
-        if let Some(Pending::Create { map, .. }) = self.pending.take() {
-            self.allocator.release(map.base, map.bytes);
+        if let Some(Pending::Create { map, .. } | Pending::Migrate { map, .. }) =
+            self.pending.take()
+        {
+            self.memory.copy_end();
+            self.closed = None;
+            self.tiers.release(map.base, map.bytes);
         }
         self.holdings.creating = None;
     }
@@ -312,6 +353,25 @@ impl<S: Storage> Firmware<S> {
     /// Reads device memory through the host's window; past the end it reads all ones.
     pub fn read_memory(&self, address: DevAddr, into: &mut [u8]) {
         self.memory.window_read(address, into);
+    }
+
+    /// Bits of device memory go wrong: of the byte at `address`, those that are set in `bits`. What comes
+    /// of it is for the check code of the tier to say. `false`: there is no such byte.
+    pub fn flip_bits(&mut self, address: DevAddr, bits: u8) -> bool {
+        let flipped = self.memory.disturb(address, 1, |byte| byte[0] ^= bits);
+        address.0 < self.config.memory_bytes && flipped.is_ok()
+    }
+
+    /// A check bit of the line of 64 bytes at `address` goes wrong: with [`Ecc::Parity`] bit 0, with
+    /// [`Ecc::Secded`] bits `8 * w` to `8 * w + 7` are those of word `w`. `false`: there is no such bit.
+    pub fn flip_check_bit(&mut self, address: DevAddr, bit: u32) -> bool {
+        self.memory.disturb_check(address, bit).is_ok()
+    }
+
+    /// Reads every line of device memory once, as a scrubber does, and writes back what the check code
+    /// corrected.
+    pub fn scrub(&mut self) -> Scrubbed {
+        self.memory.scrub()
     }
 
     /// Writes device memory through the host's window; past the end it is ignored.

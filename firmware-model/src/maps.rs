@@ -8,12 +8,14 @@
 //! on, a handle comes round only after 65,535 * 4,096 creations (with more than 61,441 maps:
 //! 65,535 times the number of free slots).
 
+use crate::access::Access;
 use crate::config::Config;
 use crate::table::Table;
-use crate::table::layout::MapSpec;
+use crate::table::layout::{Geometry, MapSpec};
 use crate::table::ring::RingTable;
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use offmap_abi::{DevAddr, MapHandle, Status};
 
 /// A live map.
@@ -24,9 +26,25 @@ pub(crate) struct Map {
     pub(crate) base: DevAddr,
     /// Bytes from `base`.
     pub(crate) bytes: u64,
+    /// Its tier was asked for; otherwise the firmware may choose another one.
+    pub(crate) fixed: bool,
 }
 
 impl Map {
+    /// The same map with its memory at another place. `None`: there can be no such map, and is none.
+    pub(crate) fn at(&self, base: DevAddr) -> Option<Self> {
+        let table = match &self.table {
+            // It has none of its own in device memory.
+            Table::Ring(ring) => Table::Ring(*ring),
+            _ => Table::new(base, &self.spec, &Geometry::new(&self.spec)?),
+        };
+        Some(Self {
+            table,
+            base,
+            ..*self
+        })
+    }
+
     /// Key size in bytes.
     #[inline(always)]
     pub(crate) fn key_size(&self) -> usize {
@@ -48,6 +66,19 @@ const SPARE_SLOTS: u32 = 4095;
 struct Slot {
     generation: u16,
     map: Option<Map>,
+    /// Accesses to the map in this period, and half of what this was at the end of the one before. Plain
+    /// loads and stores: it is a hint.
+    heat: AtomicU64,
+}
+
+impl Slot {
+    fn new(generation: u16, map: Option<Map>) -> Self {
+        Self {
+            generation,
+            map,
+            heat: AtomicU64::new(0),
+        }
+    }
 }
 
 /// All maps.
@@ -98,9 +129,61 @@ impl Maps {
             Some(Slot {
                 generation,
                 map: Some(map),
+                ..
             }) if *generation == handle.generation() => Ok(map),
             _ => Err(Status::InvalidMap),
         }
+    }
+
+    /// As [`Self::get`], for an access to the map's elements, which counts. Where engines run beside each
+    /// other it runs again and again, and is counted when it is done.
+    #[inline(always)]
+    pub(crate) fn used<A: Access>(&self, handle: MapHandle) -> Result<&Map, Status> {
+        if A::SHARED {
+            return self.get(handle);
+        }
+        match self.slots.get(usize::from(handle.slot())) {
+            Some(Slot {
+                generation,
+                map: Some(map),
+                heat,
+            }) if *generation == handle.generation() => {
+                heat.store(heat.load(Relaxed).wrapping_add(1), Relaxed);
+                Ok(map)
+            }
+            _ => Err(Status::InvalidMap),
+        }
+    }
+
+    /// Counts so many accesses more, of a live map.
+    pub(crate) fn heat(&self, handle: MapHandle, accesses: u64) {
+        if let Some(slot) = self.slots.get(usize::from(handle.slot()))
+            && slot.generation == handle.generation()
+        {
+            let heat = slot.heat.load(Relaxed);
+            slot.heat.store(heat.wrapping_add(accesses), Relaxed);
+        }
+    }
+
+    /// The heat of a live map.
+    pub(crate) fn heat_of(&self, handle: MapHandle) -> u64 {
+        let slot = self.slots.get(usize::from(handle.slot()));
+        slot.map_or(0, |slot| slot.heat.load(Relaxed))
+    }
+
+    /// Ends a period of heat.
+    pub(crate) fn cool(&self) {
+        for slot in &self.slots {
+            slot.heat.store(slot.heat.load(Relaxed) / 2, Relaxed);
+        }
+    }
+
+    /// A live map, to be changed.
+    pub(crate) fn get_mut(&mut self, handle: MapHandle) -> Result<&mut Map, Status> {
+        self.get(handle)?;
+        let slot = self.slots.get_mut(usize::from(handle.slot()));
+        let map = slot.and_then(|slot| slot.map.as_mut());
+        map.ok_or(Status::InvalidMap)
     }
 
     /// The live maps from a slot on, in the order of their slots.
@@ -132,10 +215,7 @@ impl Maps {
         }
         // Slots that were never used come first, for the same reason as the queue's order.
         let index = if self.slots.len() < self.slots_max {
-            self.slots.push(Slot {
-                generation: 1,
-                map: None,
-            });
+            self.slots.push(Slot::new(1, None));
             (self.slots.len() - 1) as u16
         } else {
             self.free.pop_front()?
@@ -144,6 +224,7 @@ impl Maps {
         self.entries_total += u64::from(map.spec.entries());
         self.live += 1;
         slot.map = Some(map);
+        slot.heat = AtomicU64::new(0);
         Some(MapHandle::new(index, slot.generation))
     }
 
@@ -196,7 +277,7 @@ impl Maps {
         if let Some(map) = &map {
             self.count(map);
         }
-        self.slots.push(Slot { generation, map });
+        self.slots.push(Slot::new(generation, map));
         self.live <= self.limit
     }
 
@@ -246,7 +327,7 @@ impl Maps {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::table::layout::{Geometry, MapKind};
+    use crate::table::layout::MapKind;
 
     fn map() -> Map {
         let spec = MapSpec {
@@ -268,6 +349,7 @@ mod tests {
             spec,
             base,
             bytes: geometry.total_bytes,
+            fixed: false,
         }
     }
 

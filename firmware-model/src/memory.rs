@@ -8,13 +8,23 @@
 //! next owner. It only marks the written chunks as *stale*: the window shows a stale chunk as
 //! zero, and whoever writes to it, a new map or the window, zeroes it first. No map lies in a
 //! stale chunk, so tables need not look.
+//!
+//! Wrong bits, and maps that move, are looked after in [`watch`], and cost nothing where there are none.
+
+mod watch;
+
+pub(crate) use watch::LINE_BYTES;
+pub use watch::Scrubbed;
 
 use crate::access::{Access, MemoryFault};
+use crate::ecc::Ecc;
 use crate::{HostMemory, Storage};
+use alloc::boxed::Box;
 use alloc::vec;
 use alloc::vec::Vec;
 use core::ops::Range;
 use offmap_abi::{DevAddr, Status};
+use watch::{Found, Watch};
 
 /// Bytes of a chunk, the unit in which writes are remembered: a power of two.
 const CHUNK_BYTES: u64 = 64 << 10;
@@ -22,6 +32,8 @@ const CHUNK_BYTES: u64 = 64 << 10;
 const CACHE_LINE: usize = 64;
 /// Clean chunks that one zeroing step may pass over.
 const CLEAN_CHUNKS_PER_STEP: u64 = 1 << 16;
+/// What makes any address one that storage does not have: no storage has half of all addresses.
+const WATCHED: usize = 1 << (usize::BITS - 1);
 
 /// Device memory over host storage. It is the direct access policy: an access is a slice of
 /// the storage, checked once.
@@ -33,24 +45,67 @@ pub struct DeviceMemory<S> {
     written: Vec<u64>,
     /// Bit `n`: chunk `n` holds what was written before a reset. Such a chunk is written too.
     stale: Vec<u64>,
+    /// [`WATCHED`] where there is a watch, and 0 elsewhere: bits of every address, so that accesses need
+    /// not ask.
+    bias: usize,
+    watch: Option<Box<Watch>>,
+    /// Check codes by address, with the ends up to which they apply.
+    codes: Vec<(u64, Ecc)>,
+    /// What they have found.
+    found: Vec<Found>,
 }
 
 impl<S: Storage> DeviceMemory<S> {
-    /// Memory of `size_bytes` over zeroed `storage` that is at least as long.
-    pub(crate) fn new(storage: S, size_bytes: u64) -> Self {
+    /// Memory of `size_bytes` over zeroed `storage` that is at least as long, with the check codes of
+    /// its tiers.
+    pub(crate) fn new(storage: S, size_bytes: u64, codes: Vec<(u64, Ecc)>) -> Self {
         let words = size_bytes.div_ceil(CHUNK_BYTES).div_ceil(64) as usize;
         Self {
             storage,
             size_bytes,
             written: vec![0; words],
             stale: vec![0; words],
+            bias: 0,
+            watch: None,
+            found: codes.iter().map(|_| Found::default()).collect(),
+            codes,
         }
+    }
+
+    /// Whether accesses are looked after one by one.
+    #[inline(always)]
+    pub(crate) fn is_watched(&self) -> bool {
+        self.bias != 0
+    }
+
+    fn set_watched(&mut self, watched: bool) {
+        self.bias = if watched { WATCHED } else { 0 };
     }
 
     /// Makes all memory read as zero. No map may be left in it. The cost is a bit for each
     /// chunk.
     pub(crate) fn reset(&mut self) {
         self.stale.copy_from_slice(&self.written);
+        self.forget_watch();
+    }
+
+    /// Whether a chunk was written since it was last known to be zero.
+    fn is_written(&self, chunk: u64) -> bool {
+        let word = self.written.get((chunk / 64) as usize);
+        word.is_some_and(|word| word >> (chunk % 64) & 1 != 0)
+    }
+
+    /// Notes that bytes are written.
+    #[inline(always)]
+    fn mark_written(&mut self, at: u64, len: u64) {
+        let first = at / CHUNK_BYTES;
+        let last = (at + len.saturating_sub(1)) / CHUNK_BYTES;
+        for chunk in first..=last {
+            // Storage may be longer than the memory, so the bit may be missing.
+            if let Some(word) = self.written.get_mut((chunk / 64) as usize) {
+                *word |= 1 << (chunk % 64);
+            }
+        }
     }
 
     /// Whether a chunk holds what was written before a reset.
@@ -70,6 +125,9 @@ impl<S: Storage> DeviceMemory<S> {
         for bits in [&mut self.written, &mut self.stale] {
             *bits.get_mut(word).ok_or(MemoryFault::OutOfRange)? &= keep;
         }
+        if self.is_watched() {
+            self.overwritten(start, end - start);
+        }
         Ok(())
     }
 
@@ -78,33 +136,39 @@ impl<S: Storage> DeviceMemory<S> {
         self.size_bytes
     }
 
+    /// Where an access lies in storage: nowhere in it, if memory is watched.
+    #[inline(always)]
+    fn place(&self, at: DevAddr, len: usize) -> Range<usize> {
+        let start = usize::try_from(at.0).unwrap_or(usize::MAX) | self.bias;
+        // Past the end of all addresses it ends before it starts, which is no range of storage's.
+        start..start.wrapping_add(len)
+    }
+
     /// The `len` bytes at `at`.
     #[inline(always)]
     pub(crate) fn bytes(&self, at: DevAddr, len: usize) -> Result<&[u8], MemoryFault> {
-        self.storage
-            .as_ref()
-            .get(range(at, len)?)
-            .ok_or(MemoryFault::OutOfRange)
+        match self.storage.as_ref().get(self.place(at, len)) {
+            Some(bytes) => Ok(bytes),
+            None => self.watched_read(at, len),
+        }
     }
 
     /// The `len` bytes at `at`, which count as written from now on.
     #[inline(always)]
     fn bytes_mut(&mut self, at: DevAddr, len: usize) -> Result<&mut [u8], MemoryFault> {
-        let range = range(at, len)?;
-        let bytes = self
-            .storage
-            .as_mut()
-            .get_mut(range)
-            .ok_or(MemoryFault::OutOfRange)?;
-        let first = at.0 / CHUNK_BYTES;
-        let last = (at.0 + (len as u64).saturating_sub(1)) / CHUNK_BYTES;
-        for chunk in first..=last {
-            // Storage may be longer than the memory, so the bit may be missing.
-            if let Some(word) = self.written.get_mut((chunk / 64) as usize) {
-                *word |= 1 << (chunk % 64);
-            }
+        if self.storage.as_ref().get(self.place(at, len)).is_none() {
+            self.watched_write(at, len)?;
         }
-        Ok(bytes)
+        self.mark_written(at.0, len as u64);
+        let place = range(at, len)?;
+        let bytes = self.storage.as_mut().get_mut(place);
+        bytes.ok_or(MemoryFault::OutOfRange)
+    }
+
+    /// The bytes as storage has them.
+    fn shown(&self, at: DevAddr, len: usize) -> Result<&[u8], MemoryFault> {
+        let bytes = self.storage.as_ref().get(range(at, len)?);
+        bytes.ok_or(MemoryFault::OutOfRange)
     }
 
     /// The chunks that are not known to be zero, with their numbers.
@@ -117,7 +181,7 @@ impl<S: Storage> DeviceMemory<S> {
             }
             let start = chunk * CHUNK_BYTES;
             let len = CHUNK_BYTES.min(self.size_bytes - start) as usize;
-            let bytes = self.bytes(DevAddr(start), len).ok()?;
+            let bytes = self.shown(DevAddr(start), len).ok()?;
             bytes
                 .iter()
                 .any(|byte| *byte != 0)
@@ -136,7 +200,8 @@ impl<S: Storage> DeviceMemory<S> {
             .ok()
     }
 
-    /// Reads through the host's window: bytes past the end read as all ones.
+    /// Reads through the host's window: bytes past the end read as all ones. It looks past the check
+    /// codes.
     pub(crate) fn window_read(&self, at: DevAddr, into: &mut [u8]) {
         let inside = self.inside(at, into.len());
         let (head, tail) = into.split_at_mut(inside);
@@ -147,7 +212,7 @@ impl<S: Storage> DeviceMemory<S> {
             let chunk = at / CHUNK_BYTES;
             let in_chunk = ((chunk + 1) * CHUNK_BYTES - at).min(left.len() as u64) as usize;
             let (piece, rest) = left.split_at_mut(in_chunk);
-            match self.bytes(DevAddr(at), in_chunk) {
+            match self.shown(DevAddr(at), in_chunk) {
                 Ok(bytes) if !self.is_stale(chunk) => piece.copy_from_slice(bytes),
                 _ => piece.fill(0),
             }
@@ -166,6 +231,11 @@ impl<S: Storage> DeviceMemory<S> {
             if self.is_stale(chunk) && self.clear_chunk(chunk).is_err() {
                 return;
             }
+        }
+        if self.is_watched() {
+            // Whatever was there: the window is for whoever looks at memory from outside, and stores
+            // what it is given.
+            self.overwritten(at.0, inside as u64);
         }
         if let Ok(bytes) = self.bytes_mut(at, inside) {
             bytes.copy_from_slice(&from[..inside]);
@@ -206,6 +276,9 @@ impl<S: Storage> DeviceMemory<S> {
             let piece = range(DevAddr(at), (stop - at) as usize)?;
             let bytes = self.storage.as_mut().get_mut(piece);
             bytes.ok_or(MemoryFault::OutOfRange)?.fill(0);
+            if self.is_watched() {
+                self.overwritten(at, stop - at);
+            }
             return Ok(stop);
         }
         Ok(at)
@@ -243,12 +316,12 @@ impl<S: Storage> Access for DeviceMemory<S> {
 
     #[inline(always)]
     fn peek<R>(&mut self, at: DevAddr, len: usize, f: impl FnOnce(&[u8]) -> R) -> Option<R> {
-        self.bytes(at, len).map(f).ok()
+        self.storage.as_ref().get(self.place(at, len)).map(f)
     }
 
     #[inline(always)]
     fn prefetch(&mut self, at: DevAddr, len: u64) {
-        let Ok(bytes) = self.bytes(at, len as usize) else {
+        let Some(bytes) = self.storage.as_ref().get(self.place(at, len as usize)) else {
             return;
         };
         // The bytes need not begin with a line, so that the last one may be in one more.
@@ -258,6 +331,33 @@ impl<S: Storage> Access for DeviceMemory<S> {
         if let Some(last) = bytes.len().checked_sub(1) {
             S::prefetch(&bytes[last..]);
         }
+    }
+
+    #[inline(always)]
+    fn begin(&mut self) {
+        if self.is_watched() {
+            self.watched_begin();
+        }
+    }
+
+    #[inline(always)]
+    fn undo(&mut self) {
+        if self.is_watched() {
+            self.watched_undo();
+        }
+    }
+
+    fn disturb(
+        &mut self,
+        at: DevAddr,
+        len: usize,
+        flip: impl FnOnce(&mut [u8]),
+    ) -> Result<(), MemoryFault> {
+        self.disturb_bits(at, len, flip)
+    }
+
+    fn put_back(&mut self, at: DevAddr, bytes: &[u8]) {
+        self.put_raw(at, bytes);
     }
 
     /// One copy: nothing else runs meanwhile.
@@ -281,7 +381,7 @@ mod tests {
     const CHUNK: u64 = CHUNK_BYTES;
 
     fn memory(size: u64, storage: u64) -> DeviceMemory<Vec<u8>> {
-        DeviceMemory::new(vec![0; storage as usize], size)
+        DeviceMemory::new(vec![0; storage as usize], size, Vec::new())
     }
 
     #[test]

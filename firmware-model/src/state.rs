@@ -1,8 +1,9 @@
 //! The firmware's state as bytes: what a device that is built anew needs to go on with its maps.
 //!
 //! Saved are the limits, the map table with generations and the order of free slots, what maps of
-//! maps hold, and the chunks of device memory that are not zero. All else follows from that: a
-//! table from its description and its place, the allocator from the places of all maps.
+//! maps hold, the chunks of device memory that are not zero, and which bits of it are wrong. All else
+//! follows from that: a table from its description and its place, the allocators of the tiers from the
+//! places of all maps. How hot a map was is not saved.
 //!
 //! Ring buffers are not saved: their memory belongs to a host, which is gone. Neither is a
 //! command that is under way.
@@ -14,8 +15,11 @@
 use crate::maps::Map;
 use crate::table::layout::{Geometry, MapKind, MapSpec};
 use crate::table::{Table, bloom};
-use crate::{Config, ConfigError, Firmware, Storage};
+use crate::tier::{TIER_NAME_BYTES, TierConfig};
+use crate::{Config, ConfigError, Ecc, Firmware, Storage};
 use alloc::collections::{BTreeMap, VecDeque};
+use alloc::format;
+use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
 use offmap_abi::{DevAddr, MapHandle};
@@ -60,6 +64,15 @@ pub enum RestoreError<E> {
         /// What it is.
         now: u64,
     },
+    /// A tier of device memory is another one than when the state was saved.
+    Tier {
+        /// Its number, from 1.
+        number: u32,
+        /// What it was.
+        saved: String,
+        /// What it is.
+        now: String,
+    },
     /// The state cannot be one that was saved.
     Invalid(&'static str),
 }
@@ -75,6 +88,10 @@ impl<E: fmt::Display> fmt::Display for RestoreError<E> {
                     "it was saved with {name} {saved}, and this device has {now}"
                 )
             }
+            Self::Tier { number, saved, now } => write!(
+                f,
+                "it was saved with {saved} as memory tier {number}, and this device has {now}"
+            ),
             Self::Invalid(what) => write!(f, "it is damaged: {what}"),
         }
     }
@@ -88,8 +105,24 @@ impl<E> From<ConfigError> for RestoreError<E> {
 
 /// After the last chunk.
 const NO_CHUNK: u64 = u64::MAX;
+/// After the last line with wrong bits.
+const NO_LINE: u64 = u64::MAX;
 
-fn limits(config: &Config) -> [(&'static str, u64); 9] {
+/// How messages name a tier.
+fn described(tier: &TierConfig) -> String {
+    let placeable = match tier.placeable {
+        true => "",
+        false => ", not for maps",
+    };
+    format!(
+        "{:?} of {} bytes, check code {}{placeable}",
+        tier.name,
+        tier.size_bytes,
+        tier.ecc.name()
+    )
+}
+
+fn limits(config: &Config) -> [(&'static str, u64); 10] {
     [
         ("memory", config.memory_bytes),
         ("maps", config.maps.into()),
@@ -100,6 +133,7 @@ fn limits(config: &Config) -> [(&'static str, u64); 9] {
         ("per-CPU slots", config.cpu_slots.into()),
         ("batch", config.batch.into()),
         ("engines", config.engines.into()),
+        ("memory tiers", config.tiers.len() as u64),
     ]
 }
 
@@ -131,6 +165,9 @@ impl<S: Storage> Firmware<S> {
         let mut out = Out(sink);
         for (_, limit) in limits(&self.config) {
             out.u64(limit)?;
+        }
+        for tier in &self.config.tiers {
+            out.tier(tier)?;
         }
         out.u32(self.maps.slots().len() as u32)?;
         for (generation, map) in self.maps.slots() {
@@ -177,7 +214,20 @@ impl<S: Storage> Firmware<S> {
             out.u64(chunk)?;
             out.0.put(bytes)?;
         }
-        out.u64(NO_CHUNK)
+        out.u64(NO_CHUNK)?;
+        for tier in 0..self.tiers.iter().len() {
+            let (corrected, detected) = self.memory.found(tier);
+            out.u64(corrected)?;
+            out.u64(detected)?;
+        }
+        for (number, data, check) in self.memory.wrong_lines() {
+            out.u64(number)?;
+            for word in data {
+                out.u64(*word)?;
+            }
+            out.0.put(check)?;
+        }
+        out.u64(NO_LINE)
     }
 
     /// Firmware with the maps of a state, over zeroed `storage`.
@@ -195,6 +245,16 @@ impl<S: Storage> Firmware<S> {
             let saved = from.u64()?;
             if saved != now {
                 return Err(RestoreError::Limit { name, saved, now });
+            }
+        }
+        for (now, number) in config.tiers.iter().zip(1..) {
+            let saved = from.tier()?;
+            if saved != *now {
+                return Err(RestoreError::Tier {
+                    number,
+                    saved: described(&saved),
+                    now: described(now),
+                });
             }
         }
         let mut this = Self::new(config, storage)?;
@@ -240,11 +300,28 @@ impl<S: Storage> Firmware<S> {
         loop {
             let chunk = from.u64()?;
             if chunk == NO_CHUNK {
-                return Ok(this);
+                break;
             }
             let bytes = this.memory.chunk_mut(chunk);
             let bytes = bytes.ok_or(RestoreError::Invalid("memory past its end"))?;
             from.0.take(bytes).map_err(RestoreError::Source)?;
+        }
+        for tier in 0..this.tiers.iter().len() {
+            let (corrected, detected) = (from.u64()?, from.u64()?);
+            this.memory.set_found(tier, corrected, detected);
+        }
+        loop {
+            let number = from.u64()?;
+            if number == NO_LINE {
+                return Ok(this);
+            }
+            let mut data = [0; 8];
+            for word in &mut data {
+                *word = from.u64()?;
+            }
+            if !this.memory.restore_line(number, data, from.bytes()?) {
+                return Err(RestoreError::Invalid("wrong bits where there can be none"));
+            }
         }
     }
 
@@ -254,6 +331,11 @@ impl<S: Storage> Firmware<S> {
     ) -> Result<Map, RestoreError<R::Error>> {
         let spec = from.spec()?;
         let base = DevAddr(from.u64()?);
+        let fixed = match from.u16()? {
+            0 => false,
+            1 => true,
+            _ => return Err(RestoreError::Invalid("a map's place that cannot be")),
+        };
         let extra = match spec.kind {
             MapKind::BloomFilter => spec.map_extra & !bloom::HASHES,
             _ => spec.map_extra,
@@ -266,7 +348,7 @@ impl<S: Storage> Firmware<S> {
             return Err(RestoreError::Invalid("a map that cannot be"));
         };
         let bytes = geometry.total_bytes;
-        if !self.allocator.claim(base, bytes) {
+        if !self.tiers.claim(base, bytes) {
             return Err(RestoreError::Invalid(
                 "maps over each other, or past the end of memory",
             ));
@@ -276,6 +358,7 @@ impl<S: Storage> Firmware<S> {
             spec,
             base,
             bytes,
+            fixed,
         };
         let value = map.value_bytes();
         if !self.scratch.reserve_value(value) {
@@ -361,7 +444,23 @@ impl<K: Sink> Out<'_, K> {
 
     fn map(&mut self, map: &Map) -> Result<(), K::Error> {
         self.spec(&map.spec)?;
-        self.u64(map.base.0)
+        self.u64(map.base.0)?;
+        self.u16(map.fixed.into())
+    }
+
+    fn tier(&mut self, tier: &TierConfig) -> Result<(), K::Error> {
+        let mut name = [0; TIER_NAME_BYTES];
+        for (to, from) in name.iter_mut().zip(tier.name.bytes()) {
+            *to = from;
+        }
+        self.0.put(&name)?;
+        self.u64(tier.size_bytes)?;
+        self.u16(match tier.ecc {
+            Ecc::None => 0,
+            Ecc::Parity => 1,
+            Ecc::Secded => 2,
+        })?;
+        self.u16(tier.placeable.into())
     }
 }
 
@@ -384,6 +483,31 @@ impl<R: Source> In<'_, R> {
 
     fn u64(&mut self) -> Result<u64, RestoreError<R::Error>> {
         self.bytes().map(u64::from_le_bytes)
+    }
+
+    fn tier(&mut self) -> Result<TierConfig, RestoreError<R::Error>> {
+        let wrong = RestoreError::Invalid("a memory tier that cannot be");
+        let name: [u8; TIER_NAME_BYTES] = self.bytes()?;
+        let len = name.iter().position(|byte| *byte == 0);
+        let name = name.get(..len.unwrap_or(TIER_NAME_BYTES));
+        let name = name.and_then(|name| core::str::from_utf8(name).ok());
+        let size_bytes = self.u64()?;
+        let (ecc, placeable) = (self.u16()?, self.u16()?);
+        let ecc = match ecc {
+            0 => Ecc::None,
+            1 => Ecc::Parity,
+            2 => Ecc::Secded,
+            _ => return Err(wrong),
+        };
+        match (name, placeable) {
+            (Some(name), 0 | 1) => Ok(TierConfig {
+                name: name.into(),
+                size_bytes,
+                ecc,
+                placeable: placeable == 1,
+            }),
+            _ => Err(wrong),
+        }
     }
 
     fn spec(&mut self) -> Result<MapSpec, RestoreError<R::Error>> {

@@ -11,7 +11,9 @@ use offmap_abi::{
 use offmap_firmware_model::{Config, ConfigError, Firmware, Progress};
 
 fn limit(done: &Completion) -> (Limit, u64, u64, u64) {
-    assert_eq!(done.count.get(), 32);
+    // Of memory there is a word more to say.
+    let memory = done.status() == Status::NoMemory;
+    assert_eq!(done.count.get(), if memory { 40 } else { 32 });
     let detail: LimitDetail = done.payload_as();
     (
         Limit(detail.limit.get()),
@@ -203,6 +205,7 @@ fn zerocopy_bytes(data: &IdentifyData) -> Vec<u8> {
         data.batch,
         data.engines,
         data.ports,
+        data.tiers,
     ] {
         bytes.extend(word.get().to_le_bytes());
     }
@@ -213,7 +216,7 @@ fn zerocopy_bytes(data: &IdentifyData) -> Vec<u8> {
 #[test]
 fn admin_refuses_what_is_not_its_own() {
     let mut firmware = firmware(Config::with_memory(1 << 20));
-    let known = [0x01, 0x10, 0x11, 0x12, 0x13];
+    let known = [0x01, 0x10, 0x11, 0x12, 0x13, 0x14, 0x15, 0x16];
     for opcode in (0..=255u8).filter(|opcode| !known.contains(opcode)) {
         let command = Submission::new(opcode, RequestId(opcode.into()), &EmptyBody::ZERO);
         let done = admin(&mut firmware, &command, &mut Host::new(0)).0;
@@ -246,6 +249,10 @@ fn admin_commands_refuse_what_they_do_not_use() {
             vec![20, 32, 39, 44, 47],
         ),
         (AdminOpcode::MapQuery, [0; 48], live.0, vec![0, 47]),
+        // No room is room enough.
+        (AdminOpcode::MemoryInfo, [0; 48], 0, vec![16, 47]),
+        (AdminOpcode::MapLayout, [0; 48], live.0, vec![12, 47]),
+        (AdminOpcode::MapMigrate, [0; 48], live.0, vec![4, 47]),
         (AdminOpcode::MapFree, [0; 48], live.0, vec![0, 47]),
     ] {
         let mut refused = |command: &Submission| {
@@ -658,6 +665,7 @@ fn impossible_configurations_are_refused() {
         match Firmware::new(config, vec![0; 1 << 16]) {
             Err(ConfigError::Limit { name, .. }) => name,
             Err(ConfigError::Storage { .. }) => "storage",
+            Err(ConfigError::Tier { .. }) => "tier",
             Ok(_) => "accepted",
         }
     };

@@ -150,6 +150,9 @@ fn expected() -> Vec<String> {
         completion::INLINE_RESULT_BYTES => "OFFMAP_INLINE_RESULT_BYTES",
         admin::MAP_ATTR_BYTES_MAX => "OFFMAP_MAP_ATTR_BYTES_MAX",
         admin::PORTS_MAX => "OFFMAP_PORTS_MAX",
+        admin::TIERS_MAX => "OFFMAP_TIERS_MAX",
+        admin::TIER_PLACEABLE => "OFFMAP_TIER_PLACEABLE",
+        admin::MAP_TIER_FIXED => "OFFMAP_MAP_TIER_FIXED",
         ringbuf::PAGE_BYTES => "OFFMAP_RINGBUF_PAGE_BYTES",
         ringbuf::CONSUMER_POSITION => "OFFMAP_RINGBUF_CONSUMER_POSITION",
         ringbuf::PRODUCER_POSITION => "OFFMAP_RINGBUF_PRODUCER_POSITION",
@@ -177,6 +180,9 @@ fn expected() -> Vec<String> {
     }
     for value in map_type::MapType::ALL {
         lines.push(named("MAP_TYPE", value.name(), value.0.into()));
+    }
+    for value in admin::CheckCode::ALL {
+        lines.push(named("CHECK_CODE", value.name(), value.0.into()));
     }
     for value in admin::Limit::ALL {
         lines.push(named("LIMIT", value.name(), value.0.into()));
@@ -210,21 +216,34 @@ fn expected() -> Vec<String> {
         completion::Completion as "offmap_completion" { status, phase, count, request, payload }
         completion::BatchResult as "offmap_batch_result" { cursor, needed, reserved }
         admin::IdentifyBody as "offmap_identify_body" { iova, len, reserved }
-        admin::IdentifyData as "offmap_identify_data" { firmware, map_types, memory_bytes, entries_total, entries_per_map, maps, key_bytes, value_bytes, cpu_slots, batch, engines, ports, reserved }
+        admin::IdentifyData as "offmap_identify_data" { firmware, map_types, memory_bytes, entries_total, entries_per_map, maps, key_bytes, value_bytes, cpu_slots, batch, engines, ports, tiers, reserved }
         admin::QueueCreateBody as "offmap_queue_create_body" { queue, reserved, depth, vector, coalesce_count, coalesce_us, sq, cq, notify, reserved3 }
         admin::QueueDeleteBody as "offmap_queue_delete_body" { queue, reserved }
         admin::MapCreateBody as "offmap_map_create_body" { map_type, key_size, value_size, max_entries, cpu_slots, flags, seed, attr, attr_len, reserved }
-        admin::MapAttr as "offmap_map_attr" { name, map_extra, host_memory, inner_map, vector }
+        admin::MapAttr as "offmap_map_attr" { name, map_extra, host_memory, inner_map, vector, tier, reserved }
         admin::MapCreated as "offmap_map_created" { map, reserved, bytes }
         admin::EmptyBody as "offmap_empty_body" { reserved }
         admin::MapInfo as "offmap_map_info" { bytes, entries, longest_chain, free_bytes, free_largest }
 admin::MapListBody as "offmap_map_list_body" { iova, len, cursor, reserved }
         admin::MapListed as "offmap_map_listed" { cursor, reserved }
         admin::MapDescription as "offmap_map_description" {
-            map, map_type, key_size, value_size, max_entries, cpu_slots, map_extra, bytes, name, reserved
+            map, map_type, key_size, value_size, max_entries, cpu_slots, map_extra, bytes, name, base
         }
+        admin::MemoryInfoBody as "offmap_memory_info_body" { iova, len, first, reserved }
+        admin::MemoryListed as "offmap_memory_listed" { tiers, line_bytes }
+        admin::TierInfo as "offmap_tier_info" {
+            name, base, bytes, used, free_largest, free_pieces, check, flags, reserved, corrected, detected, bad_lines, reserved2
+        }
+        admin::MapLayoutBody as "offmap_map_layout_body" { iova, len, reserved }
+        admin::MapLayout as "offmap_map_layout" {
+            base, bytes, tier, flags, heat, entries, max_entries, entry_bytes, homes, homes_used, overflow,
+            overflow_used, longest_chain, probes_1, probes_2, probes_3, probes_4, probes_8, probes_16, probes_more, reserved
+        }
+        admin::MapMigrateBody as "offmap_map_migrate_body" { tier, reserved }
+        admin::MapMigrated as "offmap_map_migrated" { map, tier, base, from, reserved }
         admin::AbortBody as "offmap_abort_body" { request, queue, reserved }
         admin::LimitDetail as "offmap_limit_detail" { limit, reserved, asked, allowed, used }
+        admin::MemoryDetail as "offmap_memory_detail" { limit, tier, asked, allowed, used, free }
     });
     lines
 }

@@ -19,6 +19,12 @@ open_enum! {
         MapQuery = 0x12,
         /// Lists the maps that there are.
         MapList = 0x13,
+        /// Describes the tiers of device memory.
+        MemoryInfo = 0x14,
+        /// Says how a map lies in device memory.
+        MapLayout = 0x15,
+        /// Moves a map to another tier of device memory.
+        MapMigrate = 0x16,
         /// Asks that a command of an I/O queue ends now.
         Abort = 0x20,
     }

@@ -105,6 +105,9 @@ bitflags! {
         const MAP_LIST = 1 << 5;
         /// Maps outlive the host that made them, if it leaves without a reset (§6.6).
         const KEEPS_MAPS = 1 << 6;
+        /// MEMORY_INFO, MAP_LAYOUT and MAP_MIGRATE are there, and MAP_CREATE takes a tier (§6.7 to
+        /// §6.9).
+        const MEMORY_TIERS = 1 << 7;
         const _ = !0;
     }
 

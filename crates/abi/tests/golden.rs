@@ -1,6 +1,9 @@
 //! Golden bytes: the wire images that a device in another language has to produce and accept.
 
-use offmap_abi::admin::{IdentifyBody, MapAttr, MapCreateBody, QueueCreateBody};
+use offmap_abi::admin::{
+    CheckCode, IdentifyBody, MapAttr, MapCreateBody, MapLayoutBody, MapMigrateBody, MapMigrated,
+    MemoryDetail, MemoryInfoBody, QueueCreateBody, TIER_PLACEABLE, TierInfo,
+};
 use offmap_abi::completion::BatchResult;
 use offmap_abi::hash::KeyHash;
 use offmap_abi::notify::{EventWord, cq_doorbell, sq_doorbell};
@@ -88,14 +91,14 @@ fn admin_bodies() {
         flags: U32::ZERO,
         seed: U64::new(0x0807_0605_0403_0201),
         attr: U64::new(0x5000),
-        attr_len: U32::new(40),
+        attr_len: U32::new(48),
         reserved: U32::ZERO,
     };
     assert_eq!(
         create.as_bytes(),
         hex(
             "01000000 08000000 40000000 00000100 00000000 00000000 0102030405060708
-             0050000000000000 28000000 00000000"
+             0050000000000000 30000000 00000000"
         )
     );
     let attr = MapAttr {
@@ -104,12 +107,14 @@ fn admin_bodies() {
         host_memory: U64::new(0x1234_5678_9000),
         inner_map: U32::new(MapHandle::new(5, 1).0),
         vector: U32::new(3),
+        tier: U32::new(2),
+        reserved: U32::ZERO,
     };
     assert_eq!(
         attr.as_bytes(),
         hex(
             "666c6f7773000000 0000000000000000 0500000000000000 0090785634120000
-             05000100 03000000"
+             05000100 03000000 02000000 00000000"
         )
     );
     let queue = QueueCreateBody {
@@ -140,6 +145,91 @@ fn admin_bodies() {
     assert_eq!(
         &bytes(s.to_words(true))[..28],
         hex("01000100 00000000 0000000000000000 0040000000000000 80000000")
+    );
+}
+
+#[test]
+fn commands_about_memory() {
+    let info = MemoryInfoBody {
+        iova: U64::new(0x4000),
+        len: U32::new(192),
+        first: U32::new(1),
+        reserved: [0; 32],
+    };
+    let s = Submission::new(AdminOpcode::MemoryInfo.0, RequestId(2), &info);
+    assert_eq!(
+        &bytes(s.to_words(true))[..32],
+        hex("14000100 00000000 0200000000000000 0040000000000000 c0000000 01000000")
+    );
+    let layout = MapLayoutBody {
+        iova: U64::new(0x4000),
+        len: U32::new(128),
+        reserved: [0; 36],
+    };
+    let s = Submission::new(AdminOpcode::MapLayout.0, RequestId(2), &layout)
+        .with_map(MapHandle::new(5, 1));
+    assert_eq!(
+        &bytes(s.to_words(true))[..32],
+        hex("15000100 05000100 0200000000000000 0040000000000000 80000000 00000000")
+    );
+    let migrate = MapMigrateBody {
+        tier: U32::new(2),
+        reserved: [0; 44],
+    };
+    let s = Submission::new(AdminOpcode::MapMigrate.0, RequestId(2), &migrate)
+        .with_map(MapHandle::new(5, 1));
+    assert_eq!(
+        &bytes(s.to_words(true))[..24],
+        hex("16000100 05000100 0200000000000000 02000000 00000000")
+    );
+    let migrated = MapMigrated {
+        map: U32::new(MapHandle::new(5, 1).0),
+        tier: U32::new(1),
+        base: U64::new(0x1_0040),
+        from: U32::new(2),
+        reserved: U32::ZERO,
+    };
+    assert_eq!(
+        migrated.as_bytes(),
+        hex("05000100 01000000 4000010000000000 02000000 00000000")
+    );
+    let tier = TierInfo {
+        name: *b"sram\0\0\0\0\0\0\0\0\0\0\0\0",
+        base: U64::new(0x1_0000),
+        bytes: U64::new(0x40_0000),
+        used: U64::new(0x1240),
+        free_largest: U64::new(0x3f_e000),
+        free_pieces: U32::new(3),
+        check: U32::new(CheckCode::Secded.0),
+        flags: U32::new(TIER_PLACEABLE),
+        reserved: U32::ZERO,
+        corrected: U64::new(7),
+        detected: U64::new(1),
+        bad_lines: U64::new(2),
+        reserved2: U64::ZERO,
+    };
+    assert_eq!(
+        tier.as_bytes(),
+        hex(
+            "7372616d00000000 0000000000000000 0000010000000000 0000400000000000
+             4012000000000000 00e03f0000000000 03000000 02000000 01000000 00000000
+             0700000000000000 0100000000000000 0200000000000000 0000000000000000"
+        )
+    );
+    let detail = MemoryDetail {
+        limit: U32::new(8),
+        tier: U32::new(2),
+        asked: U64::new(0x1000),
+        allowed: U64::new(0x800),
+        used: U64::new(0x3000),
+        free: U64::new(0xc00),
+    };
+    assert_eq!(
+        detail.as_bytes(),
+        hex(
+            "08000000 02000000 0010000000000000 0008000000000000 0030000000000000
+             000c000000000000"
+        )
     );
 }
 

@@ -19,6 +19,7 @@ pub mod lifecycle;
 pub mod list;
 pub mod lru_queue;
 pub mod maps;
+pub mod memory;
 pub mod ordering;
 pub mod queues;
 pub mod rings;
@@ -251,6 +252,10 @@ macro_rules! conformance_suite {
                 freeing_a_ring_lets_go_of_its_memory = "§7.6 ring buffers, rule R4";
             list:
                 the_list_names_every_map = "§6.6 MAP_LIST";
+            memory:
+                tiers_are_what_they_say = "§6.7 MEMORY_INFO, §6.8 MAP_LAYOUT",
+                a_map_moves_with_its_contents = "§6.9 MAP_MIGRATE",
+                maps_are_placed_where_they_are_asked_for = "§6.3 MAP_CREATE, §6.7 tiers";
             ordering:
                 operands_and_results_are_those_of_their_entry = "§10 rules S1, S3, S4, C1",
                 an_effect_is_there_before_its_completion = "§10 rule C2",

@@ -3,7 +3,7 @@
 use super::Bench;
 use super::elements::Table;
 use super::host::{Host, command, enable_pci, next_request, wait_for};
-use offmap_abi::admin::{EmptyBody, IdentifyData, PORTS_MAX};
+use offmap_abi::admin::{EmptyBody, IdentifyData, PORTS_MAX, TIERS_MAX};
 use offmap_abi::regs::{self, Control, DeviceStatus, FatalCause};
 use offmap_abi::{ABI_MAJOR, AdminOpcode, IoOpcode, Status, Submission};
 use offmap_device_io::{BarOffset, Function, IoError};
@@ -107,7 +107,8 @@ pub fn identify_fills_the_room_given<F: Function>(bench: &Bench<F>) {
     }
     let ports = data.ports.get();
     assert!(ports <= PORTS_MAX, "{ports} ports");
-    assert_eq!(data.reserved, [0; 40]);
+    assert!(data.tiers.get() <= TIERS_MAX, "{} tiers", data.tiers);
+    assert_eq!(data.reserved, [0; 36]);
     let room = host.dma(4096);
     for len in [0u32, 1, 33, 127, 128, 129, 4096] {
         room.buffer().write(0, &[0xee; 256]);

@@ -4,9 +4,9 @@ use crate::generations::Generations;
 use crate::queue::{FAST_TURNS, HEALTH_FIRST, HEALTH_LAST, SPIN_TURNS, YIELD_TURNS};
 use crate::registers::Registers;
 use crate::rings::Rings;
-use crate::{CompletionFault, DriverError};
+use crate::{CompletionFault, DriverError, MemoryRoom};
 use offmap_abi::admin::{
-    IdentifyBody, IdentifyData, LimitDetail, MapDescription, MapListBody, MapListed,
+    IdentifyBody, IdentifyData, LimitDetail, MapDescription, MapListBody, MapListed, MemoryDetail,
 };
 use offmap_abi::completion::INLINE_RESULT_BYTES;
 use offmap_abi::notify::{cq_doorbell, sq_doorbell};
@@ -95,6 +95,11 @@ impl<F: Function> AdminQueue<F> {
         self.region.buffer().zero(page, PAGE_BYTES);
         self.region.buffer().write(page, bytes);
         self.region.iova(page).0
+    }
+
+    /// That memory, as the command has left it.
+    pub(crate) fn attached(&self, page: &mut [u8; PAGE_BYTES]) {
+        self.region.buffer().read(2 * self.ring_bytes, page);
     }
 
     pub(crate) fn identify(
@@ -212,6 +217,7 @@ impl<F: Function> AdminQueue<F> {
                     asked: detail.asked.get(),
                     allowed: detail.allowed.get(),
                     used: detail.used.get(),
+                    memory: room_of(&completion),
                 })
             }
             status => Err(DriverError::Command { command, status }),
@@ -315,6 +321,19 @@ impl<F: Function> AdminQueue<F> {
             }
         }
     }
+}
+
+/// What a refusal says of memory, where that is what there was not enough of and the device says so much.
+fn room_of(completion: &Completion) -> Option<MemoryRoom> {
+    if (completion.count.get() as usize) < size_of::<MemoryDetail>() {
+        return None;
+    }
+    let detail: MemoryDetail = completion.payload_as();
+    let memory = offmap_abi::admin::Limit(detail.limit.get()) == offmap_abi::admin::Limit::Memory;
+    memory.then(|| MemoryRoom {
+        tier: detail.tier.get().checked_sub(1),
+        free_bytes: detail.free.get(),
+    })
 }
 
 /// An admin completion that cannot be.

@@ -14,10 +14,10 @@ use offmap_abi::admin::{
     AbortBody, EmptyBody, MapAttr, MapCreateBody, MapCreated, MapInfo, QueueCreateBody,
     QueueDeleteBody,
 };
-use offmap_abi::regs::{BAR_REGISTERS, DOORBELLS, DOORBELLS_BYTES, NO_VECTOR};
+use offmap_abi::regs::{BAR_REGISTERS, DOORBELLS, DOORBELLS_BYTES, Features, NO_VECTOR};
 use offmap_abi::{AdminOpcode, MapHandle, QueueId, RequestId, Status};
 use offmap_device_io::{
-    BarMapping, BarOffset, DmaPlacement, DmaRegion, Function, IoError, IovaAllocator,
+    BarMapping, BarOffset, DmaPlacement, DmaRegion, Function, IoError, IovaAllocator, PAGE_BYTES,
 };
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -232,6 +232,7 @@ impl<F: Function> Driver<F> {
                 // The ABI's length fields have 32 bits.
                 allowed: u32::MAX.into(),
                 used: 0,
+                memory: None,
             });
         };
         let mut admin = self.turn()?;
@@ -331,7 +332,14 @@ impl<F: Function> Driver<F> {
             host_memory: params.host_memory.into(),
             inner_map: params.inner_map.into(),
             vector: params.vector.into(),
+            tier: params.tier.into(),
+            reserved: 0.into(),
         };
+        if params.tier != 0 && !self.identity.features.contains(Features::MEMORY_TIERS) {
+            return Err(DriverError::NoFeature {
+                feature: "MEMORY_TIERS",
+            });
+        }
         let queue = admin.queue.as_mut().ok_or(DriverError::Down)?;
         let body = MapCreateBody {
             map_type: params.map_type.into(),
@@ -370,6 +378,35 @@ impl<F: Function> Driver<F> {
         let handle = Some(map.handle);
         admin.command(self, AdminOpcode::MapFree, handle, &EmptyBody::ZERO)?;
         Ok(())
+    }
+
+    /// An admin command that refers to no memory.
+    pub(crate) fn admin_command<B: IntoBytes + Immutable>(
+        &self,
+        command: AdminOpcode,
+        map: Option<MapHandle>,
+        body: &B,
+    ) -> Result<offmap_abi::Completion, DriverError> {
+        self.turn()?.command(self, command, map, body)
+    }
+
+    /// An admin command that writes to a page, whose IOVA `body` gets; all of it is in `page` then, and
+    /// what the device did not write is zero.
+    pub(crate) fn admin_page<B: IntoBytes + Immutable>(
+        &self,
+        command: AdminOpcode,
+        map: Option<MapHandle>,
+        body: impl FnOnce(u64) -> B,
+        page: &mut [u8; PAGE_BYTES],
+    ) -> Result<offmap_abi::Completion, DriverError> {
+        let mut admin = self.turn()?;
+        let queue = admin.queue.as_mut().ok_or(DriverError::Down)?;
+        let body = body(queue.attach(&[]));
+        let done = admin.command(self, command, map, &body)?;
+        if let Some(queue) = &admin.queue {
+            queue.attached(page);
+        }
+        Ok(done)
     }
 
     /// What a map holds and uses.

@@ -26,11 +26,33 @@ pub enum CompletionFault {
     #[error("its cursor does not fit 32 bits, or did not grow")]
     Cursor,
     /// It returned a map handle that no map can have.
-    #[error("its map handle is 0, which no map has")]
+    #[error("its map handle is 0, which no map has, or is another map's")]
     Handle,
     /// Its list has a map that cannot be, one twice, or more than the device says that it can have.
     #[error("it lists a map that cannot be, one twice, or more than there may be")]
     Listed,
+    /// A list that it returned does not end, or has not a whole number of items.
+    #[error("its list does not end, or has not a whole number of items")]
+    List,
+}
+
+/// What a refusal for want of device memory says beside the limit.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct MemoryRoom {
+    /// The tier that was asked for; `None`: any.
+    pub tier: Option<u32>,
+    /// Bytes that are free in it, or in all of them, in pieces.
+    pub free_bytes: u64,
+}
+
+fn of_memory(room: &Option<MemoryRoom>) -> String {
+    let Some(MemoryRoom { tier, free_bytes }) = room else {
+        return String::new();
+    };
+    match tier {
+        Some(tier) => format!("; {free_bytes} bytes of tier {tier} are free, in pieces"),
+        None => format!("; {free_bytes} bytes are free, in pieces"),
+    }
 }
 
 /// Every failure of the driver.
@@ -125,7 +147,8 @@ pub enum DriverError {
     /// A limit of the device does not allow what was asked.
     #[error(
         "the device refuses {command} ({status}): {limit} asked {asked}, allowed {allowed}, \
-         used {used}"
+         used {used}{}",
+        of_memory(memory)
     )]
     Refused {
         /// The command.
@@ -140,6 +163,8 @@ pub enum DriverError {
         allowed: u64,
         /// What is in use already, where the limit is shared.
         used: u64,
+        /// More about device memory, where that is the limit and the device says so much.
+        memory: Option<MemoryRoom>,
     },
     /// An admin command failed otherwise.
     #[error("the device answered {command} with {status}")]

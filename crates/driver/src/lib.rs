@@ -21,6 +21,7 @@ mod fence {
 }
 mod generations;
 mod map;
+mod memory;
 mod queue;
 mod registers;
 mod rings;
@@ -29,9 +30,9 @@ mod vectors;
 pub use bringup::Identity;
 pub use config::{Coalescing, CompletionMode, DriverConfig, Notify, Timing};
 pub use driver::{AdoptedMap, Driver};
-pub use error::{CompletionFault, DriverError, SubmitError};
+pub use error::{CompletionFault, DriverError, MemoryRoom, SubmitError};
 pub use map::{DeviceMap, MapParams};
-pub use offmap_abi::admin::{Limit, MapInfo};
+pub use offmap_abi::admin::{Limit, MapDescription, MapInfo, MapLayout, MapMigrated, TierInfo};
 pub use offmap_abi::{IoOpcode, MapHandle, QueueId, RequestId, Status};
 pub use offmap_device_io::{DmaRegion, Function, Interrupt, IoError};
 pub use queue::stats::{DriverStats, OpStats, QueueEvents, QueueStats, TimeHistogram};

@@ -27,6 +27,8 @@ pub struct MapParams {
     pub inner_map: u32,
     /// MSI-X vector by which the map tells of data.
     pub vector: u32,
+    /// The memory tier to place it in: its number plus one; 0: the device chooses.
+    pub tier: u32,
 }
 
 impl MapParams {

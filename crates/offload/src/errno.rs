@@ -178,8 +178,22 @@ pub(crate) fn of_create(profile: &str, error: &DriverError) -> Error {
             allowed,
             used,
             status,
+            memory,
             ..
-        } => of_limit(profile, *status, *limit, [*asked, *allowed, *used]),
+        } => {
+            let error = of_limit(profile, *status, *limit, [*asked, *allowed, *used]);
+            match memory.and_then(|memory| Some((memory.tier?, memory.free_bytes))) {
+                Some((tier, free)) => Error::because(
+                    error.errno(),
+                    format!(
+                        "the map needs {asked} bytes in memory tier {tier} of the device of profile \
+                         {profile}, where it was to be placed; the largest free piece there has \
+                         {allowed}, {free} are free in all, and {used} are in use"
+                    ),
+                ),
+                None => error,
+            }
+        }
         DriverError::Command { status, .. } => match *status {
             Status::NoMemory => Error::new(
                 Errno::ENOMEM,

@@ -1,5 +1,7 @@
-//! Admin commands: IDENTIFY, MAP_CREATE, MAP_FREE, MAP_QUERY, MAP_LIST (abi §6).
+//! Admin commands: IDENTIFY, MAP_CREATE, MAP_FREE, MAP_QUERY, MAP_LIST (abi §6); those about memory are
+//! in `memory.rs`.
 
+use super::memory::Moving;
 use super::reserved_bits;
 use crate::inner::INNER_VALUE_BYTES;
 use crate::maps::Map;
@@ -9,11 +11,12 @@ use crate::table::hash::ChainScan;
 use crate::table::layout::{Geometry, MapKind, MapSpec, ValueShape};
 use crate::table::lpm;
 use crate::table::ring::RingTable;
+use crate::tier::Place;
 use crate::{Firmware, HostMemory, Progress, Storage};
 use alloc::vec::Vec;
 use offmap_abi::admin::{
     IdentifyBody, IdentifyData, Limit, LimitDetail, MAP_ATTR_BYTES_MAX, MapAttr, MapCreateBody,
-    MapCreated, MapDescription, MapInfo, MapListBody, MapListed,
+    MapCreated, MapDescription, MapInfo, MapListBody, MapListed, MemoryDetail,
 };
 use offmap_abi::{AdminOpcode, Completion, MapHandle, RequestId, Status, Submission};
 use zerocopy::IntoBytes;
@@ -29,10 +32,6 @@ const _: () = assert!(FIRMWARE_NAME.len() <= 32);
 
 /// An admin command that takes more than one step.
 #[derive(Clone, Copy, Debug)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "there is one in a device, and it must not allocate"
-)]
 pub(crate) enum Pending {
     /// MAP_CREATE: the memory is taken, and zero up to `zeroed`.
     Create {
@@ -46,28 +45,54 @@ pub(crate) enum Pending {
         handle: MapHandle,
         scan: ChainScan,
     },
+    /// MAP_LAYOUT, likewise.
+    Layout {
+        command: Submission,
+        scan: ChainScan,
+    },
+    /// MAP_MIGRATE: the memory of the new place is taken. The map is at the old one.
+    Migrate {
+        request: RequestId,
+        handle: MapHandle,
+        map: Map,
+        moving: Moving,
+    },
+}
+
+/// What a refusal says beside its status.
+enum Detail {
+    None,
+    Limit(LimitDetail),
+    Memory(MemoryDetail),
 }
 
 /// A refusal: the status, and which limit it was.
-struct Refusal {
+pub(super) struct Refusal {
     status: Status,
-    detail: Option<LimitDetail>,
+    detail: Detail,
 }
 
 impl From<Status> for Refusal {
     fn from(status: Status) -> Self {
         Self {
             status,
-            detail: None,
+            detail: Detail::None,
         }
     }
 }
 
 impl Refusal {
+    pub(super) fn memory(detail: MemoryDetail) -> Self {
+        Self {
+            status: Status::NoMemory,
+            detail: Detail::Memory(detail),
+        }
+    }
+
     fn limit(status: Status, limit: Limit, asked: u64, allowed: u64, used: u64) -> Self {
         Self {
             status,
-            detail: Some(LimitDetail {
+            detail: Detail::Limit(LimitDetail {
                 limit: U32::new(limit.0),
                 reserved: U32::ZERO,
                 asked: U64::new(asked),
@@ -80,14 +105,19 @@ impl Refusal {
     fn completion(&self, request: RequestId) -> Completion {
         let completion = Completion::new(request, self.status);
         match &self.detail {
-            Some(detail) => completion.with_payload(detail.as_bytes()),
-            None => completion,
+            Detail::Limit(detail) => completion.with_payload(detail.as_bytes()),
+            Detail::Memory(detail) => completion.with_payload(detail.as_bytes()),
+            Detail::None => completion,
         }
     }
 }
 
 /// Reserved bytes, the operand flags, and the map where the command is for none: zero.
-fn check_reserved(command: &Submission, reserved: &[u8], for_map: bool) -> Result<(), Status> {
+pub(super) fn check_reserved(
+    command: &Submission,
+    reserved: &[u8],
+    for_map: bool,
+) -> Result<(), Status> {
     let head = reserved_bits(command) | u32::from(command.flags);
     let map = if for_map { 0 } else { command.map.get() };
     if head | map != 0 || reserved.iter().any(|&byte| byte != 0) {
@@ -149,7 +179,7 @@ impl<S: Storage> Firmware<S> {
         IdentifyData {
             firmware,
             map_types: U64::new(MapKind::bits()),
-            memory_bytes: U64::new(self.allocator.size_bytes()),
+            memory_bytes: U64::new(self.tiers.size_bytes()),
             entries_total: U64::new(config.entries_total),
             entries_per_map: U32::new(config.entries_per_map),
             maps: U32::new(config.maps),
@@ -159,18 +189,19 @@ impl<S: Storage> Firmware<S> {
             batch: U32::new(config.batch),
             engines: U32::new(config.engines),
             ports: U32::new(config.ports),
-            reserved: [0; 40],
+            tiers: U32::new(self.tiers.iter().len() as u32),
+            reserved: [0; 36],
         }
     }
 
     /// The longest key or value where so much is configured: a device does not claim what it cannot
     /// hold, and refuses by what it claims.
     fn longest(&self, configured: u32) -> u32 {
-        let memory = u32::try_from(self.allocator.size_bytes()).unwrap_or(u32::MAX);
+        let memory = u32::try_from(self.tiers.largest_tier()).unwrap_or(u32::MAX);
         configured.min(memory)
     }
 
-    /// Runs IDENTIFY, MAP_CREATE, MAP_FREE or MAP_QUERY. Commands about queues are the bus
+    /// Runs a command about maps or memory. Commands about queues are the bus
     /// side's and come back as [`Status::InvalidOpcode`].
     ///
     /// Admin commands run one at a time: a command that arrives while another is under way
@@ -198,6 +229,16 @@ impl<S: Storage> Firmware<S> {
                 Err(status) => Err(status.into()),
             },
             AdminOpcode::MapQuery => self.map_query(command).map_err(Refusal::from),
+            AdminOpcode::MemoryInfo => match self.memory_info(command, host) {
+                Ok(done) => return Progress::Done(done),
+                Err(status) => Err(status.into()),
+            },
+            AdminOpcode::MapLayout => self.map_layout(command).map_err(Refusal::from),
+            AdminOpcode::MapMigrate => match self.map_migrate(command) {
+                Ok(Some(done)) => return Progress::Done(done),
+                Ok(None) => Ok(()),
+                Err(refusal) => Err(refusal),
+            },
             _ => Err(Refusal::from(Status::InvalidOpcode)),
         };
         match result {
@@ -209,7 +250,7 @@ impl<S: Storage> Firmware<S> {
 
     /// Does the next bounded piece of the admin command that returned [`Progress::More`].
     /// Without one, it completes request 0 with [`Status::Internal`].
-    pub fn resume(&mut self, _host: &mut impl HostMemory) -> Progress {
+    pub fn resume(&mut self, host: &mut impl HostMemory) -> Progress {
         match self.pending.take() {
             None => Progress::Done(Completion::new(RequestId(0), Status::Internal)),
             Some(Pending::Create {
@@ -222,6 +263,13 @@ impl<S: Storage> Firmware<S> {
                 handle,
                 scan,
             }) => self.resume_query(request, handle, scan),
+            Some(Pending::Layout { command, scan }) => self.resume_layout(command, scan, host),
+            Some(Pending::Migrate {
+                request,
+                handle,
+                map,
+                moving,
+            }) => self.resume_migrate(request, handle, map, moving),
         }
     }
 
@@ -272,7 +320,7 @@ impl<S: Storage> Firmware<S> {
                 map_extra: U64::new(spec.map_extra),
                 bytes: U64::new(map.bytes),
                 name: spec.name,
-                reserved: U64::ZERO,
+                base: U64::new(map.base.0),
             };
             bytes.extend_from_slice(description.as_bytes());
         }
@@ -305,9 +353,11 @@ impl<S: Storage> Firmware<S> {
         let attr = read_attr(&body, host)?;
         let spec = self.check_create(&body, &attr)?;
         let template = self.maps.get(MapHandle(attr.inner_map.get())).ok();
-        self.holdings.creating = template.map(|map| map.spec);
-        let free = self.allocator.largest_free();
-        let used = self.allocator.size_bytes() - self.allocator.free_bytes();
+        let template = template.map(|map| map.spec);
+        let reserved = attr.reserved.get() != 0;
+        let place = Place::of_field(attr.tier.get(), &self.tiers);
+        let place = place.filter(|_| !reserved).ok_or(Status::InvalidField)?;
+        self.holdings.creating = template;
         let value = ValueShape::new(&spec).map_or(usize::MAX, |value| value.wire as usize);
         if !self.scratch.reserve_value(value) {
             // It is the firmware's own memory that is used up, which holds one value.
@@ -321,17 +371,17 @@ impl<S: Storage> Firmware<S> {
                 0,
             ));
         }
-        let refused = |asked| Refusal::limit(Status::NoMemory, Limit::Memory, asked, free, used);
-        let geometry = Geometry::new(&spec).ok_or_else(|| refused(u64::MAX))?;
+        let refused = |asked, room| Refusal::no_room(place, asked, room);
+        let geometry = Geometry::new(&spec);
+        let geometry = geometry.ok_or_else(|| refused(u64::MAX, self.tiers.room(place)))?;
         let bytes = geometry.total_bytes;
-        let Some(base) = self.allocator.allocate(bytes) else {
-            return Err(refused(bytes));
-        };
+        let base = self.tiers.allocate(place, bytes);
+        let base = base.map_err(|room| refused(bytes, room))?;
         let table = Table::new(base, &spec, &geometry);
         if let Table::Ring(ring) = &table
             && let Err(status) = ring.begin(host)
         {
-            self.allocator.release(base, bytes);
+            self.tiers.release(base, bytes);
             return Err(status.into());
         }
         let map = Map {
@@ -339,6 +389,7 @@ impl<S: Storage> Firmware<S> {
             spec,
             base,
             bytes,
+            fixed: place != Place::Auto,
         };
         self.pending = Some(Pending::Create {
             request: command.request(),
@@ -494,12 +545,12 @@ impl<S: Storage> Firmware<S> {
                     Completion::new(request, Status::Success).with_payload(created.as_bytes())
                 }
                 Err(status) => {
-                    self.allocator.release(map.base, map.bytes);
+                    self.tiers.release(map.base, map.bytes);
                     Completion::new(request, status)
                 }
             }),
             Err(fault) => {
-                self.allocator.release(map.base, map.bytes);
+                self.tiers.release(map.base, map.bytes);
                 Progress::Done(Completion::new(request, fault.into()))
             }
         }
@@ -524,7 +575,7 @@ impl<S: Storage> Firmware<S> {
             return Ok(());
         }
         let map = self.maps.remove(handle)?;
-        self.allocator.release(map.base, map.bytes);
+        self.tiers.release(map.base, map.bytes);
         self.holdings.remove(handle);
         self.give_back();
         Ok(())
@@ -591,8 +642,8 @@ impl<S: Storage> Firmware<S> {
                 table => table.entries(&mut self.memory)?,
             }),
             longest_chain: U32::new(longest_chain),
-            free_bytes: U64::new(self.allocator.free_bytes()),
-            free_largest: U64::new(self.allocator.largest_free()),
+            free_bytes: U64::new(self.tiers.free_bytes()),
+            free_largest: U64::new(self.tiers.largest_free()),
         }))
     }
 }

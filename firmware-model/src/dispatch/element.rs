@@ -140,7 +140,7 @@ impl<A: Access, H: HostMemory> Io<'_, A, H> {
         done: &mut CompletionWords,
     ) -> Result<(), Status> {
         let body: &ElementBody = command.body_ref();
-        let map = self.maps.get(command.map())?;
+        let map = self.maps.used::<A>(command.map())?;
         check_reserved(command, body, body.map_flags.get(), RETURNS)?;
         check_key(command, body, map)?;
         let len = map.value_bytes();
@@ -155,7 +155,7 @@ impl<A: Access, H: HostMemory> Io<'_, A, H> {
     /// UPDATE.
     pub(super) fn update(&mut self, command: &Submission) -> Result<(), Status> {
         let body: &ElementBody = command.body_ref();
-        let map = self.maps.get(command.map())?;
+        let map = self.maps.used::<A>(command.map())?;
         let unused = Unused {
             key: false,
             value: false,
@@ -202,7 +202,7 @@ impl<A: Access, H: HostMemory> Io<'_, A, H> {
     /// DELETE.
     pub(super) fn delete(&mut self, command: &Submission) -> Result<(), Status> {
         let body: &ElementBody = command.body_ref();
-        let map = self.maps.get(command.map())?;
+        let map = self.maps.used::<A>(command.map())?;
         // It has no value: neither a length nor a field.
         let value = u128::from_le_bytes(body.value) != 0;
         let flags = body.map_flags.get() | body.value_len.get() | u32::from(value);
@@ -229,7 +229,7 @@ impl<A: Access, H: HostMemory> Io<'_, A, H> {
         done: &mut CompletionWords,
     ) -> Result<(), Status> {
         let body: &ElementBody = command.body_ref();
-        let map = self.maps.get(command.map())?;
+        let map = self.maps.used::<A>(command.map())?;
         check_reserved(command, body, body.map_flags.get(), RETURNS)?;
         check_key(command, body, map)?;
         if !map.spec.kind.takes() {
@@ -252,7 +252,7 @@ impl<A: Access, H: HostMemory> Io<'_, A, H> {
         done: &mut CompletionWords,
     ) -> Result<(), Status> {
         let body: &ElementBody = command.body_ref();
-        let map = self.maps.get(command.map())?;
+        let map = self.maps.used::<A>(command.map())?;
         let unused = Unused {
             key: !has_key,
             value: true,

@@ -3,6 +3,7 @@
 pub(crate) mod admin;
 mod batch;
 mod element;
+mod memory;
 
 use crate::access::Access;
 use crate::inner::Holdings;
@@ -357,6 +358,7 @@ mod tests {
                 spec,
                 base,
                 bytes: geometry.total_bytes,
+                fixed: false,
             };
             Self {
                 handle: maps.insert(map).unwrap(),

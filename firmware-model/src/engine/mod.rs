@@ -186,6 +186,8 @@ impl Work {
 /// An engine.
 #[derive(Debug, Default)]
 struct Context {
+    /// It has had a turn in its operation, and may have, or wait for, locks.
+    began: bool,
     work: Option<Work>,
     trace: Trace,
 }
@@ -274,7 +276,16 @@ impl<S: Storage> Engines<S> {
     }
 
     /// [`Firmware::resume`].
+    ///
+    /// A map that MAP_MIGRATE moves comes to its new place when no engine is in the midst of an operation
+    /// on it; engines that would begin one wait for that.
     pub fn resume(&mut self, host: &mut impl HostMemory) -> Progress {
+        let moving = self.firmware.moving();
+        let mut contexts = self.contexts.iter();
+        self.firmware.engaged = contexts.any(|context| {
+            let map = context.work.as_ref().map(Work::map);
+            moving.is_some() && map == moving && context.began
+        });
         self.firmware.resume(host)
     }
 
@@ -326,10 +337,12 @@ impl<S: Storage> Engines<S> {
             return Turn::Idle;
         };
         let mut trace = core::mem::take(&mut context.trace);
-        if self.locks.blocked(engine) {
+        let closed = !context.began && self.firmware.closed == Some(work.map());
+        if closed || self.locks.blocked(engine) {
             (context.work, context.trace) = (Some(work), trace);
             return Turn::Waiting;
         }
+        context.began = true;
         trace.begin_turn();
         let trace = RefCell::new(trace);
         let firmware = &mut self.firmware;
@@ -421,6 +434,10 @@ impl<S: Storage> Engines<S> {
         }
         trace.clear();
         context.trace = trace;
+        context.began = false;
+        if run == Run::Done && !work.is_batch() {
+            firmware.maps.heat(work.map(), 1);
+        }
         self.locks.release(engine);
         if firmware.holdings.has_released() {
             firmware.give_back();

@@ -225,6 +225,7 @@ impl HashTable {
             };
             let header = Header::read(access, self.header_at(id))?;
             scan.length += 1;
+            scan.count(scan.length, header.tags.used().count() as u32);
             if scan.length == 1 && header.tags == Tags(0) {
                 scan.length = 0;
             }
