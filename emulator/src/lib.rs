@@ -50,5 +50,6 @@ pub use error::EmulatorError;
 pub use function::{Emulated, FrontEnd};
 pub use inline::{Inline, InlineFrontEnd};
 pub use offmap_firmware_model::ConfigError as FirmwareError;
+pub use offmap_firmware_model::{Ecc, TierConfig};
 pub use state::StateError;
 pub use threaded::{Threaded, ThreadedFrontEnd};

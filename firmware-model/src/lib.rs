@@ -49,7 +49,7 @@ pub use direct::MemoryStats;
 pub use ecc::Ecc;
 pub use memory::Scrubbed;
 pub use table::ring::{RingOutput, RingStats};
-pub use tier::{AUTO_SHARE, TIER_NAME_BYTES, TierConfig};
+pub use tier::{AUTO_SHARE, TIER_NAME_BYTES, TierConfig, tier_ranges};
 
 use access::Access;
 use dispatch::admin::Pending;

@@ -13,6 +13,7 @@
 use crate::allocator::{ALIGN_BYTES, Allocator};
 use crate::config::ConfigError;
 use crate::ecc::Ecc;
+use crate::time::memory::TierRange;
 use alloc::string::String;
 use alloc::vec::Vec;
 use offmap_abi::DevAddr;
@@ -60,6 +61,32 @@ impl TierConfig {
     fn whole(size_bytes: u64) -> Self {
         Self::new("memory", size_bytes)
     }
+}
+
+/// The tiers of a timing profile, without check codes. Where a name there is longer than one here may be,
+/// [`crate::Firmware::new`] refuses it.
+impl From<&crate::time::profile::Tier> for TierConfig {
+    fn from(tier: &crate::time::profile::Tier) -> Self {
+        Self::new(&tier.name, tier.size_bytes)
+    }
+}
+
+/// Which addresses belong to which tier, as a meter wants it ([`crate::time`]): tier by tier, from the start
+/// of memory on.
+pub fn tier_ranges(tiers: &[TierConfig]) -> Vec<TierRange> {
+    let mut from = 0;
+    let tiers = tiers.iter().enumerate();
+    tiers
+        .map(|(number, tier)| {
+            let range = TierRange {
+                from: DevAddr(from),
+                bytes: tier.size_bytes,
+                tier: number,
+            };
+            from += tier.size_bytes;
+            range
+        })
+        .collect()
 }
 
 /// Checks that the tiers make up `memory_bytes`. None stands for one.

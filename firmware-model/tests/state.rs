@@ -4,12 +4,13 @@
 mod common;
 
 use common::{
-    ARRAY, BLOOM, HASH, LPM, LRU_HASH, LRU_PERCPU_HASH, PERCPU_ARRAY, PERCPU_HASH, QUEUE, STACK,
-    Shape, create, firmware, free, query,
+    ARRAY, BLOOM, HASH, Host, LPM, LRU_HASH, LRU_PERCPU_HASH, PERCPU_ARRAY, PERCPU_HASH, QUEUE,
+    STACK, Shape, admin, create, firmware, free, query,
 };
-use offmap_abi::Status;
+use offmap_abi::admin::MapMigrateBody;
+use offmap_abi::{AdminOpcode, RequestId, Status, Submission};
 use offmap_firmware_model::state::{RestoreError, Sink, Source};
-use offmap_firmware_model::{Config, Firmware};
+use offmap_firmware_model::{Config, Ecc, Firmware, TierConfig};
 
 const MEMORY: u64 = 1 << 20;
 
@@ -218,4 +219,142 @@ fn damage_does_no_harm() {
         let _ = create(&mut firmware, &Shape::new(HASH, 8, 8, 4));
     }
     assert!(refused > 500, "only {refused} were refused");
+}
+
+/// Tiers, places, wrong bits and what was counted come back; another device's tiers are refused by name.
+#[test]
+fn a_state_with_tiers_and_wrong_bits() {
+    let tiers = |code: Ecc, last: u64| {
+        let own = TierConfig {
+            placeable: false,
+            ..TierConfig::new("own", 4096)
+        };
+        vec![
+            TierConfig::new("fast", 64 << 10).with_ecc(Ecc::Parity),
+            own,
+            TierConfig::new("slow", last).with_ecc(code),
+        ]
+    };
+    let with = |tiers| config().with_tiers(tiers);
+    let sound = with(tiers(Ecc::Secded, 1 << 20));
+    let mut device = firmware(sound.clone());
+    let shape = Shape::new(ARRAY, 4, 64, 20);
+    // Both in the first tier, as the firmware places what is small.
+    let maps = [create(&mut device, &shape), create(&mut device, &shape)];
+    let body = MapMigrateBody {
+        tier: 3.into(),
+        reserved: [0; 44],
+    };
+    let command = Submission::new(AdminOpcode::MapMigrate.0, RequestId(5), &body).with_map(maps[1]);
+    let (done, _) = admin(&mut device, &command, &mut Host::new(0));
+    assert_eq!(done.status(), Status::Success);
+    let line = |device: &mut Firmware<Vec<u8>>, map, n| {
+        device
+            .value_address(map, &key(&shape, n))
+            .expect("it is there")
+            .0
+    };
+    for map in maps {
+        for n in 0..20 {
+            assert_eq!(
+                device.update(map, &key(&shape, n), &[n as u8 + 1; 64], 0),
+                Status::Success
+            );
+        }
+    }
+    // Missed, and detected, by parity; corrected, detected, and a check bit, by SECDED.
+    for (map, n, bits) in [(0, 1, 3), (0, 2, 1), (1, 1, 1), (1, 2, 3)] {
+        let at = line(&mut device, maps[map], n);
+        assert!(device.flip_bits(at, bits));
+    }
+    let at = line(&mut device, maps[1], 3);
+    assert!(device.flip_check_bit(at, 17));
+    let read = |device: &mut Firmware<Vec<u8>>| {
+        let mut all = Vec::new();
+        for map in maps {
+            for n in 0..20 {
+                let mut value = [0; 64];
+                let status = device.lookup(map, &key(&shape, n), &mut value);
+                all.push((status, value[0]));
+            }
+        }
+        all
+    };
+    let before = read(&mut device);
+    assert_eq!(
+        (before[1], before[2].0),
+        ((Status::Success, 1), Status::MediaError)
+    );
+    assert_eq!(
+        (before[21], before[22].0),
+        ((Status::Success, 2), Status::MediaError)
+    );
+    let state = save(&device);
+    let mut back = restore(sound.clone(), &state).expect("it is sound");
+    assert_eq!(back.tier_info(), device.tier_info());
+    assert_eq!(save(&back), state, "the same once more");
+    for map in maps {
+        let (was, is) = (device.layout(map).unwrap(), back.layout(map).unwrap());
+        assert_eq!(
+            (was.base, was.tier, was.flags),
+            (is.base, is.tier, is.flags)
+        );
+    }
+    assert_eq!(read(&mut back), before);
+    assert_eq!(back.scrub(), device.scrub());
+
+    // Other tiers.
+    let refused = |tiers| match restore(with(tiers), &state) {
+        Err(error) => error,
+        Ok(_) => panic!("it is another device"),
+    };
+    let error = refused(tiers(Ecc::None, 1 << 20));
+    assert!(
+        matches!(error, RestoreError::Tier { number: 3, .. }),
+        "{error:?}"
+    );
+    let mut renamed = tiers(Ecc::Secded, 1 << 20);
+    renamed[0].name = "quick".into();
+    let error = refused(renamed);
+    assert!(
+        matches!(error, RestoreError::Tier { number: 1, .. }),
+        "{error:?}"
+    );
+    let error = refused(tiers(Ecc::Secded, 2 << 20));
+    assert!(
+        matches!(error, RestoreError::Limit { name: "memory", .. }),
+        "{error:?}"
+    );
+    let mut placeable = tiers(Ecc::Secded, 1 << 20);
+    placeable[1].placeable = true;
+    assert!(matches!(
+        refused(placeable),
+        RestoreError::Tier { number: 2, .. }
+    ));
+    let error = refused(vec![TierConfig::new("fast", (64 << 10) + 4096 + (1 << 20))]);
+    assert!(
+        matches!(
+            error,
+            RestoreError::Limit {
+                name: "memory tiers",
+                ..
+            }
+        ),
+        "{error:?}"
+    );
+    // Wrong bits where there can be none: without a check code, past the end, twice.
+    let end = state.len();
+    let item = 8 + 64 + 8;
+    for (at, value) in [(0, 64u64 << 4 | 3), (0, u64::MAX / 64), (8, 0)] {
+        let mut damaged = state.clone();
+        let from = end - 8 - item + at;
+        damaged[from..from + 8].copy_from_slice(&value.to_le_bytes());
+        if at == 8 {
+            damaged[from..end - 8].fill(0);
+        }
+        assert!(
+            restore(sound.clone(), &damaged).is_err(),
+            "{at}, {value:#x}"
+        );
+    }
 }

@@ -1,144 +1,23 @@
-//! Memory tiers: placement, exhaustion to the last line, fragmentation, migration beside commands, and
-//! what a reset or a fault leaves of it. Held against plain pictures: intervals, maps and queues.
+//! Memory tiers: placement, exhaustion to the last line, fragmentation, heat, and what is refused. Held
+//! against a plain picture of intervals.
 
 mod common;
+#[path = "common/memory.rs"]
+mod memory;
 
-use common::{
-    ARRAY, HASH, HOST_BYTES, Host, LPM, Model, PERCPU_ARRAY, PERCPU_HASH, QUEUE, STACK, Shape,
-    admin, create, element, firmware, free, io, returned,
-};
+use common::{ARRAY, HASH, Host, Shape, admin, create, firmware, free};
+use memory::*;
 use offmap_abi::admin::{
-    MAP_TIER_FIXED, MapAttr, MapCreateBody, MapCreated, MapLayout, MapLayoutBody, MapMigrateBody,
-    MapMigrated, MemoryDetail, MemoryInfoBody, MemoryListed, TIER_PLACEABLE, TierInfo,
+    MAP_TIER_FIXED, MapAttr, MapLayoutBody, MapMigrated, MemoryDetail, MemoryInfoBody,
+    TIER_PLACEABLE, TierInfo,
 };
-use offmap_abi::{
-    AdminOpcode, Completion, DevAddr, IoOpcode, MapHandle, RequestId, Status, Submission,
-};
-use offmap_firmware_model::engine::{DataOp, Engines, Turn};
+use offmap_abi::{AdminOpcode, MapHandle, RequestId, Status, Submission};
 use offmap_firmware_model::{
-    AUTO_SHARE, Config, ConfigError, Ecc, Firmware, Progress, StepLimits, TierConfig,
+    AUTO_SHARE, Config, ConfigError, Firmware, Progress, TierConfig, tier_ranges,
 };
-use rand_xoshiro::Xoshiro256PlusPlus;
-use rand_xoshiro::rand_core::{Rng, SeedableRng};
-use std::collections::{BTreeMap, VecDeque};
-use zerocopy::{FromBytes, IntoBytes};
+use std::collections::BTreeMap;
 
 const LINE: u64 = 64;
-
-struct Random(Xoshiro256PlusPlus);
-
-impl Random {
-    fn new(seed: u64) -> Self {
-        Self(Xoshiro256PlusPlus::seed_from_u64(seed))
-    }
-
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0.next_u64() % bound
-    }
-}
-
-/// Scratch, then memory that is not for maps, then two more.
-fn tiers() -> Vec<TierConfig> {
-    let own = TierConfig {
-        placeable: false,
-        ..TierConfig::new("own", 4096)
-    };
-    vec![
-        TierConfig::new("scratch", 16 << 10),
-        own,
-        TierConfig::new("sram", 100 * 1024 + 64).with_ecc(Ecc::Parity),
-        TierConfig::new("dram", 300 * 1024).with_ecc(Ecc::Secded),
-    ]
-}
-
-fn config() -> Config {
-    Config {
-        maps: 200,
-        // So that a move takes many steps.
-        step: StepLimits {
-            bytes: 1024,
-            buckets: 16,
-        },
-        ..Config::with_memory(0).with_tiers(tiers())
-    }
-}
-
-fn at_iova(body: &mut MapCreateBody, attr: &MapAttr, host: &mut Host) {
-    host.put(common::BASE, attr.as_bytes());
-    body.attr = common::BASE.into();
-    body.attr_len = (size_of::<MapAttr>() as u32).into();
-}
-
-/// MAP_CREATE with a tier: its number plus one, or 0.
-fn create_in(firmware: &mut Firmware<Vec<u8>>, shape: &Shape, tier: u32) -> Completion {
-    let mut host = Host::new(4096);
-    let mut body = shape.body();
-    let attr = MapAttr {
-        tier: tier.into(),
-        ..MapAttr::default()
-    };
-    at_iova(&mut body, &attr, &mut host);
-    let command = Submission::new(AdminOpcode::MapCreate.0, RequestId(9), &body);
-    admin(firmware, &command, &mut host).0
-}
-
-fn handle_of(done: &Completion) -> MapHandle {
-    assert_eq!(done.status(), Status::Success);
-    MapHandle(done.payload_as::<MapCreated>().map.get())
-}
-
-fn migrate_command(map: MapHandle, tier: u32) -> Submission {
-    let body = MapMigrateBody {
-        tier: tier.into(),
-        reserved: [0; 44],
-    };
-    Submission::new(AdminOpcode::MapMigrate.0, RequestId(5), &body).with_map(map)
-}
-
-fn migrate(firmware: &mut Firmware<Vec<u8>>, map: MapHandle, tier: u32) -> Completion {
-    admin(firmware, &migrate_command(map, tier), &mut Host::new(0)).0
-}
-
-/// MAP_LAYOUT.
-fn layout(firmware: &mut Firmware<Vec<u8>>, map: MapHandle) -> MapLayout {
-    let mut host = Host::new(256);
-    let body = MapLayoutBody {
-        iova: common::BASE.into(),
-        len: 256.into(),
-        reserved: [0; 36],
-    };
-    let command = Submission::new(AdminOpcode::MapLayout.0, RequestId(6), &body).with_map(map);
-    let (done, _) = admin(firmware, &command, &mut host);
-    assert_eq!(done.status(), Status::Success);
-    assert_eq!(done.count.get() as usize, size_of::<MapLayout>());
-    MapLayout::read_from_bytes(host.at(common::BASE, size_of::<MapLayout>())).expect("its size")
-}
-
-/// MEMORY_INFO, a tier at a time.
-fn memory_info(firmware: &mut Firmware<Vec<u8>>) -> Vec<TierInfo> {
-    let mut tiers = Vec::new();
-    loop {
-        let mut host = Host::new(128);
-        let body = MemoryInfoBody {
-            iova: common::BASE.into(),
-            len: 128.into(),
-            first: (tiers.len() as u32).into(),
-            reserved: [0; 32],
-        };
-        let command = Submission::new(AdminOpcode::MemoryInfo.0, RequestId(6), &body);
-        let (done, steps) = admin(firmware, &command, &mut host);
-        assert_eq!((done.status(), steps), (Status::Success, 1));
-        let listed: MemoryListed = done.payload_as();
-        assert_eq!(listed.line_bytes.get(), 64);
-        if tiers.len() == listed.tiers.get() as usize {
-            assert_eq!(done.count.get(), 0);
-            return tiers;
-        }
-        assert_eq!(done.count.get() as usize, size_of::<TierInfo>());
-        let bytes = host.at(common::BASE, size_of::<TierInfo>());
-        tiers.push(TierInfo::read_from_bytes(bytes).expect("its size"));
-    }
-}
 
 #[test]
 fn tiers_that_cannot_be_are_refused() {
@@ -405,323 +284,6 @@ fn free_map(firmware: &mut Firmware<Vec<u8>>, map: MapHandle) -> Status {
     free(firmware, map)
 }
 
-/// A map under test and what it should hold.
-enum Should {
-    Map(Model),
-    Queue(Shape, VecDeque<Vec<u8>>),
-}
-
-impl Should {
-    fn new(shape: Shape) -> Self {
-        match shape.map_type {
-            QUEUE | STACK => Self::Queue(shape, VecDeque::new()),
-            _ => Self::Map(Model::new(shape)),
-        }
-    }
-
-    /// A random operation, by a command or as an engine makes it.
-    fn act(
-        &mut self,
-        firmware: &mut Firmware<Vec<u8>>,
-        map: MapHandle,
-        random: &mut Random,
-        host: &mut Host,
-    ) {
-        match self {
-            Self::Map(model) => act_on_map(model, firmware, map, random, host),
-            Self::Queue(shape, values) => {
-                let push = random.below(3) != 0;
-                let value = vec![random.below(256) as u8; shape.value_size];
-                let opcode = match push {
-                    true => IoOpcode::Update,
-                    false => IoOpcode::LookupAndDelete,
-                };
-                let given = push.then_some(&value[..]);
-                let room = if push { 0 } else { shape.value_size };
-                let command = element(opcode, map, Some(&[]), given, room, 0, true, host);
-                let done = io(firmware, &command, host);
-                if push {
-                    let full = values.len() == shape.max_entries as usize;
-                    assert_eq!(done.status() == Status::Full, full);
-                    if !full {
-                        values.push_back(value);
-                    }
-                    return;
-                }
-                let next = match shape.map_type {
-                    QUEUE => values.pop_front(),
-                    _ => values.pop_back(),
-                };
-                match next {
-                    Some(next) => assert_eq!(returned(&command, &done, next.len(), host), next),
-                    None => assert_eq!(done.status(), Status::NotFound),
-                }
-            }
-        }
-    }
-}
-
-fn key_of(shape: &Shape, n: u32) -> Vec<u8> {
-    let mut key = vec![0; shape.key_size];
-    if shape.map_type == LPM {
-        // Prefixes of all the bits, so that the longest one that covers a key is itself.
-        key[..4].copy_from_slice(&32_u32.to_le_bytes());
-        key[4..8].copy_from_slice(&n.to_be_bytes());
-    } else {
-        key[..4].copy_from_slice(&n.to_le_bytes());
-    }
-    key
-}
-
-fn act_on_map(
-    model: &mut Model,
-    firmware: &mut Firmware<Vec<u8>>,
-    map: MapHandle,
-    random: &mut Random,
-    host: &mut Host,
-) {
-    let shape = model.shape;
-    let key = key_of(
-        &shape,
-        random.below(u64::from(shape.max_entries) * 5 / 4) as u32,
-    );
-    let value = vec![random.below(256) as u8; shape.value_bytes()];
-    // What pads a slot is zero.
-    let value = match shape.cpu_slots {
-        0 => value,
-        _ => {
-            let slot = shape.value_size.next_multiple_of(8);
-            value
-                .chunks(slot)
-                .flat_map(|c| [&c[..shape.value_size], &vec![0; slot - shape.value_size]].concat())
-                .collect()
-        }
-    };
-    match random.below(10) {
-        0..4 => {
-            let flags = random.below(3) as u32;
-            let command = element(
-                IoOpcode::Update,
-                map,
-                Some(&key),
-                Some(&value),
-                0,
-                flags,
-                true,
-                host,
-            );
-            let done = io(firmware, &command, host);
-            assert_eq!(done.status(), model.update(&key, &value, flags), "update");
-        }
-        4 => assert_eq!(
-            firmware.update(map, &key, &value, 0),
-            model.update(&key, &value, 0)
-        ),
-        5..8 => {
-            let command = element(IoOpcode::Delete, map, Some(&key), None, 0, 0, true, host);
-            if !shape.is_array() {
-                let done = io(firmware, &command, host);
-                assert_eq!(done.status(), model.delete(&key), "delete");
-            }
-        }
-        _ => {
-            let room = shape.value_bytes();
-            let command = element(IoOpcode::Lookup, map, Some(&key), None, room, 0, true, host);
-            let done = io(firmware, &command, host);
-            match model.lookup(&key) {
-                Ok(value) => assert_eq!(returned(&command, &done, room, host), value),
-                Err(status) => assert_eq!(done.status(), status),
-            }
-        }
-    }
-}
-
-/// Everything that the map holds, and that it is all.
-fn compare(should: &Should, firmware: &mut Firmware<Vec<u8>>, map: MapHandle) {
-    let Should::Map(model) = should else {
-        return;
-    };
-    let mut value = vec![0; model.shape.value_bytes()];
-    for (key, expected) in &model.entries {
-        assert_eq!(
-            firmware.lookup(map, key, &mut value),
-            Status::Success,
-            "{key:x?}"
-        );
-        assert_eq!(&value, expected);
-    }
-    let mut seen = 0;
-    let (mut key, mut next) = (None, vec![0; model.shape.key_size]);
-    while firmware.get_next(map, key.as_deref(), &mut next) == Status::Success {
-        assert!(model.entries.contains_key(&next));
-        key = Some(next.clone());
-        seen += 1;
-    }
-    assert_eq!(seen, model.entries.len());
-}
-
-/// Tables of all kinds in all tiers move on and on while they are used: between any two steps of a move
-/// there are commands on the map that moves, and on the others.
-#[test]
-fn tables_are_what_they_should_be_while_they_move() {
-    let kinds = [HASH, ARRAY, PERCPU_HASH, PERCPU_ARRAY, LPM, QUEUE, STACK];
-    let mut moves = 0;
-    for seed in 1..4 {
-        let mut random = Random::new(seed);
-        let mut firmware = firmware(config());
-        let mut host = Host::new(HOST_BYTES);
-        let mut maps: Vec<(MapHandle, Should)> = Vec::new();
-        for (n, kind) in kinds.into_iter().cycle().take(14).enumerate() {
-            let (key, value) = match kind {
-                ARRAY | PERCPU_ARRAY => (4, 20),
-                QUEUE | STACK => (0, 12),
-                LPM => (8, 16),
-                _ => (12, 20),
-            };
-            let shape = Shape::new(kind, key, value, 20 + 10 * n as u32);
-            let placed = [0, 3, 4][random.below(3) as usize];
-            let map = handle_of(&create_in(&mut firmware, &shape, placed));
-            maps.push((map, Should::new(shape)));
-        }
-        for _ in 0..120 {
-            let moving = random.below(maps.len() as u64) as usize;
-            let tier = [0, 1, 3, 4][random.below(4) as usize];
-            let command = migrate_command(maps[moving].0, tier);
-            let mut progress = firmware.admin(&command, &mut host);
-            let mut steps = 0;
-            while progress == Progress::More {
-                for _ in 0..random.below(12) {
-                    // Mostly the one that moves.
-                    let any = random.below(maps.len() as u64) as usize;
-                    let which = [moving, any][usize::from(random.below(4) == 0)];
-                    let (map, should) = &mut maps[which];
-                    should.act(&mut firmware, *map, &mut random, &mut host);
-                }
-                progress = firmware.resume(&mut host);
-                steps += 1;
-            }
-            let Progress::Done(done) = progress else {
-                unreachable!("it is done");
-            };
-            let ok = [Status::Success, Status::NoMemory].contains(&done.status());
-            assert!(ok, "{}", done.status());
-            moves += u32::from(done.status().is_success() && steps > 2);
-            let (map, should) = &maps[moving];
-            compare(should, &mut firmware, *map);
-        }
-        for (map, should) in &maps {
-            compare(should, &mut firmware, *map);
-        }
-    }
-    assert!(moves > 100, "{moves} moves");
-}
-
-/// More writes than are noted between two steps, to the part that is copied.
-#[test]
-fn a_move_keeps_up_with_any_number_of_writes() {
-    let mut firmware = firmware(config());
-    let shape = Shape::new(ARRAY, 4, 8, 8000);
-    let map = handle_of(&create_in(&mut firmware, &shape, 3));
-    for n in 0..8000u32 {
-        firmware.update(map, &n.to_le_bytes(), &u64::from(n).to_le_bytes(), 0);
-    }
-    let mut host = Host::new(0);
-    assert_eq!(
-        firmware.admin(&migrate_command(map, 4), &mut host),
-        Progress::More
-    );
-    let mut round = 1;
-    let done = loop {
-        for n in 0..8000u32 {
-            let value = (u64::from(n) << 8 | round).to_le_bytes();
-            assert_eq!(
-                firmware.update(map, &n.to_le_bytes(), &value, 0),
-                Status::Success
-            );
-        }
-        match firmware.resume(&mut host) {
-            Progress::More => round += 1,
-            Progress::Done(done) => break done,
-        }
-    };
-    assert_eq!(done.status(), Status::Success);
-    assert!(round > 20);
-    assert_eq!(layout(&mut firmware, map).tier.get(), 3);
-    for n in 0..8000u32 {
-        let mut value = [0; 8];
-        firmware.lookup(map, &n.to_le_bytes(), &mut value);
-        assert_eq!(u64::from_le_bytes(value), u64::from(n) << 8 | round, "{n}");
-    }
-}
-
-/// The old table is whole, and its new place free, whenever a reset, the host's leaving or a fault comes.
-#[test]
-fn what_ends_a_move_leaves_the_old_table() {
-    for ends_at in 0..60 {
-        for faulty in [false, true] {
-            let mut firmware = firmware(config());
-            let shape = Shape::new(HASH, 8, 40, 300);
-            let map = handle_of(&create_in(&mut firmware, &shape, 4));
-            for n in 0..300u64 {
-                assert_eq!(
-                    firmware.update(map, &n.to_le_bytes(), &[n as u8; 40], 0),
-                    Status::Success
-                );
-            }
-            let before = (firmware.memory_stats(), layout(&mut firmware, map).base);
-            let mut host = Host::new(0);
-            let mut progress = firmware.admin(&migrate_command(map, 3), &mut host);
-            for _ in 0..ends_at {
-                if progress == Progress::More {
-                    progress = firmware.resume(&mut host);
-                }
-            }
-            if progress != Progress::More {
-                continue;
-            }
-            if faulty {
-                // The last value goes wrong, twice in a word. The move meets that.
-                let at = DevAddr(before.1.get() + layout_bytes(&before.0) - 16);
-                assert!(firmware.flip_bits(at, 3));
-                let done = loop {
-                    if let Progress::Done(done) = firmware.resume(&mut host) {
-                        break done;
-                    }
-                };
-                assert_eq!(done.status(), Status::MediaError);
-                assert!(firmware.flip_bits(at, 3), "and is right again");
-            } else {
-                firmware.leave();
-            }
-            let after = (firmware.memory_stats(), layout(&mut firmware, map).base);
-            assert_eq!(after, before, "at step {ends_at}");
-            for n in 0..300u64 {
-                let mut value = [0; 40];
-                assert_eq!(
-                    firmware.lookup(map, &n.to_le_bytes(), &mut value),
-                    Status::Success
-                );
-                assert_eq!(value, [n as u8; 40]);
-            }
-            assert_eq!(migrate(&mut firmware, map, 3).status(), Status::Success);
-            let Progress::More = firmware.admin(&migrate_command(map, 4), &mut host) else {
-                panic!("a second move takes steps");
-            };
-            firmware.reset();
-            assert_eq!(
-                firmware.memory_stats().free_bytes,
-                firmware.identify().memory_bytes.get()
-            );
-            assert_eq!(firmware.memory_stats().free_pieces, 3);
-        }
-    }
-}
-
-/// Bytes that one map occupies.
-fn layout_bytes(stats: &offmap_firmware_model::MemoryStats) -> u64 {
-    stats.total_bytes - stats.free_bytes
-}
-
 /// What cannot be is refused, and changes nothing.
 #[test]
 fn hostile_bodies_about_memory() {
@@ -919,76 +481,30 @@ fn heat_decides_where_maps_lie() {
     assert!(fast(&mut firmware).contains(&3));
 }
 
-/// Engines add to counters access by access, in any order, while the map under them moves on and on: nothing
-/// is lost, nothing counted twice, and they come to an end.
+/// A timing profile's tiers are those of the device, and its meter knows where they lie.
 #[test]
-fn engines_in_the_midst_of_operations_and_a_map_that_moves() {
-    let mut landed = 0;
-    for seed in 1..6 {
-        let mut random = Random::new(seed);
-        let mut firmware = firmware(config());
-        let shape = Shape::new(HASH, 8, 16, 40);
-        let map = handle_of(&create_in(&mut firmware, &shape, 4));
-        let mut sums = [0u64; 40];
-        for n in 0..40u64 {
-            assert_eq!(
-                firmware.update(map, &n.to_le_bytes(), &[0; 16], 0),
-                Status::Success
-            );
-        }
-        let mut engines = Engines::new(firmware, 8).expect("a width");
-        let mut host = Host::new(0);
-        let mut moving = false;
-        for _ in 0..20_000 {
-            let engine = random.below(u64::from(engines.count())) as u32;
-            if !engines.is_busy(engine) {
-                let (n, delta) = (random.below(40), random.below(1000));
-                sums[n as usize] += delta;
-                let op = DataOp::Add {
-                    map,
-                    key: n.to_le_bytes().to_vec(),
-                    offset: 8,
-                    delta,
-                };
-                engines.start(engine, op).expect("it is idle");
-            }
-            if let Turn::Data { status, .. } = engines.turn(engine, &mut host) {
-                assert_eq!(status, Status::Success);
-            }
-            if random.below(6) != 0 {
-                continue;
-            }
-            let progress = match moving {
-                true => engines.resume(&mut host),
-                false => {
-                    let tier = [1, 3, 4][random.below(3) as usize];
-                    engines.admin(&migrate_command(map, tier), &mut host)
-                }
-            };
-            moving = progress == Progress::More;
-            if let Progress::Done(done) = progress {
-                assert_eq!(done.status(), Status::Success);
-                landed += 1;
-            }
-        }
-        for turn in 0..100_000 {
-            if moving {
-                moving = engines.resume(&mut host) == Progress::More;
-            }
-            engines.turn(turn % engines.count(), &mut host);
-            if engines.is_idle() && !moving {
-                break;
-            }
-        }
-        let firmware = engines.firmware_mut().expect("all have ended");
-        for (n, sum) in (0u64..).zip(sums) {
-            let mut value = [0; 16];
-            assert_eq!(
-                firmware.lookup(map, &n.to_le_bytes(), &mut value),
-                Status::Success
-            );
-            assert_eq!(value[8..], sum.to_le_bytes(), "seed {seed}, key {n}");
-        }
+fn a_timing_profile_describes_the_tiers_of_a_device() {
+    let tier = |name: &str, size_bytes| offmap_firmware_model::time::profile::Tier {
+        name: name.into(),
+        size_bytes,
+        access_bytes: 64,
+        latency: offmap_firmware_model::time::Picos(1000),
+        bytes_per_s: 1 << 30,
+        outstanding: 4,
+        cache: None,
+    };
+    let profile = [tier("fast", 4096), tier("slow", 1 << 20)];
+    let tiers: Vec<TierConfig> = profile.iter().map(TierConfig::from).collect();
+    let ranges = tier_ranges(&tiers);
+    let mut firmware = firmware(Config::with_memory(0).with_tiers(tiers));
+    for (info, range) in memory_info(&mut firmware).iter().zip(&ranges) {
+        assert_eq!(
+            (info.base.get(), info.bytes.get()),
+            (range.from.0, range.bytes)
+        );
     }
-    assert!(landed > 100, "{landed} moves");
+    assert_eq!(
+        ranges.iter().map(|range| range.tier).collect::<Vec<_>>(),
+        [0, 1]
+    );
 }

@@ -39,6 +39,7 @@ fn recovering<F: Function>(
             ..recovery
         },
         queue_pairs,
+        ..NicSettings::default()
     };
     let nic = OffloadNic::with_settings(driver, Profile::offmap(), settings);
     Stack::over_nic(nic.expect("an offload NIC"))

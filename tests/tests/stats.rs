@@ -302,6 +302,7 @@ fn with_ten_elements() -> (Stack<Inline>, MapFile) {
             ..Recovery::default()
         },
         queue_pairs: Some(1),
+        ..NicSettings::default()
     };
     let nic = OffloadNic::with_settings(driver, Profile::offmap(), settings).unwrap();
     let stack = Stack::over_nic(nic);

@@ -285,6 +285,8 @@ fn files_are_of_a_readable_length() {
     let faults = files()
         .iter()
         .filter(|file| [".rs", ".c", ".h", ".sh"].iter().any(|e| file.ends_with(e)))
+        // It is made from the sources of crates/abi, and is one file for whoever includes it.
+        .filter(|file| *file != "crates/abi/include/offmap_abi.h")
         .filter_map(|file| {
             let lines = fs::read_to_string(root.join(file)).unwrap().lines().count();
             (lines > MAX_LINES).then(|| format!("{file}: {lines} lines, at most {MAX_LINES}"))

@@ -191,6 +191,9 @@ typedef uint64_t offmap_le64;
 #define OFFMAP_FEATURES_MAP_LIST UINT64_C(0x20)
 /* Maps outlive the host that made them, if it leaves without a reset (§6.6). */
 #define OFFMAP_FEATURES_KEEPS_MAPS UINT64_C(0x40)
+/* MEMORY_INFO, MAP_LAYOUT and MAP_MIGRATE are there, and MAP_CREATE takes a tier (§6.7 to
+ * §6.9). */
+#define OFFMAP_FEATURES_MEMORY_TIERS UINT64_C(0x80)
 
 /* The CONTROL register. */
 /* Set: the device takes up its admin queue and sets READY. Cleared: it stops all
@@ -234,6 +237,12 @@ typedef uint64_t offmap_le64;
 #define OFFMAP_ADMIN_OPCODE_MAP_QUERY UINT32_C(0x12)
 /* Lists the maps that there are. */
 #define OFFMAP_ADMIN_OPCODE_MAP_LIST UINT32_C(0x13)
+/* Describes the tiers of device memory. */
+#define OFFMAP_ADMIN_OPCODE_MEMORY_INFO UINT32_C(0x14)
+/* Says how a map lies in device memory. */
+#define OFFMAP_ADMIN_OPCODE_MAP_LAYOUT UINT32_C(0x15)
+/* Moves a map to another tier of device memory. */
+#define OFFMAP_ADMIN_OPCODE_MAP_MIGRATE UINT32_C(0x16)
 /* Asks that a command of an I/O queue ends now. */
 #define OFFMAP_ADMIN_OPCODE_ABORT UINT32_C(0x20)
 
@@ -538,6 +547,9 @@ OFFMAP_ASSERT(offsetof(struct offmap_identify_body, reserved) == 12);
 /* Most network ports of a device (ports). */
 #define OFFMAP_PORTS_MAX UINT32_C(0x100)
 
+/* Most tiers of a device's memory (tiers). */
+#define OFFMAP_TIERS_MAX UINT32_C(0x10)
+
 /* What IDENTIFY writes: what the device's firmware is and can hold. */
 struct offmap_identify_data {
 	/* Name of the firmware, UTF-8, zero-padded. */
@@ -565,8 +577,10 @@ struct offmap_identify_data {
 	offmap_le32 engines;
 	/* Network ports, at most PORTS_MAX, which share the maps; 0 stands for one. */
 	offmap_le32 ports;
+	/* Tiers of device memory, at most TIERS_MAX; 0 stands for one. */
+	offmap_le32 tiers;
 	/* Zero. */
-	uint8_t reserved[40];
+	uint8_t reserved[36];
 };
 OFFMAP_ASSERT(sizeof(struct offmap_identify_data) == 128);
 OFFMAP_ASSERT(offsetof(struct offmap_identify_data, firmware) == 0);
@@ -581,7 +595,8 @@ OFFMAP_ASSERT(offsetof(struct offmap_identify_data, cpu_slots) == 72);
 OFFMAP_ASSERT(offsetof(struct offmap_identify_data, batch) == 76);
 OFFMAP_ASSERT(offsetof(struct offmap_identify_data, engines) == 80);
 OFFMAP_ASSERT(offsetof(struct offmap_identify_data, ports) == 84);
-OFFMAP_ASSERT(offsetof(struct offmap_identify_data, reserved) == 88);
+OFFMAP_ASSERT(offsetof(struct offmap_identify_data, tiers) == 88);
+OFFMAP_ASSERT(offsetof(struct offmap_identify_data, reserved) == 92);
 
 /* Operands of QUEUE_CREATE (abi §6.2). */
 struct offmap_queue_create_body {
@@ -687,13 +702,20 @@ struct offmap_map_attr {
 	/* MSI-X vector by which the map tells of data, or NO_VECTOR; 0 for types
 	 * that do not. */
 	offmap_le32 vector;
+	/* The memory tier that it is placed in: the tier's number plus one; 0: the device chooses.
+	 * Other values need MEMORY_TIERS. */
+	offmap_le32 tier;
+	/* Zero. */
+	offmap_le32 reserved;
 };
-OFFMAP_ASSERT(sizeof(struct offmap_map_attr) == 40);
+OFFMAP_ASSERT(sizeof(struct offmap_map_attr) == 48);
 OFFMAP_ASSERT(offsetof(struct offmap_map_attr, name) == 0);
 OFFMAP_ASSERT(offsetof(struct offmap_map_attr, map_extra) == 16);
 OFFMAP_ASSERT(offsetof(struct offmap_map_attr, host_memory) == 24);
 OFFMAP_ASSERT(offsetof(struct offmap_map_attr, inner_map) == 32);
 OFFMAP_ASSERT(offsetof(struct offmap_map_attr, vector) == 36);
+OFFMAP_ASSERT(offsetof(struct offmap_map_attr, tier) == 40);
+OFFMAP_ASSERT(offsetof(struct offmap_map_attr, reserved) == 44);
 
 /* Result of MAP_CREATE. */
 struct offmap_map_created {
@@ -785,8 +807,8 @@ struct offmap_map_description {
 	offmap_le64 bytes;
 	/* Name for people, NUL-padded. */
 	uint8_t name[16];
-	/* Zero. */
-	offmap_le64 reserved;
+	/* Device address at which it begins; 0 without MEMORY_TIERS. */
+	offmap_le64 base;
 };
 OFFMAP_ASSERT(sizeof(struct offmap_map_description) == 64);
 OFFMAP_ASSERT(offsetof(struct offmap_map_description, map) == 0);
@@ -798,7 +820,211 @@ OFFMAP_ASSERT(offsetof(struct offmap_map_description, cpu_slots) == 20);
 OFFMAP_ASSERT(offsetof(struct offmap_map_description, map_extra) == 24);
 OFFMAP_ASSERT(offsetof(struct offmap_map_description, bytes) == 32);
 OFFMAP_ASSERT(offsetof(struct offmap_map_description, name) == 40);
-OFFMAP_ASSERT(offsetof(struct offmap_map_description, reserved) == 56);
+OFFMAP_ASSERT(offsetof(struct offmap_map_description, base) == 56);
+
+/* Operands of MEMORY_INFO (abi §6.7). The completion's payload is a MemoryListed. */
+struct offmap_memory_info_body {
+	/* IOVA of the room for TierInfos. */
+	offmap_le64 iova;
+	/* The room in bytes. */
+	offmap_le32 len;
+	/* The tier to begin with. */
+	offmap_le32 first;
+	/* Zero. */
+	uint8_t reserved[32];
+};
+OFFMAP_ASSERT(sizeof(struct offmap_memory_info_body) == 48);
+OFFMAP_ASSERT(offsetof(struct offmap_memory_info_body, iova) == 0);
+OFFMAP_ASSERT(offsetof(struct offmap_memory_info_body, len) == 8);
+OFFMAP_ASSERT(offsetof(struct offmap_memory_info_body, first) == 12);
+OFFMAP_ASSERT(offsetof(struct offmap_memory_info_body, reserved) == 16);
+
+/* Result of MEMORY_INFO. */
+struct offmap_memory_listed {
+	/* Tiers that there are. */
+	offmap_le32 tiers;
+	/* Bytes of a line, by which memory is handed out and checked. */
+	offmap_le32 line_bytes;
+};
+OFFMAP_ASSERT(sizeof(struct offmap_memory_listed) == 8);
+OFFMAP_ASSERT(offsetof(struct offmap_memory_listed, tiers) == 0);
+OFFMAP_ASSERT(offsetof(struct offmap_memory_listed, line_bytes) == 4);
+
+/* A tier of device memory, as MEMORY_INFO describes it. Tiers stand in the order of their speed, the
+ * fastest first, and their addresses follow each other. */
+struct offmap_tier_info {
+	/* Name, UTF-8, NUL-padded. */
+	uint8_t name[16];
+	/* Device address of its first byte. */
+	offmap_le64 base;
+	/* Bytes that can be handed out. */
+	offmap_le64 bytes;
+	/* Bytes that maps occupy. */
+	offmap_le64 used;
+	/* Bytes of the largest free piece. */
+	offmap_le64 free_largest;
+	/* Free pieces. */
+	offmap_le32 free_pieces;
+	/* Its check code, a CheckCode. */
+	offmap_le32 check;
+	/* TIER_PLACEABLE; the rest zero. */
+	offmap_le32 flags;
+	/* Zero. */
+	offmap_le32 reserved;
+	/* Errors of one bit that the check code has corrected since the device was built. */
+	offmap_le64 corrected;
+	/* Errors that it has detected and could not correct, likewise. */
+	offmap_le64 detected;
+	/* Lines of which bits are wrong, as far as the check code has shown. */
+	offmap_le64 bad_lines;
+	/* Zero. */
+	offmap_le64 reserved2;
+};
+OFFMAP_ASSERT(sizeof(struct offmap_tier_info) == 96);
+OFFMAP_ASSERT(offsetof(struct offmap_tier_info, name) == 0);
+OFFMAP_ASSERT(offsetof(struct offmap_tier_info, base) == 16);
+OFFMAP_ASSERT(offsetof(struct offmap_tier_info, bytes) == 24);
+OFFMAP_ASSERT(offsetof(struct offmap_tier_info, used) == 32);
+OFFMAP_ASSERT(offsetof(struct offmap_tier_info, free_largest) == 40);
+OFFMAP_ASSERT(offsetof(struct offmap_tier_info, free_pieces) == 48);
+OFFMAP_ASSERT(offsetof(struct offmap_tier_info, check) == 52);
+OFFMAP_ASSERT(offsetof(struct offmap_tier_info, flags) == 56);
+OFFMAP_ASSERT(offsetof(struct offmap_tier_info, reserved) == 60);
+OFFMAP_ASSERT(offsetof(struct offmap_tier_info, corrected) == 64);
+OFFMAP_ASSERT(offsetof(struct offmap_tier_info, detected) == 72);
+OFFMAP_ASSERT(offsetof(struct offmap_tier_info, bad_lines) == 80);
+OFFMAP_ASSERT(offsetof(struct offmap_tier_info, reserved2) == 88);
+
+/* In flags: maps can be placed in it. */
+#define OFFMAP_TIER_PLACEABLE UINT32_C(1)
+
+/* What finds wrong bits in a tier. */
+/* Nothing: what is wrong is read as it is. */
+#define OFFMAP_CHECK_CODE_NONE UINT32_C(0)
+/* A parity bit for each line: an odd number of wrong bits is detected. */
+#define OFFMAP_CHECK_CODE_PARITY UINT32_C(1)
+/* Eight check bits for each word of eight bytes: one wrong bit is corrected, two are
+ * detected. */
+#define OFFMAP_CHECK_CODE_SECDED UINT32_C(2)
+
+/* Operands of MAP_LAYOUT (abi §6.8); the map stands in the submission's header. The device writes a
+ * MapLayout. */
+struct offmap_map_layout_body {
+	/* IOVA of the room for a MapLayout. */
+	offmap_le64 iova;
+	/* The room in bytes. The device writes at most this much. */
+	offmap_le32 len;
+	/* Zero. */
+	uint8_t reserved[36];
+};
+OFFMAP_ASSERT(sizeof(struct offmap_map_layout_body) == 48);
+OFFMAP_ASSERT(offsetof(struct offmap_map_layout_body, iova) == 0);
+OFFMAP_ASSERT(offsetof(struct offmap_map_layout_body, len) == 8);
+OFFMAP_ASSERT(offsetof(struct offmap_map_layout_body, reserved) == 12);
+
+/* How a map lies in device memory. */
+struct offmap_map_layout {
+	/* Device address at which it begins. */
+	offmap_le64 base;
+	/* Bytes from there. */
+	offmap_le64 bytes;
+	/* The tier that it lies in, from 0. */
+	offmap_le32 tier;
+	/* MAP_TIER_FIXED; the rest zero. */
+	offmap_le32 flags;
+	/* Commands on its elements and accesses by engines in the period at hand, and half of what it was
+	 * at the end of the one before (abi §6.9). */
+	offmap_le64 heat;
+	/* Entries in it. */
+	offmap_le32 entries;
+	/* Entries that it can hold. */
+	offmap_le32 max_entries;
+	/* Bytes of an entry, key and value and padding. */
+	offmap_le64 entry_bytes;
+	/* Home buckets of a hash table; 0 for other types, as with what follows. */
+	offmap_le32 homes;
+	/* Home buckets that hold anything. */
+	offmap_le32 homes_used;
+	/* Overflow buckets. */
+	offmap_le32 overflow;
+	/* Overflow buckets that are part of a chain. */
+	offmap_le32 overflow_used;
+	/* Longest chain, in buckets. */
+	offmap_le32 longest_chain;
+	/* Entries found with one bucket read. */
+	offmap_le32 probes_1;
+	/* Entries found with two. */
+	offmap_le32 probes_2;
+	/* Entries found with three. */
+	offmap_le32 probes_3;
+	/* Entries found with four. */
+	offmap_le32 probes_4;
+	/* Entries found with five to eight. */
+	offmap_le32 probes_8;
+	/* Entries found with nine to sixteen. */
+	offmap_le32 probes_16;
+	/* Entries found with more. */
+	offmap_le32 probes_more;
+	/* Zero. */
+	uint8_t reserved[32];
+};
+OFFMAP_ASSERT(sizeof(struct offmap_map_layout) == 128);
+OFFMAP_ASSERT(offsetof(struct offmap_map_layout, base) == 0);
+OFFMAP_ASSERT(offsetof(struct offmap_map_layout, bytes) == 8);
+OFFMAP_ASSERT(offsetof(struct offmap_map_layout, tier) == 16);
+OFFMAP_ASSERT(offsetof(struct offmap_map_layout, flags) == 20);
+OFFMAP_ASSERT(offsetof(struct offmap_map_layout, heat) == 24);
+OFFMAP_ASSERT(offsetof(struct offmap_map_layout, entries) == 32);
+OFFMAP_ASSERT(offsetof(struct offmap_map_layout, max_entries) == 36);
+OFFMAP_ASSERT(offsetof(struct offmap_map_layout, entry_bytes) == 40);
+OFFMAP_ASSERT(offsetof(struct offmap_map_layout, homes) == 48);
+OFFMAP_ASSERT(offsetof(struct offmap_map_layout, homes_used) == 52);
+OFFMAP_ASSERT(offsetof(struct offmap_map_layout, overflow) == 56);
+OFFMAP_ASSERT(offsetof(struct offmap_map_layout, overflow_used) == 60);
+OFFMAP_ASSERT(offsetof(struct offmap_map_layout, longest_chain) == 64);
+OFFMAP_ASSERT(offsetof(struct offmap_map_layout, probes_1) == 68);
+OFFMAP_ASSERT(offsetof(struct offmap_map_layout, probes_2) == 72);
+OFFMAP_ASSERT(offsetof(struct offmap_map_layout, probes_3) == 76);
+OFFMAP_ASSERT(offsetof(struct offmap_map_layout, probes_4) == 80);
+OFFMAP_ASSERT(offsetof(struct offmap_map_layout, probes_8) == 84);
+OFFMAP_ASSERT(offsetof(struct offmap_map_layout, probes_16) == 88);
+OFFMAP_ASSERT(offsetof(struct offmap_map_layout, probes_more) == 92);
+OFFMAP_ASSERT(offsetof(struct offmap_map_layout, reserved) == 96);
+
+/* In flags: its tier was asked for, and the device does not choose another one. */
+#define OFFMAP_MAP_TIER_FIXED UINT32_C(1)
+
+/* Operands of MAP_MIGRATE (abi §6.9); the map stands in the submission's header, or 0. The
+ * completion's payload is a MapMigrated. */
+struct offmap_map_migrate_body {
+	/* The tier to move to: its number plus one; 0: the device chooses. */
+	offmap_le32 tier;
+	/* Zero. */
+	uint8_t reserved[44];
+};
+OFFMAP_ASSERT(sizeof(struct offmap_map_migrate_body) == 48);
+OFFMAP_ASSERT(offsetof(struct offmap_map_migrate_body, tier) == 0);
+OFFMAP_ASSERT(offsetof(struct offmap_map_migrate_body, reserved) == 4);
+
+/* Result of MAP_MIGRATE. */
+struct offmap_map_migrated {
+	/* The map that has moved; 0: none has. */
+	offmap_le32 map;
+	/* The tier that it lies in, from 0. */
+	offmap_le32 tier;
+	/* Device address at which it begins. */
+	offmap_le64 base;
+	/* The tier that it was in, from 0. */
+	offmap_le32 from;
+	/* Zero. */
+	offmap_le32 reserved;
+};
+OFFMAP_ASSERT(sizeof(struct offmap_map_migrated) == 24);
+OFFMAP_ASSERT(offsetof(struct offmap_map_migrated, map) == 0);
+OFFMAP_ASSERT(offsetof(struct offmap_map_migrated, tier) == 4);
+OFFMAP_ASSERT(offsetof(struct offmap_map_migrated, base) == 8);
+OFFMAP_ASSERT(offsetof(struct offmap_map_migrated, from) == 16);
+OFFMAP_ASSERT(offsetof(struct offmap_map_migrated, reserved) == 20);
 
 /* Operands of ABORT (abi §6.5). */
 struct offmap_abort_body {
@@ -830,7 +1056,7 @@ OFFMAP_ASSERT(offsetof(struct offmap_abort_body, reserved) == 10);
 /* Per-CPU slots. */
 #define OFFMAP_LIMIT_CPU_SLOTS UINT32_C(7)
 /* Device memory in bytes; used by the maps that exist, allowed the largest free
- * piece. */
+ * piece. The payload is a MemoryDetail then, which begins as a LimitDetail. */
 #define OFFMAP_LIMIT_MEMORY UINT32_C(8)
 
 /* Payload of a completion with LimitExceeded or
@@ -853,6 +1079,30 @@ OFFMAP_ASSERT(offsetof(struct offmap_limit_detail, reserved) == 4);
 OFFMAP_ASSERT(offsetof(struct offmap_limit_detail, asked) == 8);
 OFFMAP_ASSERT(offsetof(struct offmap_limit_detail, allowed) == 16);
 OFFMAP_ASSERT(offsetof(struct offmap_limit_detail, used) == 24);
+
+/* Payload of a completion with NoMemory, where device memory is what was asked
+ * for. A device without MEMORY_TIERS sends a LimitDetail. */
+struct offmap_memory_detail {
+	/* Memory. */
+	offmap_le32 limit;
+	/* The tier that was asked for: its number plus one; 0: any. */
+	offmap_le32 tier;
+	/* Bytes that the command asked for. */
+	offmap_le64 asked;
+	/* Bytes of the largest free piece of the tier, or of all of them. */
+	offmap_le64 allowed;
+	/* Bytes in use, likewise. */
+	offmap_le64 used;
+	/* Bytes that are free, likewise. */
+	offmap_le64 free;
+};
+OFFMAP_ASSERT(sizeof(struct offmap_memory_detail) == 40);
+OFFMAP_ASSERT(offsetof(struct offmap_memory_detail, limit) == 0);
+OFFMAP_ASSERT(offsetof(struct offmap_memory_detail, tier) == 4);
+OFFMAP_ASSERT(offsetof(struct offmap_memory_detail, asked) == 8);
+OFFMAP_ASSERT(offsetof(struct offmap_memory_detail, allowed) == 16);
+OFFMAP_ASSERT(offsetof(struct offmap_memory_detail, used) == 24);
+OFFMAP_ASSERT(offsetof(struct offmap_memory_detail, free) == 32);
 
 /* ---- The memory of a RINGBUF map, which belongs to the host (abi §7.6). */
 

@@ -4,6 +4,8 @@ use crate::bench::BenchArgs;
 use crate::model::ModelArgs;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
+use offmap_emulator::{Ecc, TierConfig};
+use offmap_offload::Placement;
 use std::path::PathBuf;
 
 /// Offload eBPF maps to an emulated SmartNIC, in this process or in another one.
@@ -397,6 +399,12 @@ file system or swap uses; the sentence says what it is. The driver and the drive
         /// Its address, such as 0000:01:00.0
         address: String,
     },
+    /// Say what a device is and can do
+    Info(DeviceInfoArgs),
+    /// Show the tiers of a device's memory: their use, what is free and in how many pieces, and the maps in them
+    Memory(DeviceInfoArgs),
+    /// Show a map in a device's memory
+    Map(DeviceMapArgs),
     /// Run the conformance suite on a device
     #[command(
         long_about = "Run the conformance suite on a device: registers, config space, queues, every command \
@@ -427,6 +435,38 @@ Examples:
     /// It has every register, command, status, flag and structure of docs/abi.md, and asserts the size and the
     /// offsets of each structure.
     Header,
+}
+
+/// Arguments of `offmap device info` and `offmap device memory`.
+#[derive(Clone, Debug, Args)]
+pub struct DeviceInfoArgs {
+    /// Where the device is, as for `offmap device test`
+    #[arg(long, value_name = "KIND", value_parser = device)]
+    pub device: DeviceKind,
+
+    /// Print one JSON document
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `offmap device map`.
+#[derive(Clone, Debug, Args)]
+pub struct DeviceMapArgs {
+    /// The map's handle, or its name
+    #[arg(value_name = "ID|NAME")]
+    pub map: String,
+
+    /// Where the device is, as for `offmap device test`
+    #[arg(long, value_name = "KIND", value_parser = device)]
+    pub device: DeviceKind,
+
+    /// Show how its table is filled, and how many buckets a lookup reads
+    #[arg(long)]
+    pub layout: bool,
+
+    /// Print one JSON document
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Arguments of `offmap device test`.
@@ -481,6 +521,12 @@ pub struct NicArgs {
     /// Device memory: bytes, or with K, M, G or T
     #[arg(long, value_name = "SIZE", default_value = "4G", value_parser = size)]
     pub memory: u64,
+
+    /// A tier of device memory, the fastest first: NAME=SIZE, and a check code, as in sram=4M,secded.
+    /// Repeated for each; --memory is then their sum
+    #[arg(long = "tier", value_name = "NAME=SIZE[,none|parity|secded]", value_parser = tier,
+          conflicts_with = "memory")]
+    pub tiers: Vec<TierConfig>,
 
     /// I/O queue pairs, 1 to 1,023
     #[arg(long, value_name = "N", default_value_t = 16)]
@@ -540,6 +586,28 @@ pub struct NicArgs {
     /// Say at the end what the device has counted: KICKs, times that it slept, commands cut short
     #[arg(long)]
     pub stats: bool,
+}
+
+/// A rule of placement.
+fn placement(text: &str) -> Result<Placement, String> {
+    match text.rsplit_once('=') {
+        Some((maps, tier)) if !tier.is_empty() => Ok(Placement {
+            maps: maps.into(),
+            tier: tier.into(),
+        }),
+        _ => Err(format!("{text:?} is no placement, such as flows*=sram")),
+    }
+}
+
+/// A memory tier.
+fn tier(text: &str) -> Result<TierConfig, String> {
+    let wrong = || format!("{text:?} is no tier, such as sram=4M or dram=4G,secded");
+    let (name, rest) = text.split_once('=').ok_or_else(wrong)?;
+    let (bytes, code) = rest.split_once(',').unwrap_or((rest, "none"));
+    let codes = [Ecc::None, Ecc::Parity, Ecc::Secded];
+    let ecc = codes.into_iter().find(|ecc| ecc.name() == code);
+    let ecc = ecc.ok_or_else(|| format!("{code:?} is no check code: none, parity or secded"))?;
+    Ok(TierConfig::new(name, size(bytes)?).with_ecc(ecc))
 }
 
 /// A number of bytes, or of their multiples by 1,024.
@@ -724,6 +792,11 @@ pub struct DemoArgs {
     /// What the device admits: a built-in profile or a file (see `offmap profile`)
     #[arg(long, value_name = "NAME|FILE", default_value = "offmap")]
     pub profile: String,
+
+    /// Place maps whose names are like GLOB in that tier of device memory; repeated for each rule, of which
+    /// the first that fits counts
+    #[arg(long, value_name = "GLOB=TIER", value_parser = placement)]
+    pub place: Vec<Placement>,
 
     /// Have the device do wrong what this fault plan says (see docs/faults.md); --seed seeds it too
     #[arg(long, value_name = "FILE")]

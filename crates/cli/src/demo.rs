@@ -17,7 +17,7 @@ use offmap_driver::{Driver, DriverConfig, DriverError};
 use offmap_emulator::faults::{FaultFileError, FaultPlan};
 use offmap_emulator::{DeviceConfig, Emulated, EmulatorError, FrontEnd, Inline, Threaded};
 use offmap_model::profile::{self as timing_profile, ProfileFileError};
-use offmap_offload::{NicStats, OffloadNic, Profile, ProfileError, Situation, Usage};
+use offmap_offload::{NicSettings, NicStats, OffloadNic, Profile, ProfileError, Situation, Usage};
 use std::sync::Arc;
 use thiserror::Error;
 
@@ -194,10 +194,17 @@ fn up<F: Function>(
     }
     let driver = Driver::bring_up(function, config)?;
     let device_types = driver.identity().map_types;
+    let settings = NicSettings {
+        placement: args.place.clone(),
+        ..NicSettings::default()
+    };
     let nic = match args.timing {
         // Where keys fall decides how long their operations take, and modelled times are to repeat.
-        Some(_) => OffloadNic::with_seed(driver, profile.clone(), HashSeeds::new(args.seed))?,
-        None => OffloadNic::new(driver, profile.clone())?,
+        Some(_) => {
+            let seeds = HashSeeds::new(args.seed);
+            OffloadNic::with_seed_and_settings(driver, profile.clone(), seeds, settings)?
+        }
+        None => OffloadNic::with_settings(driver, profile.clone(), settings)?,
     };
     let counted = Arc::clone(&nic);
     Ok(Up {

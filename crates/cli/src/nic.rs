@@ -111,6 +111,9 @@ pub fn config(args: &NicArgs) -> DeviceConfig {
         ..DeviceConfig::default()
     };
     config.firmware.memory_bytes = args.memory;
+    if !args.tiers.is_empty() {
+        config.firmware = config.firmware.with_tiers(args.tiers.clone());
+    }
     config.firmware.ports = args.ports;
     config.firmware.maps = args.maps;
     config.firmware.entries_per_map = args.map_entries;

@@ -12,6 +12,7 @@ mod behaved;
 mod errno;
 mod map;
 mod nic;
+mod placement;
 mod pool;
 mod profile;
 mod recovery;
@@ -21,6 +22,7 @@ mod slot_order;
 pub mod stats;
 
 pub use nic::{Clock, NicSettings, OffloadNic, RandomSeeds, SeedSource};
+pub use placement::Placement;
 pub use profile::{
     AllocCheck, AllocRule, Behaviours, ErrnoRule, FlagReason, Operation, Profile, ProfileError,
     ReplyCacheRule, Situation, Usage,

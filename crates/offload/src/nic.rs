@@ -2,6 +2,7 @@
 
 use crate::behaved::BehavedMap;
 use crate::map::NicMap;
+use crate::placement::{Placement, Placements};
 use crate::pool::Pool;
 use crate::recovery::{Escalation, RecoverableMap, Recovery, RecoveryStats};
 use crate::ring::NicRingMap;
@@ -23,6 +24,7 @@ pub struct OffloadNic<F: Function> {
 
 /// What the NIC and its maps share.
 pub(crate) struct Shared<F: Function> {
+    pub(crate) placements: Placements,
     pub(crate) driver: Arc<Driver<F>>,
     pub(crate) pool: Pool<F>,
     pub(crate) escalation: Escalation<F>,
@@ -44,6 +46,9 @@ pub struct NicSettings {
     /// Most queue pairs that it takes, each for the commands of one thread at a time; `None`:
     /// one for each processor. A device that has fewer gives as many as it has.
     pub queue_pairs: Option<u16>,
+    /// In which tiers of device memory maps are placed; the first rule that fits a map's name counts, and
+    /// for maps that none fits the device chooses.
+    pub placement: Vec<Placement>,
 }
 
 /// A clock for what a profile lets age, such as nfp's reply cache.
@@ -129,6 +134,7 @@ impl<F: Function> Shared<F> {
             name: spec.name,
             map_extra: spec.map_extra,
             inner_map: template,
+            tier: self.placements.tier_of(&spec.name),
             ..MapParams::default()
         }
     }
@@ -200,6 +206,20 @@ impl<F: Function> OffloadNic<F> {
         Self::build(driver, profile, Box::new(seeds), None, settings)
     }
 
+    /// [`OffloadNic::with_seed`] with other settings.
+    ///
+    /// # Errors
+    ///
+    /// As [`OffloadNic::with_settings`].
+    pub fn with_seed_and_settings(
+        driver: Arc<Driver<F>>,
+        profile: Profile,
+        seeds: impl SeedSource,
+        settings: NicSettings,
+    ) -> Result<Arc<Self>, DriverError> {
+        Self::build(driver, profile, Box::new(seeds), None, settings)
+    }
+
     /// [`OffloadNic::new`] with other settings.
     ///
     /// # Errors
@@ -242,12 +262,14 @@ impl<F: Function> OffloadNic<F> {
                 allowed: "at least 1, or not given",
             });
         }
+        let placements = Placements::new(&driver, &settings.placement)?;
         let pool = Pool::new(Arc::clone(&driver), settings.queue_pairs)?;
         let identity = driver.identity();
         let rules = profile.rules(identity.map_types, identity.batch > 0);
         Ok(Arc::new(Self {
             shared: Arc::new(Shared {
                 commands: rules.commands,
+                placements,
                 driver,
                 pool,
                 escalation: Escalation::new(settings.recovery),

@@ -5,6 +5,7 @@ mod dma;
 mod fairness;
 mod host;
 mod hostile;
+mod memory;
 mod msix;
 mod operation;
 mod queues;

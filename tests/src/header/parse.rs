@@ -21,8 +21,8 @@ const MODULES: [(&str, &str); 10] = [
     ("admin", "OFFMAP_"),
     ("ringbuf", "OFFMAP_RINGBUF_"),
 ];
-/// Those that do not: a function, types of Rust, and arithmetic.
-const OTHERS: [&str; 3] = ["hash", "ids", "ring"];
+/// Those that do not: functions, types of Rust, and arithmetic.
+const OTHERS: [&str; 4] = ["fence", "hash", "ids", "ring"];
 
 /// The ABI as its sources in `folder` describe it.
 ///
