@@ -89,6 +89,19 @@ impl<A: Access> Access for MeteredAccess<'_, '_, A> {
         self.inner.undo();
     }
 
+    fn disturb(
+        &mut self,
+        at: DevAddr,
+        len: usize,
+        flip: impl FnOnce(&mut [u8]),
+    ) -> Result<(), MemoryFault> {
+        self.inner.disturb(at, len, flip)
+    }
+
+    fn put_back(&mut self, at: DevAddr, bytes: &[u8]) {
+        self.inner.put_back(at, bytes);
+    }
+
     #[inline(always)]
     fn send(
         &mut self,

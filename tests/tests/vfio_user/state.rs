@@ -361,7 +361,7 @@ fn what_cannot_be_restored_is_refused_with_a_sentence() {
         (
             with(8, 1),
             &[],
-            "version 3 of the format, and this offmap reads version 2",
+            "version 2 of the format, and this offmap reads version 3",
         ),
         (with(100, 1), &[], "checksum"),
         (with(good.len() - 1, 1), &[], "checksum"),
