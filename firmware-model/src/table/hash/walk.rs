@@ -6,6 +6,41 @@ use crate::table::bucket::{Header, Tags};
 use alloc::vec::Vec;
 use offmap_abi::{DevAddr, Status};
 
+impl ChainScan {
+    /// The longest chain, in buckets.
+    pub(crate) fn longest(&self) -> u32 {
+        self.longest
+    }
+
+    /// Home buckets that hold anything.
+    pub(crate) fn homes_used(&self) -> u32 {
+        self.homes_used
+    }
+
+    /// Overflow buckets that were seen in chains.
+    pub(crate) fn overflow_used(&self) -> u32 {
+        u32::try_from(self.overflow_seen).unwrap_or(u32::MAX)
+    }
+
+    /// Entries by the buckets that a lookup of them reads: 1, 2, 3, 4, up to 8, up to 16, more.
+    pub(crate) fn probes(&self) -> [u32; 7] {
+        self.probes
+    }
+
+    /// A bucket was read that is the `depth`-th of its chain, from 1, and has so many entries.
+    fn count(&mut self, depth: u32, entries: u32) {
+        let class = match depth {
+            0..=4 => depth.saturating_sub(1),
+            5..=8 => 4,
+            9..=16 => 5,
+            _ => 6,
+        };
+        self.homes_used += u32::from(depth == 1 && entries != 0);
+        let class = &mut self.probes[class as usize];
+        *class = class.saturating_add(entries);
+    }
+}
+
 impl HashTable {
     /// Calls `f` with the address of the key that follows `key`: home buckets in order, and
     /// within a chain by ascending reference. A deletion moves references within a chain but
