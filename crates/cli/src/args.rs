@@ -3,9 +3,9 @@
 use crate::bench::BenchArgs;
 use crate::model::ModelArgs;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use std::ffi::OsString;
 use offmap_emulator::{Ecc, TierConfig};
 use offmap_offload::Placement;
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 /// Offload eBPF maps to an emulated SmartNIC, in this process or in another one.
