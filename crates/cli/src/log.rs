@@ -85,9 +85,12 @@ mod tests {
     use std::io;
     use std::sync::{Condvar, Mutex};
 
+    /// What a reader has read, and whether it may.
+    type Reading = (bool, Vec<u8>);
+
     /// A reader that does not read until it is told to.
     #[derive(Clone, Default)]
-    struct Gate(Arc<(Mutex<(bool, Vec<u8>)>, Condvar)>);
+    struct Gate(Arc<(Mutex<Reading>, Condvar)>);
 
     impl Write for Gate {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
