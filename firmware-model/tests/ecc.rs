@@ -99,7 +99,7 @@ fn expected(ecc: Ecc, line: &[u8; LINE], flips: &[Bit]) -> (Read, u64) {
     }
     match ecc {
         Ecc::None => (Read::Bytes(bytes.to_vec()), 0),
-        Ecc::Parity if flips.len() % 2 != 0 => (Read::Refused, 0),
+        Ecc::Parity if !flips.len().is_multiple_of(2) => (Read::Refused, 0),
         Ecc::Parity => (Read::Bytes(bytes.to_vec()), 0),
         Ecc::Secded => {
             let (mut out, mut corrected) = (Vec::new(), 0);
