@@ -11,6 +11,7 @@ use crate::admin::AdminWork;
 use crate::burst;
 use crate::config::{DeviceConfig, DeviceMemory, Turns};
 use crate::config_space::ConfigSpace;
+use crate::diagnostics::Diagnostics;
 use crate::dma::{Dma, Host, Permission};
 use crate::error::EmulatorError;
 use crate::faults::Engine;
@@ -20,7 +21,7 @@ use crate::regs::RegisterFile;
 use crate::timing::{self, Timing};
 use offmap_abi::regs::{self, Control, DeviceStatus, FatalCause, Features};
 use offmap_abi::ring::RingDepth;
-use offmap_abi::{CompletionWords, IoOpcode, MapHandle, QueueId, RequestId, Status};
+use offmap_abi::{CompletionWords, IoOpcode, MapHandle, QueueId, Status};
 use offmap_device_io::{BarInfo, BarMapping, BarOffset, DmaBuffer, DmaPlacement, Interrupt};
 use offmap_device_io::{IoError, Iova};
 use offmap_firmware_model::{Firmware, Progress};
@@ -53,31 +54,6 @@ pub enum Step {
     Idle,
     /// There was some, and there may be more.
     Worked,
-}
-
-/// What a device knows of its own past, beyond what registers show. Nothing resets it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Diagnostics {
-    /// How often the device forgot its queues and maps, or stopped itself, with commands under
-    /// way.
-    pub cuts: u64,
-    /// Commands that this met in the middle: fetched and begun, with some of their data moved by
-    /// DMA, and not completed. Nobody is told of them any more.
-    pub cut_short: u64,
-    /// Of those, the ones of the last time.
-    pub last_cut_short: u64,
-    /// Commands that are in the middle now.
-    pub under_way: u64,
-    /// How often it was ready to park ([`Device::arm`]), and how often the last look before that
-    /// found something (rule N2).
-    pub parks: u64,
-    /// See [`Diagnostics::parks`].
-    pub parks_called_off: u64,
-    /// KICK registers written by the host, whether the device slept or not.
-    pub kicks: u64,
-    /// Those whose first piece of work was done by the thread that carried the write out, instead
-    /// of the device's own.
-    pub kicks_answered: u64,
 }
 
 /// The function.
@@ -480,39 +456,10 @@ impl Device {
         &mut self.firmware
     }
 
-    /// The command of an I/O queue that is in the middle: begun, and not completed.
-    pub fn under_way(&self, queue: QueueId) -> Option<RequestId> {
-        let queue = self.queues.iter().find(|q| q.id() == queue)?;
-        queue.under_way()
-    }
-
-    /// What the device knows of its own past.
-    pub fn diagnostics(&self) -> Diagnostics {
-        let begun = self.queues.iter().filter(|q| q.under_way().is_some());
-        Diagnostics {
-            under_way: begun.count() as u64 + u64::from(self.admin_work.is_some()),
-            ..self.diagnostics
-        }
-    }
-
-    /// Counts the commands that end here in the middle. They are under way no more.
-    fn cut_short(&mut self) {
-        let cut = self.diagnostics().under_way;
-        self.admin_work = None;
-        for queue in &mut self.queues {
-            queue.set_under_way(None);
-        }
-        if cut > 0 {
-            self.diagnostics.cuts += 1;
-            self.diagnostics.cut_short += cut;
-            self.diagnostics.last_cut_short = cut;
-        }
-    }
-
     /// Stops the device until the next reset, or until ENABLE is cleared.
     pub(crate) fn fail(&mut self, cause: FatalCause) {
-        self.running = false;
         self.cut_short();
+        self.running = false;
         self.registers
             .set(regs::STATUS, DeviceStatus::FATAL.bits().into());
         self.registers.set(regs::FATAL_CAUSE, cause.0.into());
@@ -557,8 +504,8 @@ impl Device {
         if let Some(engine) = self.faults.as_deref_mut() {
             engine.reset();
         }
-        self.running = false;
         self.cut_short();
+        self.running = false;
         self.queues.clear();
         self.holding = false;
         self.next = 0;

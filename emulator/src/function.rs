@@ -2,7 +2,8 @@
 //! [`Function`] made of it.
 
 use crate::config::DeviceMemory;
-use crate::device::{Device, Diagnostics, bar_info};
+use crate::device::{Device, bar_info};
+use crate::diagnostics::{Diagnostics, Held};
 use crate::dma::IOVA_RANGES;
 use crate::faults::{FaultPlan, FaultReport};
 use crate::regs::Width;
@@ -98,6 +99,15 @@ impl<E: FrontEnd> Emulated<E> {
             d.set_faults(plan, seed);
             Ok(())
         })
+    }
+
+    /// Commands that the device holds now ([`Device::held`]).
+    ///
+    /// # Errors
+    ///
+    /// [`IoError::Gone`] when the device's thread has died.
+    pub fn held(&self) -> Result<Held, IoError> {
+        self.front_end.with_device(|d| d.held())
     }
 
     /// What the plan has done so far.

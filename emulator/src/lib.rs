@@ -23,6 +23,7 @@ mod burst;
 mod config;
 pub mod config_space;
 mod device;
+mod diagnostics;
 pub mod dma;
 mod entry;
 mod error;
@@ -45,7 +46,8 @@ pub mod vfio_user;
 mod wake;
 
 pub use config::{DeviceConfig, DeviceMemory, Turns};
-pub use device::{Clock, Device, Diagnostics, Step, bar_info};
+pub use device::{Clock, Device, Step, bar_info};
+pub use diagnostics::{Diagnostics, Held};
 pub use error::EmulatorError;
 pub use function::{Emulated, FrontEnd};
 pub use inline::{Inline, InlineFrontEnd};

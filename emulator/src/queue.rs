@@ -739,6 +739,22 @@ impl Queue {
         Ok(!self.is_full())
     }
 
+    /// Commands that are published and not answered, as far as the tail can be read here.
+    pub(crate) fn held(&mut self, dma: &Dma, doorbells: &DmaBuffer) -> u32 {
+        let tail = match &mut self.notify {
+            Some(notify) => notify.load_near(dma, NOTIFY_SQ_TAIL as u64),
+            None => {
+                let offset = u64::from(self.id.0) * DOORBELL_STRIDE + DOORBELL_SQ_TAIL;
+                Some(doorbells.load_u64(offset as usize, Ordering::Acquire))
+            }
+        };
+        // The host says what it likes.
+        let ahead = tail.map_or(0, |tail| (tail as u32).wrapping_sub(self.fetched) as i32);
+        let waiting = (ahead.max(0) as u32).min(self.depth.entries());
+        let claimed = self.fetched.wrapping_add(self.extra);
+        waiting.saturating_add(claimed.wrapping_sub(self.posted))
+    }
+
     /// One of the two counts that the host publishes, from the notify block or the doorbells.
     #[inline]
     fn host_count(

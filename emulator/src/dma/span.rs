@@ -88,6 +88,13 @@ impl Span {
         }
     }
 
+    /// As [`Span::load`], without a message to anyone: `None` where the word is not mapped here.
+    pub(crate) fn load_near(&mut self, dma: &Dma, offset: u64) -> Option<u64> {
+        let piece = self.piece(dma, offset, 8, Direction::Read).ok()?;
+        let words = dma.words(piece).ok()?;
+        words.load(0, Ordering::Acquire).ok()
+    }
+
     /// Stores the aligned 8-byte word at `offset` of the span, with release.
     #[inline]
     pub fn store(&mut self, dma: &Dma, offset: u64, value: u64) -> Result<(), DmaFault> {

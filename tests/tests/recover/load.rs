@@ -1,25 +1,30 @@
 //! Resets under load.
 
 use super::{KILLS, attr, kill, recovering};
+use offmap_abi::regs::{self, DeviceStatus};
 use offmap_bpf::{Errno, MapFile, MapType};
+use offmap_device_io::{BarOffset, Function};
 use offmap_driver::DriverConfig;
+use offmap_emulator::faults::{Behaviour, FaultPlan, Rule, Site};
 use offmap_emulator::{DeviceConfig, Threaded};
 use offmap_offload::{Recovery, RecoveryStats, UnknownOutcome};
 use offmap_tests::report::{aloud, seed};
 use offmap_tests::stack::Stack;
 use rand::{RngExt, SeedableRng};
 use rand_xoshiro::Xoshiro256PlusPlus;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Barrier, Mutex};
 use std::time::{Duration, Instant};
 
 /// Each with a queue pair of its own, so that a machine of two processors, too, has many
 /// commands under way.
 const WRITERS: usize = 14;
-/// Operations that are in flight at least when the device is killed.
-const IN_FLIGHT: usize = 8;
+/// Commands that the device holds at least when it is killed.
+const HELD: u64 = 8;
 /// Keys of each writer in the map that all share; those of its own map follow.
 const SHARED: usize = 16;
+/// Types of the writers' own maps, in turn.
+const TYPES: [MapType; 3] = [MapType::HASH, MapType::ARRAY, MapType::LRU_HASH];
 /// Bytes of a value in that map, and in the others.
 const SHARED_VALUE: usize = 512;
 const OWN_VALUE: usize = 24 << 10;
@@ -28,17 +33,22 @@ const OWN_VALUE: usize = 24 << 10;
 /// step to its last. Batches on one map would take turns at its journal.
 const BATCH: usize = 32;
 const KEYS: usize = SHARED + BATCH;
-/// Commands that are in mid-DMA at least, when the killer last looked.
+/// Commands that are in mid-DMA at least, of those.
 const MID_DMA: u64 = 4;
+/// Steps for which the device does nothing before it is killed, unless a reset comes first: seconds.
+const STANDSTILL: u32 = 1_000_000_000;
+
+/// How long it may take the writers to fill the queues of a device at a standstill, before it
+/// goes on and is stopped anew: well below the driver's time for an admin command.
+const A_TRY: Duration = Duration::from_millis(500);
 
 /// The values that a key may have; more than one after a write of unknown outcome.
 type Known = Vec<Option<u64>>;
 
 struct Load {
     shared: MapFile,
+    /// Of one writer each; the types take turns.
     own: Vec<MapFile>,
-    in_flight: AtomicUsize,
-    batches: AtomicUsize,
     pause: AtomicBool,
     done: AtomicBool,
     round: Barrier,
@@ -89,6 +99,19 @@ impl Writer<'_> {
         (self.id * KEYS + i) as u32
     }
 
+    /// The key as it goes to the map: an array has indices.
+    fn key_bytes(&self, i: usize) -> [u8; 4] {
+        match self.in_array(i) {
+            true => (i - SHARED) as u32,
+            false => self.key(i),
+        }
+        .to_ne_bytes()
+    }
+
+    fn in_array(&self, i: usize) -> bool {
+        i >= SHARED && self.load.own[self.id].map_type() == MapType::ARRAY
+    }
+
     fn map(&self, i: usize) -> &MapFile {
         if i < SHARED {
             &self.load.shared
@@ -123,28 +146,24 @@ impl Writer<'_> {
         self.version += 1;
         let (load, version) = (self.load, self.version);
         let i = self.rng.random_range(0..KEYS);
-        let key = self.key(i).to_ne_bytes();
-        load.in_flight.fetch_add(1, Ordering::SeqCst);
+        let key = self.key_bytes(i);
         match self.rng.random_range(0..16) {
-            0 => {
+            // Nothing is deleted from an array.
+            0 if !self.in_array(i) => {
                 let done = self.map(i).delete(&key).map_err(|e| e.errno());
                 self.took(i, None, done);
             }
-            1..3 => {
+            0..3 => {
                 let value = value_of(self.key(i), version);
                 let done = self.map(i).update(&key, &value, 0).map_err(|e| e.errno());
                 self.took(i, Some(version), done);
             }
             _ => {
-                let keys: Vec<u8> = (SHARED..KEYS)
-                    .flat_map(|i| self.key(i).to_ne_bytes())
-                    .collect();
+                let keys: Vec<u8> = (SHARED..KEYS).flat_map(|i| self.key_bytes(i)).collect();
                 let values: Vec<u8> = (SHARED..KEYS)
                     .flat_map(|i| value_of(self.key(i), version))
                     .collect();
-                load.batches.fetch_add(1, Ordering::SeqCst);
                 let done = load.own[self.id].update_batch(&keys, &values, BATCH as u32, 0, 0);
-                load.batches.fetch_sub(1, Ordering::SeqCst);
                 let result = done.result.map_err(|e| e.errno());
                 if result.is_ok() && done.count as usize != BATCH {
                     self.violation(format!("a batch succeeded with {} elements", done.count));
@@ -154,7 +173,6 @@ impl Writer<'_> {
                 }
             }
         }
-        load.in_flight.fetch_sub(1, Ordering::SeqCst);
         load.operations.fetch_add(1, Ordering::Relaxed);
         if self.known.iter().any(|known| known.len() > 1) {
             // Before the next write covers how this one turned out.
@@ -168,7 +186,9 @@ impl Writer<'_> {
         for i in 0..KEYS {
             let key = self.key(i);
             let value = &mut buffer[..value_bytes(i)];
-            let found = match self.map(i).lookup(&key.to_ne_bytes(), value, 0) {
+            let found = match self.map(i).lookup(&self.key_bytes(i), value, 0) {
+                // What was never written.
+                Ok(()) if self.in_array(i) && value.iter().all(|byte| *byte == 0) => None,
                 Ok(()) => match version_of(key, value) {
                     Ok(version) => Some(version),
                     Err(torn) => return self.violation(torn),
@@ -209,9 +229,9 @@ impl Writer<'_> {
 }
 
 struct Round {
-    in_flight: usize,
-    batches: usize,
     unanswered: u64,
+    /// Commands that the device held when it was killed, by its own count: published, and not answered.
+    held: u64,
     /// Commands that the reset met in the middle, by the device's own count: begun, with some of
     /// their data fetched, and not completed.
     mid_dma: u64,
@@ -246,14 +266,13 @@ fn campaign(resets: usize, unknown: UnknownOutcome) {
     };
     let queue_pairs = Some(WRITERS as u16 + 1);
     let stack = recovering(function, DriverConfig::default(), queue_pairs, recovery);
-    let hash = |keys: usize, value: usize| {
-        stack.map(&attr(MapType::HASH, value as u32, keys as u32), true)
+    let map = |map_type: MapType, keys: usize, value: usize| {
+        stack.map(&attr(map_type, value as u32, keys as u32), true)
     };
+    let of = |id: usize| map(TYPES[id % TYPES.len()], BATCH, OWN_VALUE);
     let load = Load {
-        shared: hash(WRITERS * SHARED, SHARED_VALUE),
-        own: (0..WRITERS).map(|_| hash(BATCH, OWN_VALUE)).collect(),
-        in_flight: AtomicUsize::new(0),
-        batches: AtomicUsize::new(0),
+        shared: map(MapType::HASH, WRITERS * SHARED, SHARED_VALUE),
+        own: (0..WRITERS).map(of).collect(),
         pause: AtomicBool::new(false),
         done: AtomicBool::new(false),
         round: Barrier::new(WRITERS + 1),
@@ -288,6 +307,52 @@ fn campaign(resets: usize, unknown: UnknownOutcome) {
     tell(&load, &rounds, &stats, unknown, started.elapsed(), base);
 }
 
+fn set_plan(function: &Threaded, rule: Option<Rule>) {
+    let with = |plan: FaultPlan, rule| plan.with(rule).expect("a rule");
+    let plan = rule.into_iter().fold(FaultPlan::new(), with);
+    function.set_faults(&plan, 1).expect("the device");
+}
+
+fn read(function: &Threaded, register: u64) -> u32 {
+    function.read32(0, BarOffset(register)).expect("a register")
+}
+
+fn resets_of(function: &Threaded) -> u32 {
+    read(function, regs::RESET_COUNT)
+}
+
+/// Stops the device among commands that it has begun, until the next reset, and waits until the
+/// writers have filled its queues: as one whose memory is slow.
+fn stand_still(function: &Threaded) {
+    let slow = |steps| Rule::new(Site::Step, Behaviour::Slow { steps });
+    let begun = || function.diagnostics().expect("the device").under_way >= MID_DMA;
+    // Whoever waits for a new queue pair would reset the function by itself in the end.
+    let held = || {
+        let held = function.held().expect("the device");
+        held.io >= HELD && held.admin == 0
+    };
+    waits("commands that a device at a standstill holds", || {
+        waits("commands in mid-DMA", begun);
+        // Each step anew, so that it ends with the plan.
+        set_plan(function, Some(slow(1)));
+        let since = Instant::now();
+        while !held() && since.elapsed() < A_TRY {
+            std::thread::yield_now();
+        }
+        // It may have ended some between the look and the plan.
+        let stands = begun() && held();
+        if !stands {
+            set_plan(function, None);
+        }
+        stands
+    });
+    // One that a reset ends, so that the device can be brought up again. It must have begun by then.
+    set_plan(function, Some(slow(STANDSTILL).times(1)));
+    waits("the standstill", || {
+        function.faults_injected().expect("the device") > 0
+    });
+}
+
 /// Lets the writers write, kills the device, and has them verify what is there afterwards.
 fn one_round(
     stack: &Stack<Threaded>,
@@ -299,16 +364,28 @@ fn one_round(
     let before = stack.nic.recovery_stats();
     let enough = operations() + rng.random_range(4..60);
     waits("the writers get on", || operations() >= enough);
-    let diagnostics = || stack.driver.function().diagnostics().expect("the device");
-    let (mut in_flight, mut batches) = (0, 0);
-    waits("many operations in flight", || {
-        batches = load.batches.load(Ordering::SeqCst);
-        in_flight = load.in_flight.load(Ordering::SeqCst);
-        in_flight >= IN_FLIGHT && batches >= IN_FLIGHT / 2 && diagnostics().under_way >= MID_DMA
-    });
+    let function = stack.driver.function();
+    let diagnostics = || function.diagnostics().expect("the device");
+    stand_still(function);
     let cut_before = diagnostics();
     let killed = Instant::now();
-    kill(&stack.driver, number);
+    match KILLS[number % KILLS.len()] {
+        // What `kill` does instead takes a device that fetches.
+        "firmware error state" => {
+            let resets = resets_of(function);
+            set_plan(
+                function,
+                Some(Rule::new(Site::Step, Behaviour::Fatal).times(1)),
+            );
+            waits("the firmware stops itself", || {
+                let status = DeviceStatus::from_bits_retain(read(function, regs::STATUS));
+                status.contains(DeviceStatus::FATAL) || resets_of(function) != resets
+            });
+        }
+        _ => kill(&stack.driver, number),
+    }
+    let held = diagnostics().last_held.io;
+    set_plan(function, None);
     let enough = operations() + 2 * WRITERS as u64;
     waits("operations after the kill", || operations() >= enough);
     load.pause.store(true, Ordering::Release);
@@ -325,9 +402,8 @@ fn one_round(
             .push(format!("round {number}: nobody noticed: {how}"));
     }
     Round {
-        in_flight,
-        batches,
         unanswered: after.unknown - before.unknown,
+        held,
         mid_dma: diagnostics().cut_short - cut_before.cut_short,
         ended,
         recovery: after.last,
@@ -344,21 +420,18 @@ fn tell(
 ) {
     let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     let violations = load.violations.lock().unwrap();
-    let (least, usual, _) = spread(rounds.iter().map(|r| r.in_flight));
-    let (_, batches, _) = spread(rounds.iter().map(|r| r.batches));
     let (fewest, unanswered, most) = spread(rounds.iter().map(|r| r.unanswered));
+    let (held_least, held_usual, held_most) = spread(rounds.iter().map(|r| r.held));
     let (cut_least, cut_usual, cut_most) = spread(rounds.iter().map(|r| r.mid_dma));
     let cut_total: u64 = rounds.iter().map(|r| r.mid_dma).sum();
-    let cut_rounds = rounds.iter().filter(|r| r.mid_dma > 0).count();
     let (_, recovery, worst) = spread(rounds.iter().map(|r| r.recovery));
     let (_, ended, last) = spread(rounds.iter().map(|r| r.ended));
     aloud(&format!(
         "recover: {unknown:?}: {} resets in {took:.1?} from seed {base}: {} operations, {} \
-         elements acknowledged, {} violations; in flight at a reset: least {least}, median \
-         {usual} ({batches} of them batches of {BATCH}); in mid-DMA, by the device's count: \
-         {cut_least} to {cut_most}, median {cut_usual}, {cut_total} together, at {cut_rounds} \
-         resets; commands sent and not answered: {fewest} \
-         to {most}, median {unanswered}; {} unknown outcomes, {} resolved, {} reported ({} \
+         elements acknowledged, {} violations; held by the device at a reset, by its own count: \
+         least {held_least}, median {held_usual}, most {held_most}; of those in mid-DMA: least \
+         {cut_least}, median {cut_usual}, most {cut_most}, {cut_total} together; writes sent and not \
+         answered: {fewest} to {most}, median {unanswered}; {} unknown outcomes, {} resolved, {} reported ({} \
          elements: {} old, {} new); recovery: median {recovery:.1?}, worst {worst:.1?}; until all \
          in flight had ended and each writer gone on: median {ended:.1?}, worst {last:.1?}; \
          {stats:?}",
@@ -375,11 +448,13 @@ fn tell(
     ));
     let some = &violations[..violations.len().min(4)];
     assert!(violations.is_empty(), "seed {base}: {some:?}");
-    assert!(least >= IN_FLIGHT);
     assert!(
-        cut_rounds * 2 > rounds.len() && cut_total >= rounds.len() as u64,
-        "few commands were in mid-DMA: {cut_total} at {cut_rounds} of {} resets",
-        rounds.len()
+        held_least >= HELD,
+        "the device held {held_least} commands at a reset, fewer than {HELD}"
+    );
+    assert!(
+        cut_least >= MID_DMA,
+        "{cut_least} commands were in mid-DMA at a reset, fewer than {MID_DMA}"
     );
     // What a kill met in the middle is a write that was sent and never answered.
     let unanswered_total: u64 = rounds.iter().map(|r| r.unanswered).sum();
