@@ -199,7 +199,7 @@ The interface stands in a network namespace of the program's own; with --ifname 
 the program stays in the namespace it is in. Without the privilege to create BPF maps the program's descriptors \
 are memfds, and lists, ids and pins are answered by offmap; see docs/run.md.",
         after_long_help = "Exit status: the program's. 128 and the number of the signal that ended it; 125 when it \
-was not run, 126 when it cannot be executed, 127 when there is none.
+was not run, 126 when it cannot be executed, 127 when there is none; 2 when the command line is bad.
 
 Examples:
   offmap run -- bpftool map create /sys/fs/bpf/m type hash key 4 value 8 entries 64 name m dev offmap0
@@ -216,7 +216,7 @@ Programs that join share the devices, and find each other's maps by pin and by i
 freed; pins last until the daemon ends. The socket is for you alone: it is made with mode 0600, and other users are \
 turned away.",
         after_long_help = "Exit status:
-  0  stopped by SIGTERM or SIGINT
+  0  stopped by SIGTERM, SIGINT or SIGHUP
   1  a device does not come up, the socket cannot be made, or nobody can join any more
   2  the command line, the profile or the fault plan is bad; one sentence on
      stderr says what is wrong

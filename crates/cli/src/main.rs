@@ -68,8 +68,8 @@ fn run_program(args: &RunArgs) -> ExitCode {
         Ok((ended, files)) => {
             if args.stats {
                 let counts = ended.counts;
-                eprintln!(
-                    "offmap run: {} calls answered, {} left to the kernel, {} maps offloaded, descriptors by {}",
+                run::say(&format!(
+                    "{} calls answered, {} left to the kernel, {} maps offloaded, descriptors by {}",
                     counts.answered,
                     counts.passed_on,
                     counts.maps,
@@ -78,7 +78,7 @@ fn run_program(args: &RunArgs) -> ExitCode {
                         Some(offmap_run::Files::Memory) => "memfds",
                         None => "the daemon's choice",
                     }
-                );
+                ));
             }
             ExitCode::from(ended.status)
         }

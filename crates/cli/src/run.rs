@@ -12,7 +12,7 @@ use offmap_emulator::faults::{FaultFileError, FaultPlan};
 use offmap_emulator::{DeviceConfig, Emulated, EmulatorError, FrontEnd, Inline, Threaded};
 use offmap_offload::{OffloadNic, Profile, ProfileError};
 use offmap_run::{Config, Daemon, Ended, Files, Glob, Host, Interfaces, Rules, RunError};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::low_level::pipe;
 use std::ffi::OsString;
 use std::io::{Read, Write};
@@ -201,12 +201,13 @@ pub fn daemon(args: &DaemonArgs) -> Result<(), Error> {
     let faults = args.faults.as_deref().map(|path| (path, args.seed));
     let host = host(&kinds(&args.device), &args.profile, faults, args.files)?;
     let mut signals = UnixStream::pair().map_err(RunError::from)?;
-    for signal in [SIGTERM, SIGINT] {
+    for signal in [SIGTERM, SIGINT, SIGHUP] {
         let end = signals.1.try_clone().map_err(RunError::from)?;
         pipe::register(signal, end).map_err(RunError::from)?;
     }
     let daemon = Arc::new(Daemon::new(Arc::clone(&host), &args.socket)?);
-    eprintln!(
+    let _ = writeln!(
+        std::io::stderr(),
         "offmap daemon: {} device(s) at {}; `offmap run --connect {} -- PROGRAM` joins",
         kinds(&args.device).len(),
         args.socket.display(),
@@ -233,14 +234,19 @@ pub fn daemon(args: &DaemonArgs) -> Result<(), Error> {
     }
 }
 
+/// Says something to the program's user. When stderr is closed nobody wants to know.
+pub fn say(sentence: &str) {
+    let _ = writeln!(std::io::stderr(), "offmap run: {sentence}");
+}
+
 /// Takes away pins that would have nothing behind them.
 fn say_unpinned(host: &Host, quiet: bool) {
     for path in host.unpin() {
         if !quiet {
-            eprintln!(
-                "offmap run: {}: the pin is removed, since the map behind it ends with the NIC",
+            say(&format!(
+                "{}: the pin is removed, since the map behind it ends with the NIC",
                 path.display()
-            );
+            ));
         }
     }
 }
@@ -268,7 +274,7 @@ fn config(args: &RunArgs, devices: usize) -> Result<Config, Error> {
         program: args.program.clone(),
         report: Box::new(move |event| {
             if !quiet {
-                eprintln!("offmap run: {}", event.sentence());
+                say(&event.sentence());
             }
         }),
     })

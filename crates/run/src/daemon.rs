@@ -14,7 +14,7 @@ use crate::session::{Place, Session, Starting, is_over};
 use crate::{COLLECT, Config, Counts, Ended, Event, Files, Rules, RunError};
 use offmap_bpf::NetNs;
 use rustix::fd::AsFd;
-use rustix::net::sockopt::socket_peercred;
+use rustix::net::sockopt::{Timeout, set_socket_timeout, socket_peercred};
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType, accept_with,
     bind, connect, listen, recv, send, socket_with,
@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use std::fs::{self, Permissions};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -87,6 +87,8 @@ pub struct Daemon {
     host: Arc<Host>,
     socket: OwnedFd,
     path: PathBuf,
+    /// The file that it made: device and inode.
+    file: (u64, u64),
 }
 
 impl Daemon {
@@ -118,10 +120,12 @@ impl Daemon {
         fs::set_permissions(path, Permissions::from_mode(0o600))
             .map_err(|error| wrong(error.to_string()))?;
         listen(&socket, 64).map_err(io)?;
+        let file = identity(path).ok_or_else(|| wrong("the socket has gone".to_owned()))?;
         Ok(Self {
             host,
             socket,
             path: path.to_owned(),
+            file,
         })
     }
 
@@ -150,8 +154,10 @@ impl Daemon {
 impl Daemon {
     /// Removes the socket's file.
     pub fn remove(&self) {
-        // It is ours; that somebody has removed it is no harm.
-        let _ = fs::remove_file(&self.path);
+        // Another daemon may have put its own there, when somebody had removed this one.
+        if identity(&self.path) == Some(self.file) {
+            let _ = fs::remove_file(&self.path);
+        }
     }
 }
 
@@ -159,6 +165,18 @@ impl Drop for Daemon {
     fn drop(&mut self) {
         self.remove();
     }
+}
+
+/// Device and inode of a file.
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    let there = fs::symlink_metadata(path).ok()?;
+    Some((there.dev(), there.ino()))
+}
+
+/// How long a message is waited for.
+fn be_patient(socket: &OwnedFd, time: Option<Duration>) -> Result<(), String> {
+    set_socket_timeout(socket, Timeout::Recv, time)
+        .map_err(|error| io::Error::from(error).to_string())
 }
 
 fn packets() -> rustix::io::Result<OwnedFd> {
@@ -187,8 +205,13 @@ fn say(client: &OwnedFd, what: &impl Serialize) -> bool {
 /// Hears something of at most [`MESSAGE_BYTES`].
 fn hear<T: for<'a> Deserialize<'a>>(socket: &OwnedFd) -> Result<T, String> {
     let mut bytes = vec![0; MESSAGE_BYTES];
-    let (len, _) = recv(socket, &mut bytes[..], RecvFlags::empty())
-        .map_err(|error| io::Error::from(error).to_string())?;
+    let (len, _) =
+        recv(socket, &mut bytes[..], RecvFlags::empty()).map_err(|error| match error {
+            rustix::io::Errno::AGAIN => {
+                format!("it says nothing for {} s", PATIENCE.as_secs())
+            }
+            error => io::Error::from(error).to_string(),
+        })?;
     match len {
         0 => Err("it has closed the connection".to_owned()),
         _ => serde_json::from_slice(&bytes[..len]).map_err(|error| error.to_string()),
@@ -209,12 +232,7 @@ fn try_serve(host: &Arc<Host>, client: &OwnedFd) -> Result<(), String> {
         say(client, &Hello::Refused("it is another user's".to_owned()));
         return Ok(());
     }
-    rustix::net::sockopt::set_socket_timeout(
-        client,
-        rustix::net::sockopt::Timeout::Recv,
-        Some(PATIENCE),
-    )
-    .map_err(|error| io::Error::from(error).to_string())?;
+    be_patient(client, Some(PATIENCE))?;
     let welcome = Welcome {
         version: VERSION,
         kernel: host.files() == Files::Kernel,
@@ -280,6 +298,7 @@ fn reach(path: &Path) -> Result<(OwnedFd, Welcome), RunError> {
     };
     let io = |error: rustix::io::Errno| wrong(io::Error::from(error).to_string());
     let daemon = connect_to(&SocketAddrUnix::new(path).map_err(io)?).map_err(io)?;
+    be_patient(&daemon, Some(PATIENCE)).map_err(wrong)?;
     let welcome = match hear(&daemon).map_err(wrong)? {
         Hello::Welcome(welcome) => welcome,
         Hello::Refused(why) => return Err(wrong(why)),
@@ -334,7 +353,10 @@ pub fn join(path: &Path, config: Config) -> Result<Ended, RunError> {
     let listener = starting.listener.try_clone()?;
     let mut running = loop {
         match hear(&daemon).map_err(wrong)? {
-            Say::Ready => break starting.go()?,
+            Say::Ready => {
+                be_patient(&daemon, None).map_err(wrong)?;
+                break starting.go()?;
+            }
             Say::Refused(why) => return Err(wrong(why)),
             Say::Event(sentence) => (config.report)(&Event::Said(sentence)),
             Say::Ended { .. } => return Err(wrong("it has ended the run".to_owned())),

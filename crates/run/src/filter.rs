@@ -10,6 +10,9 @@ pub(crate) const PROG_LOAD: u32 = 5;
 /// BPF_PROG_BIND_MAP.
 pub(crate) const PROG_BIND_MAP: u32 = 35;
 
+/// BPF_LINK_CREATE.
+pub(crate) const LINK_CREATE: u32 = 28;
+
 /// Asked about wherever the descriptors come from.
 const ALWAYS: &[u32] = &[
     c::MAP_CREATE,
@@ -26,6 +29,7 @@ const ALWAYS: &[u32] = &[
     c::MAP_LOOKUP_AND_DELETE_BATCH,
     c::MAP_UPDATE_BATCH,
     c::MAP_DELETE_BATCH,
+    LINK_CREATE,
     PROG_BIND_MAP,
 ];
 

@@ -1,12 +1,13 @@
 //! The devices and the maps that are on them, for as many programs as there are.
 
-use crate::kernel;
-use crate::objects::{Files, Objects};
+use crate::objects::{Btf, Files, Objects};
+use crate::pins;
 use crate::{COLLECT, RunError};
-use offmap_bpf::{Fd, IfIndex, System};
+use offmap_bpf::{IfIndex, System};
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, Weak};
 
 /// A map side with devices, whose maps programs make and share.
 ///
@@ -17,9 +18,9 @@ pub struct Host {
     pub(crate) objects: Objects,
     pub(crate) devices: Vec<IfIndex>,
     /// BTF objects of the bpf layer, by the kernel's id of the same.
-    pub(crate) btf: Mutex<HashMap<u32, Fd>>,
-    /// Where maps of ours were pinned in the kernel's file system, with the kernel's id.
-    pub(crate) pins: Mutex<Vec<(PathBuf, u32)>>,
+    pub(crate) btf: Mutex<HashMap<u32, Weak<Btf>>>,
+    /// Whether a map of ours was ever pinned in the kernel's file system.
+    pub(crate) pinned: AtomicBool,
 }
 
 impl Host {
@@ -40,7 +41,7 @@ impl Host {
             objects: Objects::new(files).map_err(RunError::Files)?,
             devices,
             btf: Mutex::default(),
-            pins: Mutex::default(),
+            pinned: AtomicBool::new(false),
         });
         let janitor = Arc::downgrade(&host);
         std::thread::spawn(move || {
@@ -58,16 +59,16 @@ impl Host {
         self.objects.files()
     }
 
-    /// Takes the pins away behind which there is nothing once this host ends: those of the kernel's
-    /// file system that still refer to a map which stands for one of ours.
+    /// Takes the pins away behind which there is nothing once this host ends: those in the file systems
+    /// of the kernel that this process sees which refer to a map that stands for one of ours. Where
+    /// they were.
     pub fn unpin(&self) -> Vec<PathBuf> {
-        let pins = std::mem::take(&mut *self.pins.lock().unwrap_or_else(PoisonError::into_inner));
-        let stale = pins.into_iter().filter(|(path, id)| {
-            let stands = kernel::pinned(path)
-                .ok()
-                .and_then(|file| self.objects.kernel_id(&file));
-            stands == Some(*id) && std::fs::remove_file(path).is_ok()
-        });
-        stale.map(|(path, _)| path).collect()
+        match self.pinned.load(Ordering::Relaxed) {
+            true => pins::remove(|file| {
+                let id = self.objects.kernel_id(file);
+                id.is_some_and(|id| self.objects.has(id))
+            }),
+            false => Vec::new(),
+        }
     }
 }

@@ -10,7 +10,7 @@ use netlink_packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
+use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
 use rustix::net::{
@@ -149,6 +149,8 @@ impl Launch {
             Interfaces::There(names) => names,
             Interfaces::New(names) => {
                 namespaces()?;
+                // So that what talks to itself over 127.0.0.1 can.
+                set_up(LOOPBACK).map_err(|error| format!("lo: {error}"))?;
                 for name in names {
                     add_interface(name)?;
                 }
@@ -210,14 +212,34 @@ fn add_interface(name: &str) -> Result<(), String> {
     ))
 }
 
+/// Index of `lo` in every namespace.
+const LOOPBACK: u32 = 1;
+
+/// Sets an interface up.
+fn set_up(index: u32) -> io::Result<()> {
+    let mut link = LinkMessage::default();
+    link.header.index = index;
+    link.header.flags = LinkFlags::Up;
+    link.header.change_mask = LinkFlags::Up;
+    request(RouteNetlinkMessage::SetLink(link), 0)
+}
+
 fn add_interface_of(name: &str, kind: InfoKind) -> io::Result<()> {
     let mut link = LinkMessage::default();
     link.attributes = vec![
         LinkAttribute::IfName(name.to_owned()),
         LinkAttribute::LinkInfo(vec![LinkInfo::Kind(kind)]),
     ];
-    let mut message = NetlinkMessage::from(RouteNetlinkMessage::NewLink(link));
-    message.header.flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL;
+    request(
+        RouteNetlinkMessage::NewLink(link),
+        NLM_F_CREATE | NLM_F_EXCL,
+    )
+}
+
+/// Sends a request, and takes its answer.
+fn request(request: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
+    let mut message = NetlinkMessage::from(request);
+    message.header.flags = NLM_F_REQUEST | NLM_F_ACK | flags;
     message.finalize();
     let mut bytes = vec![0; message.buffer_len()];
     message.serialize(&mut bytes);

@@ -22,6 +22,7 @@ mod kernel;
 mod launch;
 mod memory;
 mod objects;
+mod pins;
 mod program;
 mod rules;
 mod session;
@@ -92,6 +93,11 @@ pub enum Event {
         /// Why.
         error: Error,
     },
+    /// A call that makes a map was left to the kernel, because the caller's memory may not be read.
+    Unreadable {
+        /// The thread that asked.
+        tid: i32,
+    },
     /// The same as told by a daemon.
     Said(String),
 }
@@ -101,10 +107,21 @@ impl Event {
     pub fn sentence(&self) -> String {
         match self {
             Self::Refused { command, error, .. } => {
-                let name = offmap_bpf::command::name(*command).unwrap_or("PROG_LOAD");
+                let own = match *command {
+                    filter::PROG_LOAD => Some("PROG_LOAD"),
+                    filter::PROG_BIND_MAP => Some("PROG_BIND_MAP"),
+                    filter::LINK_CREATE => Some("LINK_CREATE"),
+                    _ => None,
+                };
+                let name = own
+                    .or(offmap_bpf::command::name(*command))
+                    .unwrap_or("the command");
                 format!("{name} refused: {error}")
             }
             Self::LeftToKernel { error, .. } => format!("a map stays with the kernel: {error}"),
+            Self::Unreadable { tid } => format!(
+                "the memory of thread {tid} may not be read (an executable without read permission, or kernel.yama.ptrace_scope): its maps are the kernel's"
+            ),
             Self::Said(sentence) => sentence.clone(),
         }
     }

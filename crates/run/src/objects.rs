@@ -7,7 +7,7 @@
 
 use crate::kernel::{self, Kernel};
 use crate::sys;
-use offmap_bpf::{Caller, Fd, MapFlags, System};
+use offmap_bpf::{Caller, Errno, Error, Fd, MapFlags, System};
 use rustix::fs::inotify;
 use rustix::fs::{MemfdFlags, OFlags, fstat, memfd_create};
 use std::collections::HashMap;
@@ -25,8 +25,8 @@ pub enum Files {
     Memory,
 }
 
-/// Threads whose descriptors are remembered, at most.
-const THREADS: usize = 4096;
+/// Threads whose descriptors are remembered, at most: each is a descriptor of this process.
+const THREADS: usize = 128;
 
 /// A map of ours, or another object.
 pub(crate) struct Ours {
@@ -41,6 +41,33 @@ pub(crate) struct Ours {
     pub(crate) device: Option<usize>,
     /// What it is.
     pub(crate) what: What,
+    /// The kernel's object of its types, known to the bpf layer as long as a map has it.
+    pub(crate) btf: Option<Arc<Btf>>,
+    /// Of a map of maps: what stands for the maps in it, by key, so that those live as long as they
+    /// are in there, although the program has closed them.
+    pub(crate) inner: Mutex<HashMap<Vec<u8>, OwnedFd>>,
+}
+
+/// A BTF object of the kernel's, as the bpf layer has it.
+pub(crate) struct Btf {
+    system: Arc<System>,
+    pub(crate) fd: Fd,
+}
+
+impl Btf {
+    pub(crate) fn new(system: &Arc<System>, fd: Fd) -> Self {
+        Self {
+            system: Arc::clone(system),
+            fd,
+        }
+    }
+}
+
+impl Drop for Btf {
+    fn drop(&mut self) {
+        // It is open: nobody else closes it.
+        let _ = self.system.close(self.fd);
+    }
 }
 
 /// What an object of ours is.
@@ -65,6 +92,7 @@ impl Ours {
     ) -> Self {
         let mut fds = [None; 3];
         fds[mode.min(2)] = Some(fd);
+        let inner = Mutex::default();
         Self {
             system: Arc::clone(system),
             fds: Mutex::new(fds),
@@ -72,7 +100,15 @@ impl Ours {
             ids,
             device,
             what,
+            btf: None,
+            inner,
         }
+    }
+
+    /// The same with types.
+    pub(crate) fn typed(mut self, btf: Option<Arc<Btf>>) -> Self {
+        self.btf = btf;
+        self
     }
 
     /// The descriptor of the bpf layer for an access mode.
@@ -156,8 +192,11 @@ enum How {
 struct Open {
     ours: Arc<Ours>,
     watch: i32,
-    /// Open files of it: more than one where somebody opened it by /proc.
-    files: u32,
+    /// The file system of the inode.
+    device: u64,
+    /// Open files of it: more than one where somebody opened it by /proc. `None`: events were lost, and
+    /// it stays to the end.
+    files: Option<u32>,
 }
 
 impl Objects {
@@ -208,7 +247,12 @@ impl Objects {
         if let Some(thread) = lock(&self.threads).get(&tid) {
             return Ok(Arc::clone(thread));
         }
-        let thread = Arc::new(sys::open_thread(tid)?);
+        let (thread, is_threads) = sys::open_thread(tid)?;
+        let thread = Arc::new(thread);
+        // Where it is the whole process's, the thread's number says nothing about it later.
+        if !is_threads {
+            return Ok(thread);
+        }
         let mut threads = lock(&self.threads);
         if threads.len() >= THREADS {
             threads.clear();
@@ -217,55 +261,74 @@ impl Objects {
         Ok(thread)
     }
 
-    /// The open file that a thread has as `number`.
-    pub(crate) fn file(&self, tid: i32, number: i32) -> Option<OwnedFd> {
+    /// The open file that a thread has as `number`; `None`: it has none.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be known: the call must not go on to the kernel, which would find what stands for a
+    /// map.
+    pub(crate) fn file(&self, tid: i32, number: i32) -> Result<Option<OwnedFd>, Error> {
         if number < 0 {
-            return None;
+            return Ok(None);
         }
+        let mut last = rustix::io::Errno::SRCH;
         for _ in 0..2 {
-            let thread = self.thread(tid).ok()?;
-            match sys::file_of(&thread, number) {
-                Ok(file) => return Some(file),
-                // The number was another thread's before.
-                Err(rustix::io::Errno::SRCH) => lock(&self.threads).remove(&tid),
-                Err(_) => return None,
+            let thread = match self.thread(tid) {
+                Ok(thread) => thread,
+                Err(error) => return Err(cannot_look(&error)),
             };
+            match sys::file_of(&thread, number) {
+                Ok(file) => return Ok(Some(file)),
+                Err(rustix::io::Errno::BADF) => return Ok(None),
+                // The number was another thread's before.
+                Err(rustix::io::Errno::SRCH) => {
+                    lock(&self.threads).remove(&tid);
+                }
+                Err(error) => last = error,
+            }
         }
-        None
+        Err(cannot_look(&last.into()))
     }
 
     /// What a thread's descriptor is.
-    pub(crate) fn see(&self, tid: i32, number: i32) -> Seen {
-        let Some(file) = self.file(tid, number) else {
-            return Seen::Closed;
+    ///
+    /// # Errors
+    ///
+    /// As [`Objects::file`].
+    pub(crate) fn see(&self, tid: i32, number: i32) -> Result<Seen, Error> {
+        let Some(file) = self.file(tid, number)? else {
+            return Ok(Seen::Closed);
         };
         match &self.how {
             How::Kernel(kernel, maps) => {
                 let Some(info) = kernel.map_info(&file) else {
-                    return Seen::Other(file);
+                    return Ok(Seen::Other(file));
                 };
                 let ours = lock(maps).get(&info.id).cloned();
                 match ours.map(|ours| (ours.fd(mode_of_file(&file)), ours)) {
-                    Some((Some(fd), ours)) => Seen::Ours(ours, fd, file),
-                    // The map is being freed.
-                    Some((None, _)) => Seen::Closed,
-                    None => Seen::Kernels(info.map_type, file),
+                    Some((Some(fd), ours)) => Ok(Seen::Ours(ours, fd, file)),
+                    Some((None, _)) => Err(Error::new(
+                        Errno::EBADF,
+                        "the map cannot be opened in the bpf layer",
+                    )),
+                    None => Ok(Seen::Kernels(info.map_type, file)),
                 }
             }
             How::Memory { by_inode, .. } => {
                 let Ok(stat) = fstat(&file) else {
-                    return Seen::Other(file);
+                    return Ok(Seen::Other(file));
                 };
                 let ours = lock(by_inode)
                     .get(&stat.st_ino)
+                    .filter(|open| open.device == stat.st_dev)
                     .map(|open| Arc::clone(&open.ours));
                 let fd = ours.as_ref().and_then(|ours| {
                     let fds = lock(&ours.fds);
                     fds.iter().flatten().next().copied()
                 });
                 match (ours, fd) {
-                    (Some(ours), Some(fd)) => Seen::Ours(ours, fd, file),
-                    _ => Seen::Other(file),
+                    (Some(ours), Some(fd)) => Ok(Seen::Ours(ours, fd, file)),
+                    _ => Ok(Seen::Other(file)),
                 }
             }
         }
@@ -276,6 +339,14 @@ impl Objects {
         match &self.how {
             How::Kernel(kernel, _) => kernel.map_info(file).map(|info| info.id),
             How::Memory { .. } => None,
+        }
+    }
+
+    /// Whether that id is of a map of ours.
+    pub(crate) fn has(&self, id: u32) -> bool {
+        match &self.how {
+            How::Kernel(_, maps) => lock(maps).contains_key(&id),
+            How::Memory { .. } => false,
         }
     }
 
@@ -308,7 +379,7 @@ impl Objects {
             return Err(io::Error::from_raw_os_error(libc::EINVAL));
         };
         let file = memfd_create(name, MemfdFlags::CLOEXEC)?;
-        let inode = fstat(&file)?.st_ino;
+        let stat = fstat(&file)?;
         let path = format!("/proc/self/fd/{}", file.as_raw_fd());
         // Before the watch is there nobody else can have it.
         let mut open = lock(by_inode);
@@ -320,11 +391,12 @@ impl Objects {
                 | inotify::WatchFlags::CLOSE_NOWRITE,
         )?;
         open.insert(
-            inode,
+            stat.st_ino,
             Open {
                 ours,
                 watch,
-                files: 1,
+                device: stat.st_dev,
+                files: Some(1),
             },
         );
         Ok(file)
@@ -350,16 +422,21 @@ impl Objects {
                 let mut events = inotify::Reader::new(inotify, &mut space);
                 while let Ok(event) = events.next() {
                     let mut open = lock(by_inode);
+                    if event.events().contains(inotify::ReadFlags::QUEUE_OVERFLOW) {
+                        // Nobody knows any more how often they are open.
+                        open.values_mut().for_each(|open| open.files = None);
+                        continue;
+                    }
                     let found = open.iter_mut().find(|(_, open)| open.watch == event.wd());
                     let Some((&inode, entry)) = found else {
                         continue;
                     };
-                    match event.events().contains(inotify::ReadFlags::OPEN) {
-                        true => entry.files += 1,
-                        false => entry.files = entry.files.saturating_sub(1),
-                    }
+                    entry.files = match event.events().contains(inotify::ReadFlags::OPEN) {
+                        true => entry.files.map(|files| files + 1),
+                        false => entry.files.map(|files| files.saturating_sub(1)),
+                    };
                     let gone = match entry.files {
-                        0 => open.remove(&inode),
+                        Some(0) => open.remove(&inode),
                         _ => None,
                     };
                     drop(open);
@@ -370,6 +447,14 @@ impl Objects {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+/// A descriptor could not be looked at.
+fn cannot_look(error: &io::Error) -> Error {
+    Error::because(
+        Errno(error.raw_os_error().unwrap_or(libc::EIO)),
+        format!("offmap cannot look at the program's descriptors: {error}"),
+    )
+}
+
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -72,7 +72,9 @@ impl Rules {
             device,
             asked: true,
         });
-        named.or(self.all.map(|device| Choice {
+        // libbpf makes such maps to find out what programs of the kernel may do with them.
+        let probe = name.starts_with("libbpf_");
+        named.or(self.all.filter(|_| !probe).map(|device| Choice {
             device,
             asked: false,
         }))
@@ -121,6 +123,7 @@ mod tests {
         };
         let all = rules.choose("b");
         assert_eq!(all.map(|c| (c.device, c.asked)), Some((0, false)));
+        assert_eq!(rules.choose("libbpf_global"), None);
         assert_eq!(Rules::default().choose("b"), None);
     }
 }

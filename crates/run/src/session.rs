@@ -12,12 +12,14 @@ use rustix::process::{Pid, WaitOptions, wait};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::Command;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+/// Most threads that answer one program at a time.
+const MOST_THREADS: usize = 512;
 /// How long threads that answer may take to end once nobody can call any more.
 const DRAIN: Duration = Duration::from_secs(1);
 
@@ -110,7 +112,6 @@ pub(crate) struct Running {
     child: Pid,
     /// Its exit status, once it has ended.
     status: Option<u8>,
-    #[expect(dead_code, reason = "it ends when it is dropped")]
     forwarding: Forwarding,
 }
 
@@ -122,6 +123,8 @@ impl Running {
     ///
     /// Those of waitpid(2).
     pub(crate) fn reap(&mut self, over: bool) -> io::Result<Option<u8>> {
+        // Who asks this process to end while only what the program left behind still runs, means it.
+        let over = over || self.forwarding.was_for_nobody();
         loop {
             match wait(WaitOptions::NOHANG) {
                 Ok(Some((pid, how))) if pid == self.child => {
@@ -142,13 +145,22 @@ impl Running {
 
 /// Threads that answer a program.
 pub(crate) struct Session {
-    supervisor: Arc<Supervisor>,
-    done: Arc<AtomicBool>,
-    threads: Vec<JoinHandle<()>>,
+    shared: Arc<Shared>,
+}
+
+/// What they have in common.
+struct Shared {
+    supervisor: Supervisor,
+    done: AtomicBool,
+    /// Threads that there are, and those of them that wait for a call.
+    threads: AtomicUsize,
+    idle: AtomicUsize,
+    /// How many stay when there is nothing to do.
+    base: usize,
 }
 
 impl Session {
-    /// Starts them: one per processor, 2 to 8.
+    /// Starts them: one per processor, 2 to 8, and more while all of them are busy.
     pub(crate) fn new(
         host: &Arc<Host>,
         listener: OwnedFd,
@@ -157,7 +169,7 @@ impl Session {
         report: Box<dyn Fn(&Event) + Send + Sync>,
     ) -> Self {
         sys::wake_up_in_place(&listener);
-        let supervisor = Arc::new(Supervisor {
+        let supervisor = Supervisor {
             host: Arc::clone(host),
             listener,
             indexes: place.indexes,
@@ -165,55 +177,91 @@ impl Session {
             rules,
             counters: Counters::default(),
             report,
-        });
-        let done = Arc::new(AtomicBool::new(false));
-        let workers = std::thread::available_parallelism().map_or(2, |n| n.get().clamp(2, 8));
-        let threads = (0..workers)
-            .map(|_| {
-                let (supervisor, done) = (Arc::clone(&supervisor), Arc::clone(&done));
-                std::thread::spawn(move || answer_calls(&supervisor, &done))
-            })
-            .collect();
-        Self {
+        };
+        let base = std::thread::available_parallelism().map_or(2, |n| n.get().clamp(2, 8));
+        let shared = Arc::new(Shared {
             supervisor,
-            done,
-            threads,
+            done: AtomicBool::new(false),
+            threads: AtomicUsize::new(0),
+            idle: AtomicUsize::new(0),
+            base,
+        });
+        for _ in 0..base {
+            Shared::add(&shared);
         }
+        Self { shared }
     }
 
     /// Whether no process can call any more; waits for that a little.
     pub(crate) fn is_over(&self) -> bool {
-        is_over(&self.supervisor.listener, COLLECT)
+        is_over(&self.shared.supervisor.listener, COLLECT)
     }
 
     /// Ends them.
     pub(crate) fn end(self) -> Counts {
-        self.done.store(true, Ordering::Release);
+        self.shared.done.store(true, Ordering::Release);
         let ended = Instant::now();
         // A kernel before 6.11 does not tell those who wait that nobody is left; then they stay.
-        while self.threads.iter().any(|thread| !thread.is_finished()) && ended.elapsed() < DRAIN {
+        while self.shared.threads.load(Ordering::Acquire) != 0 && ended.elapsed() < DRAIN {
             std::thread::sleep(Duration::from_millis(1));
         }
-        self.supervisor.counters.counts()
+        self.shared.supervisor.counters.counts()
     }
 }
 
-/// A thread that answers, until nobody can call any more.
-fn answer_calls(supervisor: &Supervisor, done: &AtomicBool) {
-    while !done.load(Ordering::Acquire) {
-        match sys::receive(&supervisor.listener) {
-            Ok(Some(notification)) => {
-                if supervisor.handle(&notification).is_err() {
-                    return;
+impl Shared {
+    /// Adds a thread.
+    fn add(this: &Arc<Self>) {
+        this.threads.fetch_add(1, Ordering::AcqRel);
+        this.idle.fetch_add(1, Ordering::AcqRel);
+        let shared = Arc::clone(this);
+        let thread = std::thread::Builder::new().spawn(move || {
+            Self::answer_calls(&shared);
+            shared.threads.fetch_sub(1, Ordering::AcqRel);
+        });
+        if thread.is_err() {
+            // Those that there are have to do.
+            this.threads.fetch_sub(1, Ordering::AcqRel);
+            this.idle.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+
+    /// A thread that answers, until nobody can call any more.
+    fn answer_calls(this: &Arc<Self>) {
+        let listener = &this.supervisor.listener;
+        while !this.done.load(Ordering::Acquire) {
+            match sys::receive(listener) {
+                Ok(Some(notification)) => {
+                    // A call may wait for another one of the program, by a page that is its to fill.
+                    if this.idle.fetch_sub(1, Ordering::AcqRel) == 1
+                        && this.threads.load(Ordering::Acquire) < MOST_THREADS
+                    {
+                        Self::add(this);
+                    }
+                    let handled =
+                        catch_unwind(AssertUnwindSafe(|| this.supervisor.handle(&notification)));
+                    let handled = handled.unwrap_or_else(|_| {
+                        // A defect of ours must not leave the program waiting.
+                        let failed = sys::Answer::Fails(libc::EIO);
+                        sys::answer(listener, notification.id, failed)
+                    });
+                    let idle = this.idle.fetch_add(1, Ordering::AcqRel) + 1;
+                    if handled.is_err() {
+                        return;
+                    }
+                    if idle > this.base {
+                        this.idle.fetch_sub(1, Ordering::AcqRel);
+                        return;
+                    }
                 }
-            }
-            // Somebody died in mid-call; or all have, and then that is soon known.
-            Ok(None) => {
-                if is_over(&supervisor.listener, Duration::ZERO) {
-                    return;
+                // Somebody died in mid-call; or all have, and then that is soon known.
+                Ok(None) => {
+                    if is_over(listener, Duration::ZERO) {
+                        return;
+                    }
                 }
+                Err(_) => return,
             }
-            Err(_) => return,
         }
     }
 }

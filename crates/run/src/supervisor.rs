@@ -1,26 +1,36 @@
 //! The answers.
 
-use crate::filter::{PROG_BIND_MAP, PROG_LOAD};
+use crate::filter::{LINK_CREATE, PROG_BIND_MAP, PROG_LOAD};
 use crate::host::Host;
 use crate::kernel::{self, create, put, u32_at, u64_at};
 use crate::memory::{ATTR_BYTES, Call, Replace, ShownId, Target, Written};
-use crate::objects::{Files, Ours, Seen, What, mode_of_flags};
+use crate::objects::{Btf, Files, Ours, Seen, What, lock, mode_of_flags};
 use crate::sys::{self, Answer, Notification};
 use crate::{Choice, Counts, Event, Rules, program};
 use offmap_bpf::command as c;
 use offmap_bpf::{Caller, Errno, Error, Fd, MapFlags, MapType, NetNs, UserMemory};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, Weak};
 
 /// Offsets of descriptors in attributes.
 const FD_FIRST: usize = 0;
 const FD_OF_PIN: usize = 8;
 const FD_OF_BATCH: usize = 36;
 const FD_OF_BIND: usize = 4;
+/// Offsets in the attribute of LINK_CREATE, and `BPF_TRACE_ITER`.
+const ATTACH_TYPE: usize = 8;
+const ITER_INFO: usize = 16;
+const ITER_INFO_LEN: usize = 24;
+const TRACE_ITER: u32 = 28;
+/// Offsets in the attribute of a batch.
+const BATCH_VALUES: usize = 24;
+const BATCH_COUNT: usize = 32;
+/// Values of a batch that are looked at at a time.
+const PIECE: u32 = 1024;
 /// Offsets in the attribute of an element's command, and of OBJ_GET_INFO_BY_FD.
+const KEY: usize = 8;
 const VALUE: usize = 16;
 const INFO: usize = 8;
 /// Offsets in `struct bpf_map_info`.
@@ -81,7 +91,8 @@ impl Supervisor {
             Ok(outcome) => outcome,
             Err(error) => {
                 let command = notification.args[0] as u32 & !c::COMMON_ATTRS;
-                if matches!(command, c::MAP_CREATE | PROG_LOAD | PROG_BIND_MAP) {
+                let told = [c::MAP_CREATE, PROG_LOAD, PROG_BIND_MAP, LINK_CREATE];
+                if told.contains(&command) {
                     (self.report)(&Event::Refused {
                         tid: notification.tid,
                         command,
@@ -99,17 +110,14 @@ impl Supervisor {
         match outcome {
             Outcome::Answer(answer) => sys::answer(&self.listener, notification.id, answer),
             Outcome::File(file) => {
-                let given = sys::answer_with_file(&self.listener, notification.id, file.as_fd());
-                match given.map_err(|error| error.raw_os_error()) {
-                    Ok(()) => Ok(()),
-                    // The program is gone, and what stands for the map goes with `file`.
-                    Err(Some(libc::ENOENT)) => Ok(()),
-                    Err(errno) => sys::answer(
-                        &self.listener,
-                        notification.id,
-                        Answer::Fails(errno.unwrap_or(libc::EMFILE)),
-                    ),
-                }
+                let given = sys::give(&self.listener, notification.id, file.as_fd());
+                // Before the program goes on: when it closes its own, that is the last one.
+                drop(file);
+                let answer = match given {
+                    Ok(number) => Answer::Value(number.into()),
+                    Err(error) => Answer::Fails(error.raw_os_error().unwrap_or(libc::EMFILE)),
+                };
+                sys::answer(&self.listener, notification.id, answer)
             }
         }
     }
@@ -125,10 +133,19 @@ impl Supervisor {
             tid: notification.tid,
         };
         // What is wrong with the attribute itself the kernel says.
-        if size > 4096 || target.read(attr_at, &mut attr[..head]).is_err() {
+        if size > 4096 {
+            return PASS;
+        }
+        if let Err(fault) = target.read(attr_at, &mut attr[..head]) {
+            if command == c::MAP_CREATE && fault.address == attr_at {
+                (self.report)(&Event::Unreadable {
+                    tid: notification.tid,
+                });
+            }
             return PASS;
         }
         let call = Asked {
+            id: notification.id,
             target,
             number,
             attr_at,
@@ -152,9 +169,13 @@ impl Supervisor {
             | c::MAP_DELETE_BATCH => self.on_fd(notification, &call, &mut attr, FD_OF_BATCH),
             c::OBJ_PIN => self.pin(notification, &call, &mut attr),
             PROG_LOAD => self.prog_load(&call, &attr),
-            PROG_BIND_MAP => match self.see(&call, u32_at(&attr, FD_OF_BIND)) {
+            PROG_BIND_MAP => match self.see(&call, u32_at(&attr, FD_OF_BIND))? {
                 Seen::Ours(ours, ..) => Err(self.unreachable(&ours, "PROG_BIND_MAP")),
                 _ => PASS,
+            },
+            LINK_CREATE => match self.iterated(&call, &attr)? {
+                Some(ours) => Err(self.unreachable(&ours, "LINK_CREATE of an iterator")),
+                None => PASS,
             },
             c::OBJ_GET
             | c::MAP_GET_NEXT_ID
@@ -171,8 +192,23 @@ impl Supervisor {
         }
     }
 
-    fn see(&self, call: &Asked, fd: u32) -> Seen {
+    fn see(&self, call: &Asked, fd: u32) -> Result<Seen, Error> {
         self.host.objects.see(call.target.tid, fd as i32)
+    }
+
+    /// The map of ours that an iterator is to be over.
+    fn iterated(&self, call: &Asked, attr: &[u8; ATTR_BYTES]) -> Result<Option<Arc<Ours>>, Error> {
+        if u32_at(attr, ATTACH_TYPE) != TRACE_ITER || u32_at(attr, ITER_INFO_LEN) < 4 {
+            return Ok(None);
+        }
+        let mut raw = [0; 4];
+        if call.target.read(u64_at(attr, ITER_INFO), &mut raw).is_err() {
+            return Ok(None);
+        }
+        match self.see(call, u32::from_ne_bytes(raw))? {
+            Seen::Ours(ours, ..) => Ok(Some(ours)),
+            _ => Ok(None),
+        }
     }
 
     /// A program of the kernel cannot get at a map of ours.
@@ -225,10 +261,15 @@ impl Supervisor {
         at: usize,
     ) -> Result<Outcome, Error> {
         let command = call.number & !c::COMMON_ATTRS;
-        let (ours, fd, file) = match self.see(call, u32_at(attr, at)) {
+        let (ours, fd, file) = match self.see(call, u32_at(attr, at))? {
             Seen::Ours(ours, fd, file) => (ours, fd, file),
-            Seen::Kernels(kind, _) if command == c::MAP_UPDATE_ELEM => {
-                return self.update_of_kernels(call, attr, kind);
+            Seen::Kernels(kind, _) if holds_maps(MapType(kind)) => {
+                let (at, count) = match command {
+                    c::MAP_UPDATE_ELEM => (VALUE, 1),
+                    c::MAP_UPDATE_BATCH => (BATCH_VALUES, u32_at(attr, BATCH_COUNT)),
+                    _ => return Ok(Outcome::Answer(Answer::Continue)),
+                };
+                return self.update_of_kernels(call, u64_at(attr, at), count);
             }
             _ => return Ok(Outcome::Answer(Answer::Continue)),
         };
@@ -242,6 +283,10 @@ impl Supervisor {
             replace.written = Some((u64_at(attr, INFO), Written::Fields(self.shown(&ours))));
         }
         let value = self.answer(notification, call, attr, replace)?;
+        if ours.what.holds_maps && command != c::OBJ_GET_INFO_BY_FD {
+            let key_size = self.host.system.info(fd).map_or(0, |info| info.key_size);
+            self.keep_inner(call, attr, command, &ours, key_size as usize)?;
+        }
         if command == c::MAP_FREEZE && self.host.objects.files() == Files::Kernel {
             // So that /proc shows it. Where the map that stands for it was made otherwise, ours
             // is frozen all the same.
@@ -266,28 +311,57 @@ impl Supervisor {
     }
 
     /// An update of a map of maps of the kernel's must not put one of ours into it.
-    fn update_of_kernels(
+    fn update_of_kernels(&self, call: &Asked, values: u64, count: u32) -> Result<Outcome, Error> {
+        let mut done = 0;
+        while done < count {
+            let piece = (count - done).min(PIECE);
+            let mut raw = vec![0; piece as usize * 4];
+            let at = values.wrapping_add(u64::from(done) * 4);
+            if call.target.read(at, &mut raw).is_err() {
+                // What the kernel says of that, it says.
+                break;
+            }
+            for value in raw.chunks_exact(4) {
+                if let Seen::Ours(ours, ..) = self.see(call, u32_at(value, 0))? {
+                    return Err(not_in_kernels(&ours));
+                }
+            }
+            done += piece;
+        }
+        Ok(Outcome::Answer(Answer::Continue))
+    }
+
+    /// What stands for the maps in a map of maps lives as long as they are in there.
+    fn keep_inner(
         &self,
         call: &Asked,
         attr: &[u8; ATTR_BYTES],
-        kind: u32,
-    ) -> Result<Outcome, Error> {
-        if holds_maps(MapType(kind)) {
-            let mut raw = [0; 4];
-            let inner = call.target.read(u64_at(attr, VALUE), &mut raw);
-            if inner.is_ok()
-                && let Seen::Ours(ours, ..) = self.see(call, u32::from_ne_bytes(raw))
-            {
-                return Err(Error::because(
-                    Errno::EINVAL,
-                    format!(
-                        "the map {:?} lives on the emulated NIC and cannot be in a map of maps of the host's kernel",
-                        ours.what.name
-                    ),
-                ));
-            }
+        command: u32,
+        ours: &Ours,
+        key_size: usize,
+    ) -> Result<(), Error> {
+        if self.host.files() != Files::Kernel {
+            return Ok(());
         }
-        Ok(Outcome::Answer(Answer::Continue))
+        let mut key = vec![0; key_size];
+        if call.target.read(u64_at(attr, KEY), &mut key).is_err() {
+            return Ok(());
+        }
+        match command {
+            c::MAP_UPDATE_ELEM => {
+                let mut raw = [0; 4];
+                if call.target.read(u64_at(attr, VALUE), &mut raw).is_ok()
+                    && let Seen::Ours(_, _, file) = self.see(call, u32::from_ne_bytes(raw))?
+                {
+                    lock(&ours.inner).insert(key, file);
+                }
+            }
+            c::MAP_DELETE_ELEM | c::MAP_LOOKUP_AND_DELETE_ELEM => {
+                lock(&ours.inner).remove(&key);
+            }
+            _ => {}
+        }
+        Ok(())
     }
 
     /// The value of a map of maps is a descriptor where it is written, and an id where it is read.
@@ -305,7 +379,7 @@ impl Supervisor {
                 let mut raw = [0; 4];
                 if call.target.read(value, &mut raw).is_ok() {
                     // What is no map of ours is no descriptor of the bpf layer's.
-                    let inner = match self.see(call, u32::from_ne_bytes(raw)) {
+                    let inner = match self.see(call, u32::from_ne_bytes(raw))? {
                         Seen::Ours(_, fd, _) => fd.0,
                         _ => -1,
                     };
@@ -336,21 +410,12 @@ impl Supervisor {
         call: &Asked,
         attr: &mut [u8; ATTR_BYTES],
     ) -> Result<Outcome, Error> {
-        let Seen::Ours(ours, fd, _) = self.see(call, u32_at(attr, FD_OF_PIN)) else {
+        let Seen::Ours(_, fd, _) = self.see(call, u32_at(attr, FD_OF_PIN))? else {
             return Ok(Outcome::Answer(Answer::Continue));
         };
         match self.host.objects.files() {
             Files::Kernel => {
-                if let (Some((id, _)), Some(path)) =
-                    (ours.ids, self.path(call.target, u64_at(attr, 0)))
-                {
-                    let mut pins = self
-                        .host
-                        .pins
-                        .lock()
-                        .unwrap_or_else(PoisonError::into_inner);
-                    pins.push((path, id));
-                }
+                self.host.pinned.store(true, Ordering::Relaxed);
                 Ok(Outcome::Answer(Answer::Continue))
             }
             Files::Memory => {
@@ -361,43 +426,22 @@ impl Supervisor {
         }
     }
 
-    /// A path that the program names, as this process reaches it.
-    fn path(&self, target: Target, address: u64) -> Option<PathBuf> {
-        let mut path = Vec::new();
-        while path.len() < libc::PATH_MAX as usize {
-            let at = address.wrapping_add(path.len() as u64);
-            let mut piece = [0; 64];
-            let room = (4096 - at % 4096).min(64) as usize;
-            target.read(at, &mut piece[..room]).ok()?;
-            match piece[..room].iter().position(|&byte| byte == 0) {
-                Some(end) => {
-                    path.extend_from_slice(&piece[..end]);
-                    let path = PathBuf::from(String::from_utf8(path).ok()?);
-                    let start = match path.is_absolute() {
-                        true => format!("/proc/{}/root", target.tid),
-                        false => format!("/proc/{}/cwd", target.tid),
-                    };
-                    let start = std::fs::read_link(start).ok()?;
-                    return Some(start.join(path.strip_prefix("/").unwrap_or(&path)));
-                }
-                None => path.extend_from_slice(&piece[..room]),
-            }
-        }
-        None
-    }
-
     /// PROG_LOAD: refused when the program refers to a map of ours.
     fn prog_load(&self, call: &Asked, attr: &[u8; ATTR_BYTES]) -> Result<Outcome, Error> {
         if self.host.objects.len() == 0 {
             return Ok(Outcome::Answer(Answer::Continue));
         }
         for (fd, at) in program::map_fds(call.target, attr) {
-            if let Seen::Ours(ours, ..) = self.see(call, fd as u32) {
+            if let Seen::Ours(ours, ..) = self.see(call, fd as u32)? {
                 let what = match at {
                     Some(at) => format!("BPF_PROG_LOAD: instruction {at}"),
                     None => "BPF_PROG_LOAD: fd_array".to_owned(),
                 };
                 let error = self.unreachable(&ours, &what);
+                // The number may be another thread's, once its call has ended.
+                if !sys::is_waiting(&self.listener, call.id) {
+                    return Err(error);
+                }
                 program::log(call.target, attr, &format!("{}\n", error.reason()));
                 return Err(error);
             }
@@ -489,37 +533,68 @@ impl Supervisor {
         self.host.system.flush_frees();
         let choice = self.chosen(attr);
         let Some(Choice { device, asked }) = choice else {
+            let kind = MapType(u32_at(attr, 0));
             if !memory || u32_at(attr, create::IFINDEX) != 0 {
+                if holds_maps(kind)
+                    && let Seen::Ours(ours, ..) =
+                        self.see(call, u32_at(attr, create::INNER_MAP_FD))?
+                {
+                    return Err(not_in_kernels(&ours));
+                }
                 return Ok(Outcome::Answer(Answer::Continue));
+            }
+            let flags = MapFlags::from_bits_retain(u32_at(attr, create::FLAGS));
+            if let Some(why) = refused(kind, flags) {
+                return Err(Error::because(Errno::EINVAL, why));
             }
             // The kernel would refuse: a map of the bpf layer, in this process.
             self.translate_btf(call, attr)?;
+            if holds_maps(kind) {
+                let inner = match self.see(call, u32_at(attr, create::INNER_MAP_FD))? {
+                    Seen::Ours(_, fd, _) => fd.0 as u32,
+                    _ => u32::MAX,
+                };
+                put(attr, create::INNER_MAP_FD, inner);
+            }
             let fd = self.answer(notification, call, attr, Replace::default())?;
             return self.give(Fd(fd), None);
         };
         let (kind, flags) = (MapType(u32_at(attr, 0)), u32_at(attr, create::FLAGS));
         let flags = MapFlags::from_bits_retain(flags);
         if let Some(why) = refused(kind, flags) {
+            let error = Error::because(Errno::EINVAL, why);
             if asked {
-                return Err(Error::because(Errno::EINVAL, why));
+                return Err(error);
             }
+            (self.report)(&Event::LeftToKernel {
+                tid: notification.tid,
+                error,
+            });
             return Ok(Outcome::Answer(Answer::Continue));
         }
         let original = *attr;
         put(attr, create::IFINDEX, self.host.devices[device].0);
         let btf = self.translate_btf(call, attr)?;
-        let inner = match u32_at(attr, create::INNER_MAP_FD) {
-            0 => None,
-            number => match self.see(call, number) {
+        let inner = match holds_maps(kind) {
+            false => None,
+            true => match self.see(call, u32_at(attr, create::INNER_MAP_FD))? {
                 Seen::Ours(_, fd, file) => {
                     put(attr, create::INNER_MAP_FD, fd.0 as u32);
                     Some(file)
                 }
-                // No descriptor of the bpf layer: it says what it says of those.
-                _ => {
-                    put(attr, create::INNER_MAP_FD, u32::MAX);
-                    None
+                other if asked => {
+                    let (errno, what) = match other {
+                        Seen::Closed => (Errno::EBADF, "is not open"),
+                        _ => (
+                            Errno::EINVAL,
+                            "is no map on the NIC, and the maps in one on the NIC are",
+                        ),
+                    };
+                    let number = u32_at(attr, create::INNER_MAP_FD) as i32;
+                    let why = format!("inner_map_fd {number} {what}");
+                    return Err(Error::because(errno, why));
                 }
+                _ => return Ok(Outcome::Answer(Answer::Continue)),
             },
         };
         let made = self.answer(notification, call, attr, Replace::default());
@@ -538,7 +613,9 @@ impl Supervisor {
         if memory {
             return self.give(fd, Some(device));
         }
-        let (btf_file, btf_id) = btf.map_or((None, 0), |(file, id)| (Some(file), id));
+        let (btf_file, btf_id, btf) = btf.map_or((None, 0, None), |(file, id, btf)| {
+            (Some(file), id, Some(btf))
+        });
         let stand_in = kernel::stand_in(
             &original,
             btf_file.as_ref().map(AsFd::as_fd),
@@ -564,7 +641,7 @@ impl Supervisor {
         let name = &original[create::NAME..create::NAME + 16];
         let end = name.iter().position(|&byte| byte == 0).unwrap_or(16);
         let name = String::from_utf8_lossy(&name[..end]).into_owned();
-        self.host.objects.enter_map(Arc::new(Ours::new(
+        let ours = Ours::new(
             &self.host.system,
             fd,
             mode_of_flags(flags.bits()),
@@ -575,7 +652,8 @@ impl Supervisor {
                 name,
                 holds_maps: holds_maps(kind),
             },
-        )));
+        );
+        self.host.objects.enter_map(Arc::new(ours.typed(btf)));
         Ok(Outcome::File(file))
     }
 
@@ -585,13 +663,13 @@ impl Supervisor {
         &self,
         call: &Asked,
         attr: &mut [u8; ATTR_BYTES],
-    ) -> Result<Option<(OwnedFd, u32)>, Error> {
+    ) -> Result<Option<(OwnedFd, u32, Arc<Btf>)>, Error> {
         let number = u32_at(attr, create::BTF_FD);
         let typed = u32_at(attr, create::KEY_TYPE) | u32_at(attr, create::VALUE_TYPE);
         if typed == 0 {
             return Ok(None);
         }
-        match self.see(call, number) {
+        match self.see(call, number)? {
             Seen::Ours(_, fd, _) => {
                 put(attr, create::BTF_FD, fd.0 as u32);
                 Ok(None)
@@ -602,17 +680,19 @@ impl Supervisor {
                     put(attr, create::BTF_FD, u32::MAX);
                     return Ok(None);
                 };
-                let mut known = self.host.btf.lock().unwrap_or_else(PoisonError::into_inner);
-                let fd = match known.get(&id) {
-                    Some(&fd) => fd,
+                let mut known = lock(&self.host.btf);
+                known.retain(|_, btf| btf.strong_count() != 0);
+                let btf = match known.get(&id).and_then(Weak::upgrade) {
+                    Some(btf) => btf,
                     None => {
                         let fd = self.host.system.btf_load(&self.caller(), &bytes)?;
-                        known.insert(id, fd);
-                        fd
+                        let btf = Arc::new(Btf::new(&self.host.system, fd));
+                        known.insert(id, Arc::downgrade(&btf));
+                        btf
                     }
                 };
-                put(attr, create::BTF_FD, fd.0 as u32);
-                Ok(Some((file, id)))
+                put(attr, create::BTF_FD, btf.fd.0 as u32);
+                Ok(Some((file, id, btf)))
             }
             Seen::Closed => {
                 put(attr, create::BTF_FD, u32::MAX);
@@ -620,6 +700,17 @@ impl Supervisor {
             }
         }
     }
+}
+
+/// A map of ours cannot be in a map of maps of the kernel's.
+fn not_in_kernels(ours: &Ours) -> Error {
+    Error::because(
+        Errno::EINVAL,
+        format!(
+            "the map {:?} lives on the emulated NIC and cannot be in a map of maps of the host's kernel",
+            ours.what.name
+        ),
+    )
 }
 
 /// Whether the values of such maps are other maps.
@@ -647,6 +738,8 @@ fn refused(kind: MapType, flags: MapFlags) -> Option<String> {
 
 /// One call as it was made.
 struct Asked {
+    /// Names it to the kernel.
+    id: u64,
     target: Target,
     /// The command, with BPF_COMMON_ATTRS where that was given.
     number: u32,

@@ -181,20 +181,16 @@ pub(crate) fn is_waiting(listener: &OwnedFd, id: u64) -> bool {
     got == 0
 }
 
-/// Gives the notification's process a descriptor of `file`, close-on-exec, which is what its call
-/// returns.
+/// Gives the notification's process a descriptor of `file`, close-on-exec: its number. The call waits
+/// still.
 ///
 /// # Errors
 ///
 /// EMFILE and the like, of that process; ENOENT when the call waits no longer.
-pub(crate) fn answer_with_file(
-    listener: &OwnedFd,
-    id: u64,
-    file: BorrowedFd<'_>,
-) -> io::Result<()> {
+pub(crate) fn give(listener: &OwnedFd, id: u64, file: BorrowedFd<'_>) -> io::Result<i32> {
     let mut request = libc::seccomp_notif_addfd {
         id,
-        flags: libc::SECCOMP_ADDFD_FLAG_SEND as u32,
+        flags: 0,
         srcfd: file.as_raw_fd() as u32,
         newfd: 0,
         newfd_flags: libc::O_CLOEXEC as u32,
@@ -208,7 +204,7 @@ pub(crate) fn answer_with_file(
         )
     };
     match got {
-        0.. => Ok(()),
+        0.. => Ok(got),
         _ => Err(io::Error::last_os_error()),
     }
 }
@@ -280,19 +276,20 @@ pub(crate) fn inherited(number: i32) -> Option<OwnedFd> {
     there.then(|| unsafe { OwnedFd::from_raw_fd(number) })
 }
 
-/// A descriptor of a thread, or of its process where the kernel has no other.
+/// A descriptor of a thread, or of its process where the kernel has no other (before 6.9), and which of
+/// the two it is.
 ///
 /// # Errors
 ///
 /// ESRCH: it is gone.
-pub(crate) fn open_thread(tid: i32) -> io::Result<OwnedFd> {
+pub(crate) fn open_thread(tid: i32) -> io::Result<(OwnedFd, bool)> {
     let pid = Pid::from_raw(tid).ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))?;
     match pidfd_open(pid, PidfdFlags::from_bits_retain(PIDFD_THREAD)) {
-        Ok(fd) => Ok(fd),
+        Ok(fd) => Ok((fd, true)),
         Err(rustix::io::Errno::INVAL) => {
             let process = Pid::from_raw(process_of(tid)?);
             let process = process.ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))?;
-            Ok(pidfd_open(process, PidfdFlags::empty())?)
+            Ok((pidfd_open(process, PidfdFlags::empty())?, false))
         }
         Err(error) => Err(error.into()),
     }
@@ -313,6 +310,26 @@ fn process_of(tid: i32) -> io::Result<i32> {
 /// EBADF: it has none. ESRCH: it is gone. EPERM: it may not be looked into.
 pub(crate) fn file_of(thread: &OwnedFd, number: i32) -> rustix::io::Result<OwnedFd> {
     pidfd_getfd(thread.as_fd(), number, PidfdGetfdFlags::empty())
+}
+
+/// Whether a process has not ended.
+///
+/// # Errors
+///
+/// ESRCH: it has.
+pub(crate) fn is_there(process: &OwnedFd) -> rustix::io::Result<()> {
+    let mut polled = [rustix::event::PollFd::new(
+        process,
+        rustix::event::PollFlags::IN,
+    )];
+    let now = rustix::event::Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    match rustix::event::poll(&mut polled, Some(&now))? {
+        0 => Ok(()),
+        _ => Err(rustix::io::Errno::SRCH),
+    }
 }
 
 /// Leaves the network namespace for a new one, and with `user` the user namespace as well.

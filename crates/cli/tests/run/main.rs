@@ -74,11 +74,11 @@ fn raw_says(arguments: &[&str], expected: &str) {
         if skipped(mode) {
             continue;
         }
-        let output = offmap(&["--files", mode, "--quiet", "--"])
-            .arg(raw)
-            .args(arguments)
-            .output()
-            .expect("starts");
+        let mut run = offmap(&["--files", mode, "--quiet", "--"]);
+        if mode == "kernel" {
+            run.env("KERNEL", "1");
+        }
+        let output = run.arg(raw).args(arguments).output().expect("starts");
         assert!(output.status.success(), "{mode}: {}", said(&output));
         let last = stdout(&output)
             .lines()
@@ -104,6 +104,12 @@ fn sixty_four_processes() {
     raw_says(&["processes", "offmap0"], "processes 2048");
 }
 
+/// More than a process may have descriptors.
+#[test]
+fn short_lived_processes() {
+    raw_says(&["children", "offmap0", "1300"], "children 1300");
+}
+
 #[test]
 fn an_attribute_that_changes_meanwhile() {
     raw_says(&["tears", "offmap0", "5000"], "torn 5000");
@@ -119,7 +125,7 @@ fn maps_of_maps() {
     raw_says(&["inner", "offmap0"], "inner");
 }
 
-/// The device has room for two maps.
+/// The device has room for one map: what was closed before a call has made room for it.
 #[test]
 fn a_map_lives_as_long_as_its_references() {
     let Some(raw) = raw() else { return };
@@ -131,7 +137,7 @@ fn a_map_lives_as_long_as_its_references() {
             "--files",
             mode,
             "--profile",
-            "tests/run/two-maps.toml",
+            "tests/run/few-maps.toml",
             "--",
         ])
         .arg(raw)
@@ -158,7 +164,7 @@ fn a_program_that_is_killed_in_mid_call_leaves_nothing() {
             "--files",
             mode,
             "--profile",
-            "tests/run/two-maps.toml",
+            "tests/run/few-maps.toml",
             "--",
         ])
         .args(["sh", "-c", &script])
@@ -172,6 +178,78 @@ fn a_program_that_is_killed_in_mid_call_leaves_nothing() {
             said(&output)
         );
         assert!(started.elapsed() < Duration::from_secs(120));
+    }
+}
+
+/// A pin lasts as long as the run, however it is called.
+#[test]
+fn no_pin_is_left_behind() {
+    let Some(raw) = raw() else { return };
+    if skipped("kernel") {
+        return;
+    }
+    let folder = format!("/sys/fs/bpf/offmap-pins-{}", std::process::id());
+    let script = format!(
+        "mkdir {folder}; bpftool map create {folder}/a type hash key 4 value 4 entries 9 name a dev offmap0; \
+         ln {folder}/a {folder}/b; mv {folder}/a {folder}/c; ls {folder}; {} threads offmap0",
+        raw.display()
+    );
+    let output = offmap(&["--files", "kernel", "--", "sh", "-ec", &script]).output();
+    let output = output.expect("starts");
+    assert!(output.status.success(), "{}", said(&output));
+    assert!(stdout(&output).starts_with("b\nc\n"), "{}", said(&output));
+    assert!(
+        stderr(&output).contains("the pin is removed"),
+        "{}",
+        said(&output)
+    );
+    std::fs::remove_dir(&folder).expect("it is empty");
+}
+
+/// What cannot be said is no reason to leave the program waiting.
+#[test]
+fn nobody_reads_what_is_said() {
+    let Some(raw) = raw() else { return };
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full");
+    let output = offmap(&["--stats", "--files", "memory", "--"])
+        .arg(raw)
+        .args(["refusals", "offmap0"])
+        .stderr(full.expect("a full device"))
+        .output()
+        .expect("starts");
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+}
+
+/// Signals: to the program while it runs, and an end to what it left behind.
+#[test]
+fn signals_to_offmap_run() {
+    use rustix::process::{Pid, Signal, kill_process};
+    use std::io::{BufRead, BufReader};
+    use std::process::Stdio;
+    for (script, signal, status) in [
+        (
+            "trap 'exit 9' TERM; echo up; while :; do sleep 0.01; done",
+            Signal::TERM,
+            9,
+        ),
+        (
+            "trap 'exit 8' USR1; echo up; while :; do sleep 0.01; done",
+            Signal::USR1,
+            8,
+        ),
+        ("sleep 60 & echo up; exit 3", Signal::TERM, 3),
+    ] {
+        let mut run = offmap(&["--", "sh", "-c", script]);
+        let mut run = run.stdout(Stdio::piped()).spawn().expect("starts");
+        let mut line = String::new();
+        let said = run.stdout.take().expect("piped");
+        BufReader::new(said).read_line(&mut line).expect("a line");
+        assert_eq!(line.trim(), "up");
+        // Until the program has ended, where it does.
+        std::thread::sleep(Duration::from_millis(300));
+        kill_process(Pid::from_child(&run), signal).expect("it runs");
+        let ended = run.wait().expect("it ends");
+        assert_eq!(ended.code(), Some(status), "{script}");
     }
 }
 

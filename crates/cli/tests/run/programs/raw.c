@@ -147,6 +147,28 @@ static void signals(const char *interface, int pairs) {
     printf("pairs %d\n", pairs);
 }
 
+// Short-lived processes, one after the other: more than descriptors may be open.
+static void children(const char *interface, int number) {
+    int fd = hash(interface);
+    for (uint32_t i = 0; i < (uint32_t)number; i++) {
+        int pid = fork();
+        if (pid < 0)
+            fail("fork");
+        if (!pid) {
+            uint32_t key = i;
+            uint64_t value = i + 1;
+            _exit(element(BPF_MAP_UPDATE_ELEM, fd, &key, &value, BPF_NOEXIST) != 0);
+        }
+        int status;
+        if (waitpid(pid, &status, 0) < 0 || status)
+            fail("a child's update");
+        uint64_t value = 0;
+        if (element(BPF_MAP_LOOKUP_ELEM, fd, &i, &value, 0) || value != i + 1)
+            fail("what a child wrote");
+    }
+    printf("children %d\n", number);
+}
+
 static int shared = -1;
 
 static void *adds(void *argument) {
@@ -287,6 +309,17 @@ static void refusals(const char *interface) {
     printf("log %s", log);
     if (create(BPF_MAP_TYPE_RINGBUF, 0, 0, 4096, interface) != -1 || errno != EINVAL)
         fail("a ring buffer");
+    if (create(BPF_MAP_TYPE_RINGBUF, 0, 0, 4096, NULL) >= 0 && !getenv("KERNEL"))
+        fail("a ring buffer that nobody can map");
+    union bpf_attr link;
+    union bpf_iter_link_info over = {.map.map_fd = fd};
+    memset(&link, 0, sizeof link);
+    link.link_create.prog_fd = -1;
+    link.link_create.attach_type = BPF_TRACE_ITER;
+    link.link_create.iter_info = (uint64_t)(uintptr_t)&over;
+    link.link_create.iter_info_len = sizeof over;
+    if (bpf(BPF_LINK_CREATE, &link, sizeof link) != -1 || errno != EINVAL)
+        fail("an iterator over the map");
     // A program that refers to none is the kernel's affair; without privileges it may not load it.
     attr.insns = (uint64_t)(uintptr_t)(code + 2);
     attr.insn_cnt = 2;
@@ -337,6 +370,48 @@ static void inner(const char *interface) {
     value = 0;
     if (element(BPF_MAP_UPDATE_ELEM, outer, &key, &value, 0) != -1)
         fail("standard input as an inner map");
+    // The map in it lives although the program has closed it.
+    uint32_t one = 1;
+    uint64_t five = 5;
+    if (element(BPF_MAP_UPDATE_ELEM, fd, &one, &five, 0))
+        fail("UPDATE of the inner map");
+    close(fd);
+    usleep(100000);
+    uint32_t again = 0;
+    if (element(BPF_MAP_LOOKUP_ELEM, outer, &key, &again, 0) || again != id)
+        fail("LOOKUP after the inner map was closed");
+    memset(&attr, 0, sizeof attr);
+    attr.map_id = id;
+    fd = bpf(BPF_MAP_GET_FD_BY_ID, &attr, sizeof attr);
+    five = 0;
+    if (fd < 0 || element(BPF_MAP_LOOKUP_ELEM, fd, &one, &five, 0) || five != 5)
+        fail("the inner map by its id");
+    close(fd);
+    if (element(BPF_MAP_DELETE_ELEM, outer, &key, NULL, 0))
+        fail("DELETE in a map of maps");
+    usleep(100000);
+    if (bpf(BPF_MAP_GET_FD_BY_ID, &attr, sizeof attr) != -1 || errno != ENOENT)
+        fail("the inner map after it was taken out");
+    // The kernel's own maps of maps do not take it, by none of three ways.
+    fd = hash(interface);
+    memset(&attr, 0, sizeof attr);
+    attr.map_type = BPF_MAP_TYPE_ARRAY_OF_MAPS;
+    attr.key_size = 4;
+    attr.value_size = 4;
+    attr.max_entries = 4;
+    attr.inner_map_fd = fd;
+    int kernels = bpf(BPF_MAP_CREATE, &attr, sizeof attr);
+    if (kernels >= 0) {
+        struct bpf_map_info what;
+        memset(&what, 0, sizeof what);
+        memset(&attr, 0, sizeof attr);
+        attr.info.bpf_fd = kernels;
+        attr.info.info_len = sizeof what;
+        attr.info.info = (uint64_t)(uintptr_t)&what;
+        // In memory mode it is one of offmap's own.
+        if (bpf(BPF_OBJ_GET_INFO_BY_FD, &attr, sizeof attr) || getenv("KERNEL"))
+            fail("a map of maps of the kernel with a template of the device");
+    }
     printf("inner\n");
 }
 
@@ -357,6 +432,8 @@ int main(int argc, char **argv) {
         lives(argv[2], number);
     else if (!strcmp(argv[1], "tears"))
         tears(argv[2], number);
+    else if (!strcmp(argv[1], "children"))
+        children(argv[2], number);
     else if (!strcmp(argv[1], "refusals"))
         refusals(argv[2]);
     else if (!strcmp(argv[1], "inner"))
