@@ -50,7 +50,7 @@ fn identification() {
     assert_eq!(host.read32(regs::VECTORS), 5);
     assert_eq!(host.read32(regs::QUEUE_PAIRS), 4);
     assert_eq!(host.read32(regs::QUEUE_DEPTH_MAX), 256);
-    assert_eq!(host.read64(regs::FEATURES), 0b11_1101);
+    assert_eq!(host.read64(regs::FEATURES), 0b1011_1101);
     assert_eq!(host.read32(regs::RESET_COUNT), 0);
     assert_eq!(host.read32(regs::ADMIN_VECTOR), u32::MAX);
 }
