@@ -2,11 +2,11 @@
 //! with a thread of its own.
 
 use offmap_driver::{
-    Coalescing, CompletionMode, DeviceMap, Driver, DriverConfig, MapParams, Notify, QueuePair,
-    Status,
+    Coalescing, CompletionMode, DeviceMap, Driver, DriverConfig, Notify, QueuePair, Status,
 };
 use offmap_emulator::faults::{Behaviour, Delay, FaultPlan, Rule, Site};
 use offmap_emulator::{DeviceConfig, Inline, Threaded};
+use offmap_tests::speed;
 use rustix::time::{ClockId, clock_gettime};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -30,16 +30,7 @@ impl Rig {
     fn on(device: DeviceConfig, config: DriverConfig) -> Self {
         let device = Threaded::spawn(device).unwrap();
         let driver = Driver::bring_up(Arc::clone(&device), config).unwrap();
-        let map = driver
-            .create_map(&MapParams {
-                map_type: 1,
-                key_size: 8,
-                value_size: 64,
-                max_entries: 64,
-                seed: 1,
-                ..MapParams::default()
-            })
-            .unwrap();
+        let map = driver.create_map(&speed::params(64)).unwrap();
         let mut queue = driver.create_queue().unwrap();
         assert!(queue.update(&map, &KEY, &VALUE, 0).unwrap().is_success());
         Self {

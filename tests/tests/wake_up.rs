@@ -2,9 +2,10 @@
 //! each time that it sleeps, and hardly ever while it is awake.
 
 use offmap_driver::{
-    CompletionMode, Counters, DeviceMap, Driver, DriverConfig, MapParams, Notify, Op, QueuePair,
+    CompletionMode, Counters, DeviceMap, Driver, DriverConfig, Notify, Op, QueuePair,
 };
 use offmap_emulator::{DeviceConfig, Threaded};
+use offmap_tests::speed;
 use offmap_tests::trapped::Trapped;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -37,16 +38,7 @@ impl Rig {
             ..DriverConfig::default()
         };
         let driver = Driver::bring_up(Trapped::new(Arc::clone(&device)), config).unwrap();
-        let map = driver
-            .create_map(&MapParams {
-                map_type: 1,
-                key_size: 8,
-                value_size: 64,
-                max_entries: 64,
-                seed: 1,
-                ..MapParams::default()
-            })
-            .unwrap();
+        let map = driver.create_map(&speed::params(64)).unwrap();
         let mut queue = driver.create_queue().unwrap();
         assert!(queue.update(&map, &KEY, &VALUE, 0).unwrap().is_success());
         Self {

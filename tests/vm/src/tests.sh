@@ -66,10 +66,10 @@ killed() {
     work killed $1 3> /tmp/killed
     for second in $(seq 60); do
         sleep 1
-        grep -q DISAGREED /tmp/killed && break
+        grep -q "The device is GONE" /tmp/killed && break
     done
     cat /tmp/killed
-    grep -q DISAGREED /tmp/killed && return 1
+    grep -q "The device is GONE" /tmp/killed && return 1
 }
 
 # Where the kernel has the pages of the driver's DMA memory, while it works at the far node.
