@@ -95,7 +95,7 @@ available here says why; without root that is the kernel's map.",
   2  the command line or the baseline is bad
 
 A ratio named in the JSON's \"ratios\" is null where a side is not available; \"ratio_details\" has the reason.
-Times are wall-clock nanoseconds of the emulator on this machine; modelled times are not there yet. \
+Times are wall-clock nanoseconds of the emulator on this machine; modelled times are what `offmap demo --timing` and `offmap model` print. \
 docs/bench.md says how to read the figures.
 
 Examples:

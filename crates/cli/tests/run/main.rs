@@ -104,10 +104,31 @@ fn sixty_four_processes() {
     raw_says(&["processes", "offmap0"], "processes 2048");
 }
 
-/// More than a process may have descriptors.
+/// More of them, one after the other, than a process may have descriptors.
 #[test]
 fn short_lived_processes() {
-    raw_says(&["children", "offmap0", "1300"], "children 1300");
+    let Some(raw) = raw() else { return };
+    for mode in MODES {
+        if skipped(mode) {
+            continue;
+        }
+        let script = format!(
+            "ulimit -n 300; exec {} run --files {mode} -- {} children offmap0 1300",
+            env!("CARGO_BIN_EXE_offmap"),
+            raw.display()
+        );
+        let output = std::process::Command::new("sh")
+            .args(["-c", &script])
+            .output();
+        let output = output.expect("starts");
+        assert!(output.status.success(), "{mode}: {}", said(&output));
+        assert_eq!(
+            stdout(&output).trim(),
+            "children 1300",
+            "{mode}: {}",
+            said(&output)
+        );
+    }
 }
 
 #[test]
