@@ -136,7 +136,7 @@ pub(crate) fn sentences(document: &Document) -> Vec<String> {
     }
     out.push(
         "These are times of the emulator on this machine, whose bus is memory: they say what driver, ring and table cost. A \
-         device behind PCIe adds the bus, of which this version has no model."
+         device behind PCIe adds the bus: `offmap demo --timing` and `offmap model` say what, in modelled time."
             .to_owned(),
     );
     out
