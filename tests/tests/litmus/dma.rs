@@ -169,6 +169,10 @@ impl Span {
         self.piece(dma, offset).load(0, Ordering::Acquire)
     }
 
+    pub(crate) fn load_near(&mut self, dma: &Dma, offset: u64) -> Option<u64> {
+        self.load(dma, offset).ok()
+    }
+
     pub(crate) fn store(&mut self, dma: &Dma, offset: u64, value: u64) -> Result<(), DmaFault> {
         self.piece(dma, offset).store(0, value, Ordering::Release)
     }
