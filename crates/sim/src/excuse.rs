@@ -529,10 +529,13 @@ impl World {
         let known = self.excuses.maps.iter().find(|m| m.handle == map);
         let mut owner: Option<usize> = None;
         // A queue has one key, which stands for whichever value comes next.
-        // A command that changes the map reads more than values, and in the same places.
-        let read_by_change = before && changes(&command);
+        // A command that changes the map reads more than values, and in the same places. What takes an
+        // entry out writes a link of the free list there, which is a value again by the time that a later
+        // command of the step has taken the place.
+        let removes = [IoOpcode::Delete, IoOpcode::LookupAndDelete];
+        let no_value = before && changes(&command) || removes.contains(&IoOpcode(command.opcode));
         let of = self.memory.key_of(&command);
-        if let Some(known) = known.filter(|_| flips.count == 1 && !read_by_change) {
+        if let Some(known) = known.filter(|_| flips.count == 1 && !no_value) {
             for (key, bytes) in known.keys.iter().enumerate().filter(|(_, k)| !k.is_empty()) {
                 let value = self.device.firmware_mut().value_address(map, bytes);
                 let inside =
